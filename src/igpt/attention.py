@@ -1,0 +1,73 @@
+"""Attention over the pixels of a picture, and the key/value cache of the decoder.
+
+One signature, `attend`, whatever computes it, so that a faster road can be exchanged for this one
+without the model noticing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """Scaled dot-product attention, softmax(q k^T / sqrt(width)) v (paper, section 2.2).
+
+    Args:
+        query: [B, H, t, width], the last t of the S positions.
+        key, value: [B, H, S, width].
+        causal: position i sees positions 0 to i only; else it sees all of them.
+
+    Returns:
+        [B, H, t, width]
+    """
+    t, s = query.shape[2], key.shape[2]
+    if not causal or t == 1:
+        return F.scaled_dot_product_attention(query, key, value)
+    if t == s:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    seen = torch.ones(t, s, dtype=torch.bool, device=query.device).tril(s - t)  # [t, S]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+
+
+class KVCache:
+    """Keys and values of the positions computed so far, for every block.
+
+    `length` is the number of positions stored. Room for all positions is taken at once; a block
+    writes its new positions through `extend`, and `advance` counts them when all blocks have.
+    """
+
+    def __init__(
+        self,
+        n_layer: int,
+        batch: int,
+        n_head: int,
+        n_positions: int,
+        width: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (n_layer, batch, n_head, n_positions, width)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new positions' key and value [B, H, t, width]; return all [B, H, S, width]."""
+        end = self.length + key.shape[2]
+        self.keys[layer, :, :, self.length : end] = key
+        self.values[layer, :, :, self.length : end] = value
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, positions: int) -> None:
+        self.length += positions
+
+    def select(self, pictures: Tensor) -> KVCache:
+        """The caches of `pictures` [R], indexes that may repeat: one prefix, several continuations."""
+        copy = object.__new__(KVCache)
+        copy.keys = self.keys.index_select(1, pictures)
+        copy.values = self.values.index_select(1, pictures)
+        copy.length = self.length
+        return copy

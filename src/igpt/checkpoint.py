@@ -1,0 +1,277 @@
+"""The run directory, and its only writer.
+
+    run/
+      config.json, model.safetensors, preprocessor_config.json   the best model, a Hugging Face folder
+      recipe.yaml                                                 resolved; repeats the run
+      metrics.jsonl, tensorboard/, figures/
+      checkpoints/step-00001000/, checkpoints/latest              training state, and a pointer to it
+
+A checkpoint is written into a folder of another name, flushed to the disk and renamed; then the
+pointer is replaced. A reader therefore sees a whole checkpoint or the one before. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from igpt.config import ModelConfig, Recipe, UserError, parse_recipe, recipe_yaml
+from igpt.interop import huggingface
+from igpt.model import ImageGPT
+from igpt.order import Codec
+from igpt.palette import Palette
+
+KEPT_CHECKPOINTS = 2  # the newest, and one to fall back to
+PARAMETER_SEPARATOR = "/"  # between an optimizer's slot and a parameter's name
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a run needs, beside its recipe, to go on: everything random is a function of the step."""
+
+    step: int  # optimizer steps done
+    best_loss: float | None  # smallest validation loss so far
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # "exp_avg/blocks.0..." and so on, and "step/..."
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file of another name, flush it, rename it to `path`.
+
+    Raises UserError when the disk does not take it; `path` is then what it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` of a text."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def save_model(folder: Path, model: ImageGPT, codec: Codec) -> None:
+    """Write the Hugging Face model folder; `igpt.load` and `transformers` read it.
+
+    Weights come last, so that a folder with weights is whole.
+    """
+    config = model.config
+    write_json(folder / "config.json", huggingface.config_to_hf(config, codec.order))
+    processor = huggingface.processor_to_hf(codec.palette.clusters, codec.image_size)
+    write_json(folder / "preprocessor_config.json", processor)
+    weights = huggingface.weights_to_hf(model.state_dict(), config)
+    write_atomically(
+        folder / "model.safetensors",
+        lambda temporary: save_file(weights, temporary, metadata={"format": "pt"}),
+    )
+
+
+def write_json(path: Path, contents: Mapping[str, Any]) -> None:
+    """`write_atomically` of a JSON object."""
+    write_text(path, json.dumps(contents, indent=2) + "\n")
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; UserError when the file is missing or something else."""
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}: expected a run or an ImageGPT model folder") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a JSON file") from error
+    if not isinstance(contents, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return contents
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; UserError when it is missing, truncated or foreign."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"no weights: {path} does not exist") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is truncated or not a safetensors file ({error})") from error
+
+
+def load_into(model: ImageGPT, state: Mapping[str, Tensor], source: Path) -> None:
+    """Copy native weights into the model; UserError when names or shapes do not fit."""
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name not in state:
+            raise UserError(f"{source}: tensor {name} is missing")
+        if state[name].shape != tensor.shape:
+            found, expected = tuple(state[name].shape), tuple(tensor.shape)
+            raise UserError(f"{source}: {name} has shape {found}, the config asks for {expected}")
+    model.load_state_dict(dict(state))
+
+
+def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
+    """The model and codec of a run or a local Hugging Face ImageGPT folder.
+
+    Raises UserError, one line, for anything that is missing, broken or of another kind.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no run at {folder}: expected a folder that `igpt pretrain` made")
+    theirs = read_json(folder / "config.json")
+    weights_path = folder / "model.safetensors"
+    weights = read_tensors(weights_path)
+    config, order = huggingface.config_from_hf(theirs, huggingface.has_bias(weights))
+    try:
+        state = huggingface.weights_from_hf(weights, config)
+    except UserError as error:
+        raise UserError(f"{weights_path}: {error}") from error
+    model = ImageGPT(config)
+    load_into(model, state, weights_path)
+    return model.eval(), _codec(folder, config, order)
+
+
+def _codec(folder: Path, config: ModelConfig, order: str) -> Codec:
+    path = folder / "preprocessor_config.json"
+    palette = Palette(huggingface.clusters_from_hf(read_json(path)))
+    if palette.n_colors != config.vocab_size:
+        raise UserError(
+            f"{path}: {palette.n_colors} clusters, but the model has {config.vocab_size} tokens"
+        )
+    size = round(config.n_positions**0.5)
+    if size * size != config.n_positions:
+        raise UserError(f"{folder}: {config.n_positions} positions are not a square picture")
+    return Codec(palette, order, size)
+
+
+# --- a training run ------------------------------------------------------------------------------
+
+
+class RunDirectory:
+    """The folder of one training run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.figures = path / "figures"
+        self.metrics = path / "metrics.jsonl"
+
+    def exists(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / "recipe.yaml").is_file()
+
+    def save_recipe(self, recipe: Recipe) -> None:
+        write_text(self.path / "recipe.yaml", recipe_yaml(recipe))
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe; UserError when there is no run here."""
+        path = self.path / "recipe.yaml"
+        if not path.is_file():
+            raise UserError(f"no run at {self.path}: {path.name} is missing")
+        return parse_recipe(path.read_text(encoding="utf-8"), (), str(path))
+
+    def save_palette(self, palette: Palette) -> None:
+        palette.save(self.path / "palette.npy")
+
+    def palette(self) -> Palette | None:
+        """The palette this run began with, if it came so far."""
+        path = self.path / "palette.npy"
+        return Palette.load(path) if path.is_file() else None
+
+    def save_checkpoint(self, state: TrainingState) -> None:
+        """Write the training state; UserError when the disk does not take it."""
+        name = f"step-{state.step:08d}"
+        with self._new_folder(name) as folder:
+            save_file(state.model, folder / "model.safetensors")
+            save_file(state.optimizer, folder / "optimizer.safetensors")
+            header = {"step": state.step, "best_loss": state.best_loss}
+            (folder / "state.json").write_text(json.dumps(header), encoding="utf-8")
+        write_text(self.checkpoints / "latest", name + "\n")
+        for old in sorted(self.checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+
+    @contextmanager
+    def _new_folder(self, name: str) -> Iterator[Path]:
+        """A folder that gets its name only when all in it is on the disk."""
+        temporary = self.checkpoints / f".{name}.tmp"
+        final = self.checkpoints / name
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.iterdir():
+                _flush(file)
+            _flush(temporary)
+            shutil.rmtree(final, ignore_errors=True)  # left by a run that died before the pointer
+            os.replace(temporary, final)
+            _flush(self.checkpoints)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise UserError(
+                f"cannot write checkpoint {final}: {error}; the last one is intact"
+            ) from error
+
+    def latest_checkpoint(self) -> TrainingState | None:
+        """The state to resume from, or None when no checkpoint was written yet.
+
+        Raises UserError when the newest checkpoint is damaged.
+        """
+        pointer = self.checkpoints / "latest"
+        if not pointer.is_file():
+            return None
+        folder = self.checkpoints / pointer.read_text(encoding="utf-8").strip()
+        header = read_json(folder / "state.json")
+        return TrainingState(
+            step=int(header["step"]),
+            best_loss=header["best_loss"],
+            model=read_tensors(folder / "model.safetensors"),
+            optimizer=read_tensors(folder / "optimizer.safetensors"),
+        )
+
+
+def optimizer_tensors(model: ImageGPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by slot and parameter name: "exp_avg/blocks.0.attn.qkv.weight"."""
+    return {
+        f"{slot}{PARAMETER_SEPARATOR}{name}": tensor
+        for name, parameter in model.named_parameters()
+        for slot, tensor in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(
+    model: ImageGPT, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`."""
+    parameters = dict(model.named_parameters())
+    for key, tensor in tensors.items():
+        slot, name = key.split(PARAMETER_SEPARATOR, 1)
+        place = tensor.device if slot == "step" else parameters[name].device
+        optimizer.state[parameters[name]][slot] = tensor.to(place)

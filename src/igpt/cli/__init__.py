@@ -1,0 +1,90 @@
+"""The command line: a table of commands, each imported only when it is called.
+
+A command module has `EXAMPLE`, `configure(parser)` and `run(args, say) -> Report`. Progress goes to
+stderr through `say`; stdout has the report: its text, or with `--json` one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from importlib import import_module
+from typing import NoReturn
+
+from igpt.cli.report import Report
+from igpt.config import UserError
+
+COMMANDS = {
+    "demo": "the whole tour on handwritten digits, in a few minutes",
+    "pretrain": "train an Image GPT on your pictures, from a recipe",
+    "eval": "likelihood of a data set under a trained model",
+    "sample": "paint new pictures",
+    "complete": "complete pictures from their first part",
+    "palette": "fit a colour palette to your pictures",
+}
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with mistakes in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _overview() -> Parser:
+    import igpt
+
+    table = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    parser = Parser(
+        prog="igpt",
+        usage="igpt COMMAND ...",
+        description="Image GPT: pretrain on pixels, then sample, complete and score pictures.",
+        epilog=f"commands:\n{table}\n\n`igpt COMMAND --help` explains one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"igpt {igpt.__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    return parser
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _run(name: str, argv: list[str]) -> Report:
+    command = import_module(f"igpt.cli.{name}")
+    parser = Parser(
+        prog=f"igpt {name}",
+        description=f"igpt {name}: {COMMANDS[name]}.",
+        epilog=f"example:\n  {command.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.configure(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_intermixed_args(argv)
+    report: Report = command.run(args, _say)
+    print(json.dumps(report.values) if args.json else report.text)
+    return report
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 2 a user's mistake, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    name = _overview().parse_args(argv[:1] or ["--help"]).command
+    warnings.showwarning = lambda message, *_args, **_kwargs: _say(f"warning: {message}")
+    try:
+        status = _run(name, argv[1:]).status
+    except UserError as error:
+        if "--debug" in argv:
+            raise
+        _say(f"igpt {name}: error: {error}")
+        status = USER_ERROR
+    except KeyboardInterrupt:
+        _say("interrupted")
+        status = INTERRUPTED
+    sys.exit(status)

@@ -1,0 +1,54 @@
+"""`igpt complete`: several ways to go on from a picture's first part, as a sheet."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igpt.cli.arguments import add_data, add_run, add_sampling, load_pictures, sampling
+from igpt.cli.report import Report
+from igpt.config import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+EXAMPLE = "igpt complete runs/digits --images photo.png --keep 0.5 -n 4 --out sheet.png"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--images", nargs="+", type=Path, help="picture files or folders of them")
+    add_data(parser)
+    parser.add_argument("--keep", type=float, default=0.5, help="part that is given; default 0.5")
+    parser.add_argument("-n", type=int, default=4, help="completions a picture; default 4")
+    add_sampling(parser)
+    parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="default sheet.png")
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.pipeline import load
+    from igpt.plots import completion_sheet, save_image
+
+    pipeline = load(args.run)
+    size = pipeline.image_size
+    if args.images and args.data:
+        raise UserError("give --images or --data, not both")
+    images = _read(args.images, size) if args.images else load_pictures(args, size)
+    completed = pipeline.continue_from(images, args.keep, args.n, sampling(args))
+    originals = pipeline.quantize(images)
+    sheet = completion_sheet(originals, pipeline.known(args.keep), completed, originals)
+    save_image(sheet, args.out)
+    count = len(images)
+    return Report(
+        f"{args.n} completions of {count} pictures: {args.out}",
+        {"out": str(args.out), "count": count, "n": args.n},
+    )
+
+
+def _read(paths: list[Path], size: int) -> npt.NDArray[np.uint8]:
+    from igpt.data import decode_all, open_files
+
+    return decode_all(open_files(paths), size).images

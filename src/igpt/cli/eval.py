@@ -1,0 +1,39 @@
+"""`igpt eval`: the likelihood of held-out pictures, a full pass."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from igpt.cli.arguments import add_data, add_run, load_pictures
+from igpt.cli.report import Report
+
+EXAMPLE = "igpt eval runs/digits --split test"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_data(parser)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.device import compute_dtype
+    from igpt.pipeline import load
+
+    pipeline = load(args.run)
+    images = load_pictures(args, pipeline.image_size)
+    say(f"{len(images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
+    dtype = compute_dtype(args.precision, pipeline.model.wte.device)
+    result = pipeline.likelihood(images, dtype)
+    values = {
+        "nats_per_pixel": result.nats_per_pixel,
+        "bits_per_pixel": result.bits_per_pixel,
+        "nats_per_picture": result.nats_per_picture,
+        "count": result.count,
+    }
+    text = (
+        f"{result.nats_per_pixel:.4f} nats/pixel   {result.bits_per_pixel:.4f} bits/pixel   "
+        f"{result.nats_per_picture:.1f} nats/picture   {result.count:,} pictures"
+    )
+    return Report(text, values)

@@ -1,0 +1,89 @@
+"""`igpt pretrain`: a recipe, what the command line changes in it, and the run."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from igpt.cli.report import Report
+from igpt.config import PRESETS, UserError, load_recipe, shipped_recipes
+
+EXAMPLE = "igpt pretrain digits --out runs/digits --steps 200 train.grad_clip=1"
+
+# short flag -> the recipe's field, and what it is
+SHORT = {
+    "--data": ("data.source", "Hugging Face id, local folder, .npy/.npz or `digits`"),
+    "--image-column": ("data.image_column", "column of the pictures"),
+    "--label-column": ("data.label_column", "column of the labels"),
+    "--augmentation": ("data.augmentation", "none, flip, cifar or imagenet"),
+    "--size": ("data.image_size", "side of the pictures, in pixels"),
+    "--colors": ("palette.colors", "colours of the palette"),
+    "--palette": ("palette.path", "a .npy of clusters to use instead of fitting one"),
+    "--order": ("order", "raster, column, snake, hilbert or random:SEED"),
+    "--objective": ("objective", "ar or bert"),
+    "--model": ("model.preset", f"one of {', '.join(PRESETS)}"),
+    "--steps": ("train.steps", "optimizer steps"),
+    "--batch-size": ("train.batch_size", "pictures a step"),
+    "--lr": ("train.lr", "largest learning rate"),
+    "--precision": ("train.precision", "auto, float32 or bfloat16"),
+    "--seed": ("train.seed", "of everything random"),
+    "--eval-every": ("train.eval_every", "steps between validations"),
+    "--checkpoint-every": ("train.checkpoint_every", "steps between checkpoints"),
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "igpt pretrain [RECIPE] --out RUN [options] [section.field=value ...]"
+    parser.add_argument(
+        "words",
+        metavar="RECIPE",
+        nargs="*",
+        help=f"a .yaml file or one of: {', '.join(shipped_recipes())}; then any field of it by its "
+        "dotted name, like train.grad_clip=1",
+    )
+    parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="run directory")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    for flag, (name, text) in SHORT.items():
+        parser.add_argument(flag, dest=name, metavar=name.split(".")[-1].upper(), help=text)
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.checkpoint import RunDirectory, write_atomically
+    from igpt.monitor import read_metrics
+    from igpt.plots import loss_figure
+    from igpt.pretrain import pretrain
+
+    name, overrides = _recipe_and_overrides(args)
+    if args.resume and name is None and overrides:
+        raise UserError(f"--resume repeats the run's own recipe: {overrides[0]} cannot change it")
+    if name is None and not args.resume:
+        raise UserError(f"name a recipe: a .yaml file or one of {', '.join(shipped_recipes())}")
+    recipe = None if name is None else load_recipe(name, overrides)
+    outcome = pretrain(recipe, args.out, resume=args.resume, say=say)
+    folder = RunDirectory(args.out)
+    write_atomically(
+        folder.figures / "loss.png", lambda path: loss_figure(read_metrics(folder.metrics), path)
+    )
+    values = {"run": str(args.out), "step": outcome.step, "best_val_loss": outcome.best_loss}
+    if outcome.signal is not None:
+        text = f"stopped at step {outcome.step}; go on with: igpt pretrain --out {args.out} --resume"
+        status = 130 if outcome.signal == signal.SIGINT else 0
+        return Report(text, {**values, "signal": outcome.signal.name}, status)
+    loss = "" if outcome.best_loss is None else f", best validation {outcome.best_loss:.4f} nats/pixel"
+    return Report(f"{args.out}: {outcome.step} steps{loss}", values)
+
+
+def _recipe_and_overrides(args: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """The recipe's name, and "field=value" for all that the command line says."""
+    names = [word for word in args.words if "=" not in word]
+    if len(names) > 1:
+        raise UserError(f"expected one recipe, got {' '.join(names)}")
+    short = [
+        f"{name}={value}"
+        for name, _ in SHORT.values()
+        if (value := getattr(args, name)) is not None
+    ]
+    dotted = [word for word in args.words if "=" in word]
+    return (names[0] if names else None), short + dotted

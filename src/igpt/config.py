@@ -1,0 +1,283 @@
+"""Everything a run can be told: dataclasses that explain and check themselves, presets, recipes.
+
+A recipe is a YAML file with the sections of `Recipe`. It is merged as defaults < file < command line
+and the result is saved with the run, where it repeats the run. This module is read by
+`igpt --help`, so it imports nothing heavy at load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+
+class UserError(Exception):
+    """A mistake of the user's: the message is one line that says what was expected (exit status 2)."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of an Image GPT (paper, section 3.3).
+
+    Raises UserError when the sizes do not fit together.
+    """
+
+    n_layer: int  # L, blocks
+    n_head: int
+    n_embd: int  # d, width of the residual stream; the MLP is 4d wide
+    vocab_size: int  # K, colours of the palette
+    n_positions: int  # T, pixels of a picture
+    n_classes: int = 0  # outputs of the classification head; 0: no head
+    causal: bool = True  # AR: start token, shift and causal mask; False: BERT
+    bias: bool = False  # OpenAI's models have none; some foreign checkpoints do
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
+            value = getattr(self, name)
+            _require(value >= 1, f"model: {name} must be at least 1, got {value}")
+        _require(
+            self.n_embd % self.n_head == 0,
+            f"model: n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})",
+        )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Depth, heads and width that go by one name."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+
+
+# S, M and L as released by OpenAI (src/run.py) and XL as in the paper, which does not publish its
+# heads: 16 is the number of L. The small ones are ours, for a laptop's processor.
+PRESETS: dict[str, Preset] = {
+    "igpt-s": Preset(24, 8, 512),
+    "igpt-m": Preset(36, 8, 1024),
+    "igpt-l": Preset(48, 16, 1536),
+    "igpt-xl": Preset(60, 16, 3072),
+    "igpt-nano": Preset(4, 2, 64),
+    "igpt-micro": Preset(6, 4, 128),
+    "igpt-mini": Preset(8, 8, 256),
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures come from and how they enter."""
+
+    source: str = "digits"  # Hugging Face id, local folder, .npy/.npz, or `digits`
+    image_size: int = 8  # pictures are made image_size x image_size
+    image_column: str | None = None  # None: the only column of pictures
+    label_column: str | None = None  # None: the column of class labels, if any
+    train_split: str = "train"
+    validation_split: str | None = None  # None: the source's, else a seeded part of train
+    validation_fraction: float = 0.1  # of train, when the source has no validation split
+    test_split: str = "test"
+    augmentation: Literal["none", "flip", "cifar", "imagenet"] = "none"
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 1, f"data.image_size must be at least 1: {self.image_size}")
+        _require(
+            0 < self.validation_fraction < 1,
+            f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}",
+        )
+
+
+@dataclass(frozen=True)
+class PaletteConfig:
+    """The colour clusters that pixels are reduced to (paper, section 3.2)."""
+
+    colors: int = 512  # 9 bits a pixel, as in the paper
+    path: str | None = None  # a .npy of clusters to use instead of fitting one
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.colors <= 65535, f"palette.colors must be 1 to 65535: {self.colors}")
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A preset, and any of its sizes changed; vocabulary and positions follow from the data."""
+
+    preset: str = "igpt-nano"
+    n_layer: int | None = None
+    n_head: int | None = None
+    n_embd: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.preset in PRESETS,
+            f"unknown model preset '{self.preset}', expected one of: {', '.join(PRESETS)}",
+        )
+
+    def resolve(self, vocab_size: int, n_positions: int, causal: bool) -> ModelConfig:
+        preset = PRESETS[self.preset]
+        return ModelConfig(
+            n_layer=self.n_layer or preset.n_layer,
+            n_head=self.n_head or preset.n_head,
+            n_embd=self.n_embd or preset.n_embd,
+            vocab_size=vocab_size,
+            n_positions=n_positions,
+            causal=causal,
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation (paper, section 3.4): Adam, linear warm-up, cosine to zero."""
+
+    steps: int = 1000
+    batch_size: int = 128  # pictures a step, over all processes and micro-batches
+    micro_batch_size: int | None = None  # pictures a forward pass; None: the whole batch
+    lr: float = 3e-3  # peak
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = 100
+    grad_clip: float | None = None  # largest norm of the gradient; None: no clipping
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False  # torch.compile the training step: slower start, faster steps
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 500
+    checkpoint_every: int = 500
+    wandb: bool = False  # also log to Weights & Biases, if it is installed
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            _require(value >= 1, f"train.{name} must be at least 1, got {value}")
+        _require(self.lr > 0, f"train.lr must be positive, got {self.lr}")
+        _require(self.seed >= 0, f"train.seed must not be negative, got {self.seed}")
+        _require(self.warmup_steps >= 0, f"train.warmup_steps is negative: {self.warmup_steps}")
+        micro = self.micro_batch_size or self.batch_size
+        _require(
+            micro >= 1 and self.batch_size % micro == 0,
+            f"train.batch_size ({self.batch_size}) must be a multiple of "
+            f"train.micro_batch_size ({micro})",
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a pretraining run is told."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    palette: PaletteConfig = field(default_factory=PaletteConfig)
+    order: str = "raster"  # the permutation pi of the pixels (paper, section 2.1)
+    objective: Literal["ar", "bert"] = "ar"
+    mask_probability: float = 0.15  # BERT only (paper, section 2.1)
+    model: ModelChoice = field(default_factory=ModelChoice)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.mask_probability < 1,
+            f"mask_probability must lie between 0 and 1, got {self.mask_probability}",
+        )
+
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("igpt") / "recipes"
+    return tuple(sorted(p.name[: -len(".yaml")] for p in folder.iterdir() if p.name.endswith(".yaml")))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a shipped recipe, or of a file.
+
+    Raises UserError when there is neither.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        _require(path.is_file(), f"no recipe file {name}")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name} is not a YAML text file") from error
+    _require(
+        name in shipped_recipes(),
+        f"unknown recipe '{name}', expected a .yaml file or one of: {', '.join(shipped_recipes())}",
+    )
+    return (resources.files("igpt") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Merge defaults < the recipe `name` (shipped or a file) < `overrides` ("train.lr=0.003").
+
+    Raises UserError that names the field at fault.
+    """
+    return parse_recipe(recipe_text(name) if name else "{}", overrides, name or "command line")
+
+
+def parse_recipe(text: str, overrides: Sequence[str], name: str) -> Recipe:
+    """As `load_recipe`, from the YAML text; `name` is for messages."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for item in overrides:
+        _require("=" in item, f"expected an override like train.lr=0.003, got '{item}'")
+    try:
+        written = OmegaConf.create(text)
+        _require(OmegaConf.is_dict(written), f"recipe {name}: expected `field: value` lines")
+        merged = OmegaConf.merge(
+            OmegaConf.structured(Recipe), written, OmegaConf.from_dotlist(list(overrides))
+        )
+        recipe = OmegaConf.to_object(merged)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"recipe {name} is not valid YAML{where}") from error
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"recipe {name}: {_first_line(error)}") from error
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def _first_line(error: Exception) -> str:
+    """What OmegaConf says over several lines, as one: the field, then the complaint."""
+    complaint = str(error).splitlines()[0].rstrip()
+    key = getattr(error, "full_key", None)
+    parent = getattr(error, "object_type", None)
+    if isinstance(key, str) and "not in" in complaint and hasattr(parent, "__dataclass_fields__"):
+        names = ", ".join(f.name for f in fields(parent))
+        return f"unknown field '{key}', expected one of: {names}"
+    return f"{key}: {complaint}" if key else complaint
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The recipe, resolved, as YAML that `parse_recipe` reads back to an equal one."""
+    import yaml
+
+    return yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def differing_fields(a: Recipe, b: Recipe) -> list[str]:
+    """Dotted names of the fields in which two recipes differ."""
+
+    def flat(value: Any, prefix: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {
+            k: v
+            for key, item in value.items()
+            for k, v in flat(item, f"{prefix}.{key}" if prefix else key).items()
+        }
+
+    left, right = flat(asdict(a), ""), flat(asdict(b), "")
+    return [key for key in left if left[key] != right[key]]

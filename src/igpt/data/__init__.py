@@ -1,0 +1,37 @@
+"""Pictures in: sources, decoding, augmentation, and a loader addressed by step."""
+
+from igpt.data.augment import imagenet_crop, move_tokens
+from igpt.data.decode import Decoded, decode_all, fit_square, imagenet_centre, to_rgb
+from igpt.data.loader import Batch, CropLoader, Loader, TokenLoader, epoch_order, prefetch
+from igpt.data.sources import (
+    Pictures,
+    Source,
+    UnreadablePicture,
+    evaluation_split,
+    open_files,
+    open_source,
+    training_splits,
+)
+
+__all__ = [
+    "Batch",
+    "CropLoader",
+    "Decoded",
+    "Loader",
+    "Pictures",
+    "Source",
+    "TokenLoader",
+    "UnreadablePicture",
+    "decode_all",
+    "epoch_order",
+    "evaluation_split",
+    "fit_square",
+    "imagenet_centre",
+    "imagenet_crop",
+    "move_tokens",
+    "open_files",
+    "open_source",
+    "prefetch",
+    "to_rgb",
+    "training_splits",
+]

@@ -1,0 +1,50 @@
+"""Training augmentations.
+
+Flip and pad-crop only move pixels, so they commute with the palette: the set is encoded once and
+tokens are moved. ImageNet's random crops make new colours and act on pictures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from igpt.data.decode import CROP, FILTER, Pixels, resize_short
+
+PAD = 4  # pixels of reflection on each side (paper, section 3.1, CIFAR)
+SHORT_SIDE = (256, 384)  # range of the short side before the crop (paper, section 3.1, ImageNet)
+
+
+def move_tokens(
+    tokens: npt.NDArray[Any], size: int, augmentation: str, rng: np.random.Generator
+) -> npt.NDArray[Any]:
+    """Augment raster tokens [B, size*size] by moving them: `none`, `flip` or `cifar`.
+
+    flip: half of the pictures mirrored. cifar: reflect-pad 4, random crop of the picture or of its
+    mirror image.
+    """
+    if augmentation == "none":
+        return tokens
+    batch = len(tokens)
+    grid = tokens.reshape(batch, size, size)
+    mirrored = rng.random(batch) < 0.5
+    grid = np.where(mirrored[:, None, None], grid[:, :, ::-1], grid)
+    if augmentation == "cifar":
+        padded = np.pad(grid, ((0, 0), (PAD, PAD), (PAD, PAD)), mode="reflect")
+        top, left = rng.integers(0, 2 * PAD + 1, (2, batch))
+        rows = top[:, None] + np.arange(size)  # [B, size]
+        columns = left[:, None] + np.arange(size)
+        grid = padded[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return grid.reshape(batch, -1)
+
+
+def imagenet_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Pixels:
+    """A random crop as the paper takes it (section 3.1): uint8 [size, size, 3]."""
+    resized = resize_short(image, int(rng.integers(SHORT_SIDE[0], SHORT_SIDE[1] + 1)))
+    left = int(rng.integers(0, resized.width - CROP + 1))
+    top = int(rng.integers(0, resized.height - CROP + 1))
+    crop = resized.crop((left, top, left + CROP, top + CROP))
+    return np.asarray(crop.resize((size, size), FILTER))

@@ -1,0 +1,145 @@
+"""Batches addressed by step: what to resume from is the step, and nothing else.
+
+Sample g = step * batch_size + row is picture g % n of epoch g // n, and each epoch has an order of
+its own; a batch may straddle two epochs, so no picture is skipped or replayed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from igpt.config import UserError
+from igpt.data.augment import imagenet_crop, move_tokens
+from igpt.data.decode import Pixels, to_rgb
+from igpt.data.sources import Pictures, UnreadablePicture
+from igpt.order import Codec
+from igpt.rng import numpy_rng
+
+REPLACEMENTS = 100  # other pictures tried in place of an unreadable one
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step, or a process's share of it, is trained on."""
+
+    tokens: torch.Tensor  # int64 [B, T], in the model's order
+    labels: torch.Tensor | None  # int64 [B]
+    step: int
+    rows: range  # places of these pictures in the step's global batch
+
+
+class Loader(Protocol):
+    """Gives the batch of any step, or some rows of it, in any order."""
+
+    def batch(self, step: int, rows: range | None = None) -> Batch: ...
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The order in which epoch `epoch` visits n pictures, [n]."""
+    return numpy_rng(seed, "epoch", epoch).permutation(n)
+
+
+class _Addresses:
+    """Which picture stands at a row of a step."""
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        # A batch needs one epoch's order, or a few where it straddles them.
+        self._order = lru_cache(maxsize=4)(lambda epoch: epoch_order(n, seed, epoch))
+
+    def pictures(self, step: int, rows: range) -> npt.NDArray[np.int64]:
+        samples = step * self.batch_size + np.arange(rows.start, rows.stop)
+        epochs, places = samples // self.n, samples % self.n
+        return np.array(
+            [self._order(int(e))[p] for e, p in zip(epochs, places, strict=True)], dtype=np.int64
+        )
+
+
+class TokenLoader:
+    """A set that was encoded once: raster tokens [N, T], augmented by moving them."""
+
+    def __init__(
+        self,
+        raster_tokens: npt.NDArray[np.uint16],
+        labels: npt.NDArray[np.int64] | None,
+        codec: Codec,
+        batch_size: int,
+        seed: int,
+        augmentation: str,
+    ) -> None:
+        self.tokens, self.labels, self.codec = raster_tokens, labels, codec
+        self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
+        self._addresses = _Addresses(len(raster_tokens), batch_size, seed)
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        rows = rows or range(self.batch_size)
+        every = self._addresses.pictures(step, range(self.batch_size))
+        rng = numpy_rng(self.seed, "augment", step)
+        # All rows are augmented, so that a share of them does not depend on how they are shared.
+        moved = move_tokens(self.tokens[every], self.codec.image_size, self.augmentation, rng)
+        share = slice(rows.start, rows.stop)
+        tokens = self.codec.reorder(moved[share]).astype(np.int64)
+        labels = None if self.labels is None else torch.from_numpy(self.labels[every[share]])
+        return Batch(torch.from_numpy(tokens), labels, step, rows)
+
+
+class CropLoader:
+    """Pictures decoded at each step, for ImageNet's random crops; never all in memory.
+
+    An unreadable picture is replaced by another, drawn from (seed, step, row), and named once.
+    """
+
+    def __init__(self, pictures: Pictures, codec: Codec, batch_size: int, seed: int) -> None:
+        self.pictures, self.codec = pictures, codec
+        self.batch_size, self.seed = batch_size, seed
+        self.skipped: set[str] = set()
+        self._addresses = _Addresses(len(pictures), batch_size, seed)
+        self._pool = ThreadPoolExecutor()
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        rows = rows or range(self.batch_size)
+        chosen = self._addresses.pictures(step, rows)
+        results = list(self._pool.map(self._crop, [step] * len(rows), rows, chosen))
+        tokens = torch.from_numpy(self.codec.encode(np.stack([crop for crop, _ in results])))
+        labels = self.pictures.labels
+        places = np.array([place for _, place in results])
+        return Batch(tokens, None if labels is None else torch.from_numpy(labels[places]), step, rows)
+
+    def _crop(self, step: int, row: int, first: Any) -> tuple[Pixels, int]:
+        rng = numpy_rng(self.seed, "augment", step, row)
+        place = int(first)
+        for _ in range(REPLACEMENTS):
+            try:
+                image = to_rgb(self.pictures.image(place))
+                return imagenet_crop(image, self.codec.image_size, rng), place
+            except UnreadablePicture as error:
+                self._skip(self.pictures.name(place), error)
+                place = int(rng.integers(len(self.pictures)))
+        raise UserError(f"{REPLACEMENTS} pictures in a row cannot be read")
+
+    def _skip(self, name: str, error: UnreadablePicture) -> None:
+        if name not in self.skipped:
+            self.skipped.add(name)
+            warnings.warn(f"skipped an unreadable picture: {error}", stacklevel=3)
+
+
+def prefetch(loader: Loader, steps: Iterable[int]) -> Iterator[Batch]:
+    """The batches of `steps` in turn, the next one made while the last one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = None
+        for step in steps:
+            following = pool.submit(loader.batch, step)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()

@@ -1,0 +1,1 @@
+"""Foreign formats, one file each: names, configuration, clusters, and what is refused."""

@@ -1,0 +1,171 @@
+"""The Hugging Face ImageGPT model folder: `config.json`, `model.safetensors`, clusters.
+
+Their layout differs from ours in three ways: linear weights are stored [in, out] (their Conv1D),
+the start token is the last row of their embedding, and their linear layers always have biases,
+written as zeros for a model that has none. What their configuration has no field for, the order of
+the pixels and whether the model is causal, stands under the key "igpt" of `config.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from igpt.config import ModelConfig, UserError
+from igpt.model import NORM_EPS
+
+# Fields of their configuration that ours can represent with one value only.
+FIXED: dict[str, Any] = {
+    "model_type": "imagegpt",
+    "activation_function": "quick_gelu",
+    "layer_norm_epsilon": NORM_EPS,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": False,
+}
+# native linear layer of a block -> theirs
+LINEAR = {
+    "attn.qkv": "attn.c_attn",
+    "attn.proj": "attn.c_proj",
+    "mlp.fc": "mlp.c_fc",
+    "mlp.proj": "mlp.c_proj",
+}
+
+
+def config_to_hf(config: ModelConfig, order: str) -> dict[str, Any]:
+    """Our configuration as the contents of their `config.json`."""
+    return {
+        **FIXED,
+        "architectures": ["ImageGPTForCausalImageModeling"],
+        "vocab_size": config.vocab_size + 1,  # theirs counts the start token
+        "n_positions": config.n_positions,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": None,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "igpt": {"order": order, "causal": config.causal, "n_classes": config.n_classes},
+    }
+
+
+def config_from_hf(theirs: Mapping[str, Any], bias: bool) -> tuple[ModelConfig, str]:
+    """Configuration and order from `config.json`; `bias` tells whether the weights have any.
+
+    Raises UserError that names a field which cannot be represented.
+    """
+    for name, expected in FIXED.items():
+        value = theirs.get(name, expected)
+        if value != expected:
+            raise UserError(f"config.json: {name} is {value!r}, only {expected!r} is supported")
+    ours = theirs.get("igpt", {})
+    try:
+        config = ModelConfig(
+            n_layer=int(theirs["n_layer"]),
+            n_head=int(theirs["n_head"]),
+            n_embd=int(theirs["n_embd"]),
+            vocab_size=int(theirs["vocab_size"]) - 1,
+            n_positions=int(theirs["n_positions"]),
+            n_classes=int(ours.get("n_classes", 0)),
+            causal=bool(ours.get("causal", True)),
+            bias=bias,
+        )
+    except KeyError as error:
+        raise UserError(f"config.json: field {error.args[0]} is missing") from error
+    if theirs.get("n_inner") not in (None, 4 * config.n_embd):
+        raise UserError(f"config.json: n_inner is {theirs['n_inner']}, only 4 * n_embd is supported")
+    return config, str(ours.get("order", "raster"))
+
+
+def weights_to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Native weights under their names."""
+    start = state.get("start", torch.zeros_like(state["wte"][0]))  # BERT has none
+    theirs = {
+        "transformer.wte.weight": torch.cat((state["wte"], start[None])),  # [K + 1, d]
+        "transformer.wpe.weight": state["wpe"],
+        "transformer.ln_f.weight": state["ln_f.weight"],
+        "lm_head.weight": state["head.weight"],
+    }
+    if config.n_classes:
+        theirs["score.weight"] = state["clf.weight"]
+    for i in range(config.n_layer):
+        ours_block, their_block = f"blocks.{i}", f"transformer.h.{i}"
+        for norm in ("ln_1", "ln_2"):
+            theirs[f"{their_block}.{norm}.weight"] = state[f"{ours_block}.{norm}.weight"]
+        for native, foreign in LINEAR.items():
+            weight = state[f"{ours_block}.{native}.weight"]
+            zeros = weight.new_zeros(weight.shape[0])
+            theirs[f"{their_block}.{foreign}.weight"] = weight.T
+            theirs[f"{their_block}.{foreign}.bias"] = state.get(f"{ours_block}.{native}.bias", zeros)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}
+
+
+def has_bias(theirs: Mapping[str, Tensor]) -> bool:
+    """Whether a linear layer's bias is other than zero."""
+    linear = tuple(f"{foreign}.bias" for foreign in LINEAR.values())
+    return any(name.endswith(linear) and bool(b.any()) for name, b in theirs.items())
+
+
+def weights_from_hf(theirs: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Native weights from theirs, the inverse of `weights_to_hf`.
+
+    Raises UserError that names a tensor which is missing or left over.
+    """
+    # Buffers that older versions of transformers saved with the weights.
+    buffers = (".attn.bias", ".attn.masked_bias")
+    left = {name: tensor for name, tensor in theirs.items() if not name.endswith(buffers)}
+
+    def take(name: str) -> Tensor:
+        if name not in left:
+            raise UserError(f"the weights lack tensor {name}")
+        return left.pop(name)
+
+    wte = take("transformer.wte.weight")
+    state = {
+        "wte": wte[:-1],
+        "wpe": take("transformer.wpe.weight"),
+        "ln_f.weight": take("transformer.ln_f.weight"),
+        "head.weight": take("lm_head.weight"),
+    }
+    if config.causal:
+        state["start"] = wte[-1]
+    if config.n_classes:
+        state["clf.weight"] = take("score.weight")
+    for i in range(config.n_layer):
+        ours_block, their_block = f"blocks.{i}", f"transformer.h.{i}"
+        for norm in ("ln_1", "ln_2"):
+            state[f"{ours_block}.{norm}.weight"] = take(f"{their_block}.{norm}.weight")
+        for native, foreign in LINEAR.items():
+            state[f"{ours_block}.{native}.weight"] = take(f"{their_block}.{foreign}.weight").T
+            bias = take(f"{their_block}.{foreign}.bias")
+            if config.bias:
+                state[f"{ours_block}.{native}.bias"] = bias
+    if left:
+        raise UserError(f"the weights have an unknown tensor {min(left)}")
+    return {name: tensor.float().contiguous() for name, tensor in state.items()}
+
+
+def processor_to_hf(clusters: npt.NDArray[np.float32], image_size: int) -> dict[str, Any]:
+    """The contents of `preprocessor_config.json` for clusters [K, 3] in [-1, 1]."""
+    return {
+        "image_processor_type": "ImageGPTImageProcessor",
+        "do_resize": True,
+        "size": {"height": image_size, "width": image_size},
+        "resample": 2,  # bilinear
+        "do_normalize": True,
+        "do_color_quantize": True,
+        "clusters": clusters.tolist(),
+    }
+
+
+def clusters_from_hf(theirs: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    """Clusters [K, 3] of `preprocessor_config.json`; UserError when there are none."""
+    if theirs.get("clusters") is None:
+        raise UserError("preprocessor_config.json has no clusters")
+    return np.asarray(theirs["clusters"], dtype=np.float32)

@@ -1,0 +1,192 @@
+"""Image GPT, to be read beside section 2 of the paper.
+
+    h^0 = embedded pixels + positions
+    n^l = norm(h^l);  a^l = h^l + attention(n^l);  h^(l+1) = a^l + mlp(norm(a^l))
+    n^L = norm(h^L);  logits = n^L W^T
+
+Everything here follows OpenAI's released code (image-gpt, src/model.py) where the paper is silent:
+the norm, the activation, the initialisation, the start token. The model knows tokens and nothing of
+colours, files, processes or sampling.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from igpt.attention import KVCache, attend
+from igpt.config import ModelConfig
+
+NORM_EPS = 1e-5  # image-gpt src/model.py, norm()
+# Standard deviations of the initialisation, image-gpt src/model.py.
+WTE_STD, WPE_STD, MLP_STD = 0.02, 0.01, 0.02
+
+
+class Norm(nn.Module):
+    """x / rms(x) * gain: no centring, no bias."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.n_embd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
+
+
+class Attention(nn.Module):
+    """Multi-head attention; q, k and v come from one product, stacked in that order."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head, self.causal = config.n_head, config.causal
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        B, t, d = x.shape
+        heads = self.qkv(x).view(B, t, 3, self.n_head, d // self.n_head)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, H, t, d/H]
+        if cache is not None:
+            key, value = cache.extend(layer, key, value)  # [B, H, S, d/H]
+        out = attend(query, key, value, self.causal)  # [B, H, t, d/H]
+        return self.proj(out.transpose(1, 2).reshape(B, t, d))
+
+
+class MLP(nn.Module):
+    """d -> 4d -> d with the activation x * sigmoid(1.702 x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc(x)
+        return self.proj(h * torch.sigmoid(1.702 * h))
+
+
+class Block(nn.Module):
+    """One decoder block: attention and MLP, each on the normalised residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln_1 = Norm(config)
+        self.attn = Attention(config)
+        self.ln_2 = Norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, h: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+        a = h + self.attn(self.ln_1(h), cache, layer)
+        return a + self.mlp(self.ln_2(a))
+
+
+class ImageGPT(nn.Module):
+    """The model of the paper, autoregressive (`config.causal`) or BERT.
+
+    Weights are float32 and start as in OpenAI's code. Build it under `torch.device("meta")` and call
+    `init_weights` after materialising it to choose where they live.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Parameter(torch.empty(config.vocab_size, config.n_embd))
+        self.wpe = nn.Parameter(torch.empty(config.n_positions, config.n_embd))
+        if config.causal:
+            self.start = nn.Parameter(torch.empty(config.n_embd))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = Norm(config)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.n_classes:
+            self.clf = nn.Linear(config.n_embd, config.n_classes, bias=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """OpenAI's initialisation; both heads start at zero, so the first loss is ln K."""
+        d, n_layer = self.config.n_embd, self.config.n_layer
+        self.wte.normal_(std=WTE_STD, generator=generator)
+        self.wpe.normal_(std=WPE_STD, generator=generator)
+        if self.config.causal:
+            self.start.normal_(std=WTE_STD, generator=generator)
+        for module in self.modules():
+            if isinstance(module, Norm):
+                module.weight.fill_(1.0)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+            if isinstance(module, Attention):
+                module.qkv.weight.normal_(std=1 / math.sqrt(d), generator=generator)
+                std = 1 / math.sqrt(d * n_layer)
+                module.proj.weight.normal_(std=std, generator=generator)
+            if isinstance(module, MLP):
+                module.fc.weight.normal_(std=MLP_STD, generator=generator)
+                module.proj.weight.normal_(std=MLP_STD, generator=generator)
+        self.head.weight.zero_()
+        if self.config.n_classes:
+            self.clf.weight.zero_()
+
+    def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Logits [B, T, K] of every token of pictures `tokens` [B, T].
+
+        Autoregressive: the logits at i depend on the tokens before i only; the shift happens here.
+        BERT: `masked` [B, T] is True where a token is hidden from the model.
+        """
+        return self.head(self.trunk(tokens, masked))
+
+    def trunk(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """n^L [B, T, d]: the last block's output after the final norm."""
+        return self.ln_f(self._run_blocks(self.embed(tokens, masked)))
+
+    def classify(self, n: Tensor) -> Tensor:
+        """Class logits [B, C] of n^L [B, T, d], averaged over the sequence (paper, section 2.3)."""
+        return self.clf(n.mean(dim=1))
+
+    def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Logits [B, K] of the token that follows `tokens` [B, t], the whole of the picture so far.
+
+        Computes only the positions that `cache` does not hold yet, and adds them to it.
+        """
+        new = range(cache.length, tokens.shape[1] + 1)
+        h = self._embed_causal(tokens, new)  # [B, t + 1 - length, d]
+        h = self._run_blocks(h, cache)
+        cache.advance(len(new))
+        return self.head(self.ln_f(h[:, -1]))
+
+    def new_cache(self, batch: int) -> KVCache:
+        """An empty cache for `batch` pictures, of the weights' type and place."""
+        c = self.config
+        return KVCache(
+            c.n_layer,
+            batch,
+            c.n_head,
+            c.n_positions,
+            c.n_embd // c.n_head,
+            dtype=self.wte.dtype,
+            device=self.wte.device,
+        )
+
+    def embed(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """h^0 [B, T, d]. BERT zeroes the hidden tokens before positions are added."""
+        if self.config.causal:
+            return self._embed_causal(tokens[:, :-1], range(tokens.shape[1]))
+        h = F.embedding(tokens, self.wte)
+        if masked is not None:
+            h = h * (~masked).unsqueeze(-1)
+        return h + self.wpe[: tokens.shape[1]]
+
+    def _embed_causal(self, before: Tensor, positions: range) -> Tensor:
+        """Inputs at `positions`: the start token at 0, else the token before, from [B, t]."""
+        tokens = before[:, max(positions.start - 1, 0) : positions.stop - 1]
+        h = F.embedding(tokens, self.wte)
+        if positions.start == 0:
+            start = self.start.expand(len(before), 1, -1)
+            h = torch.cat((start, h), dim=1)
+        return h + self.wpe[positions.start : positions.stop]
+
+    def _run_blocks(self, h: Tensor, cache: KVCache | None = None) -> Tensor:
+        for layer, block in enumerate(self.blocks):
+            h = block(h, cache, layer)
+        return h

@@ -1,0 +1,152 @@
+"""What a run says while it trains: `metrics.jsonl`, TensorBoard, and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from igpt.config import UserError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Row = dict[str, float | int]
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a metrics file; a last line that a kill cut short is left out."""
+    rows: list[Row] = []
+    if not path.is_file():
+        return rows
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Monitor:
+    """The log of one run; a context manager.
+
+    On opening at `start_step`, rows of later steps are dropped: they belong to a part of the run
+    that was killed before its checkpoint and is about to be repeated.
+    """
+
+    def __init__(
+        self, run_dir: Path, start_step: int, total_steps: int, wandb: bool = False
+    ) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        self.start_step, self.total_steps = start_step, total_steps
+        self._run_dir = run_dir
+        self._wandb = _start_wandb(run_dir) if wandb else None
+        self._began = time.monotonic()
+        self._progress: Progress | None = None
+        self._last_loss = math.nan
+
+    def __enter__(self) -> Monitor:
+        from igpt.checkpoint import write_text
+
+        kept = [row for row in read_metrics(self.path) if row["step"] <= self.start_step]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept if self.start_step))
+        self._file = self.path.open("a", encoding="utf-8")
+        self._tensorboard = _start_tensorboard(self._run_dir, self.start_step)
+        if sys.stderr.isatty():
+            self._progress = _start_progress()
+            self._task = self._progress.add_task(
+                "", total=self.total_steps, completed=self.start_step, loss="", rate=""
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._tensorboard.close()
+        if self._progress is not None:
+            self._progress.stop()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def log(self, row: Row) -> None:
+        """Append a row; it has `step`, and `loss`, `lr`, `pictures_per_second` or `val_loss`."""
+        finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+        step = int(row["step"])
+        for name, value in row.items():
+            if name != "step":
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log({k: v for k, v in row.items() if k != "step"}, step=step)
+        if self._progress is None:
+            print(self._line(row), file=sys.stderr, flush=True)
+        else:
+            self._advance(row)
+
+    def _line(self, row: Row) -> str:
+        head = f"step {row['step']}/{self.total_steps}"
+        if "val_loss" in row:
+            return f"{head}  validation {row['val_loss']:.4f} nats/token"
+        return (
+            f"{head}  loss {row['loss']:.4f} nats/token  lr {row['lr']:.1e}  "
+            f"{row['pictures_per_second']:.1f} pictures/s  ETA {self._eta(int(row['step']))}"
+        )
+
+    def _advance(self, row: Row) -> None:
+        assert self._progress is not None
+        if "val_loss" in row:
+            self._progress.console.print(self._line(row))
+            return
+        self._progress.update(
+            self._task,
+            completed=row["step"],
+            loss=f"loss {row['loss']:.4f} nats/token",
+            rate=f"{row['pictures_per_second']:.1f} pictures/s",
+        )
+
+    def _eta(self, step: int) -> str:
+        done = step - self.start_step
+        seconds = (time.monotonic() - self._began) * (self.total_steps - step) / max(1, done)
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _start_tensorboard(run_dir: Path, start_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(  # type: ignore[no-untyped-call]
+        str(run_dir / "tensorboard"), purge_step=start_step + 1
+    )
+
+
+def _start_wandb(run_dir: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("train.wandb asks for Weights & Biases: pip install 'igpt[wandb]'") from error
+    return wandb.init(project="igpt", dir=str(run_dir), name=run_dir.name, resume="allow")
+
+
+def _start_progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    progress = Progress(
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(),
+        TextColumn("{task.fields[loss]}  {task.fields[rate]}  ETA"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    progress.start()
+    return progress

@@ -1,0 +1,214 @@
+"""Colour clusters: what turns pixels into tokens and back (paper, section 3.2).
+
+Encoding is the exact nearest cluster and yet a table look-up: the 2^24 colours are divided into
+16x16x16 cells, and a cell is computed when a picture first has a colour of it, among the few
+clusters that can be nearest to any colour of the cell.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from igpt.config import UserError
+
+Pixels = npt.NDArray[np.uint8]
+Tokens = npt.NDArray[np.uint16]
+Floats = npt.NDArray[np.float64]
+
+CELL = 16  # colours a side of a cell of the table
+UNKNOWN = 65535  # a colour whose cell was not computed yet; so K is at most 65535
+RANGE_SLACK = 1e-3  # k-means centres may stand a rounding outside [-1, 1]
+SLACK = 1e-9  # of the bounds on squared distances, far above float64's error
+GATHER = 1 << 16  # pixels a gather, so that its indexes stay in the cache
+
+
+class Palette:
+    """K colours, float32 [K, 3] in [-1, 1]: OpenAI's convention, pixel = round(127.5 (c + 1)).
+
+    Raises UserError when `clusters` has another shape or range.
+    """
+
+    def __init__(self, clusters: npt.ArrayLike) -> None:
+        array = np.asarray(clusters)
+        if array.ndim != 2 or array.shape[1] != 3 or not 1 <= len(array) <= UNKNOWN:
+            raise UserError(f"clusters must have shape [K, 3], got {list(array.shape)}")
+        if array.dtype.kind != "f":
+            raise UserError(f"clusters must be floats in [-1, 1], got {array.dtype}")
+        if not np.isfinite(array).all() or np.abs(array).max() > 1 + RANGE_SLACK:
+            raise UserError("clusters must lie in [-1, 1]")
+        self.clusters: npt.NDArray[np.float32] = array.astype(np.float32)
+        self._table = np.full(1 << 24, UNKNOWN, dtype=np.uint16)
+
+    @property
+    def n_colors(self) -> int:
+        return len(self.clusters)
+
+    def __repr__(self) -> str:
+        return f"Palette({self.n_colors} colours)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Palette) and np.array_equal(self.clusters, other.clusters)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def fit(cls, images: Pixels, n_colors: int = 512, seed: int = 0) -> Palette:
+        """k-means on the pixels of uint8 `images` [B, H, W, 3], its clusters from dark to light.
+
+        Works on the distinct colours, weighted by how often they occur: the same clusters as on
+        all pixels, in a fraction of the time. With fewer distinct colours than `n_colors` the
+        palette is those colours, and a warning says so.
+        """
+        from sklearn.cluster import KMeans
+
+        packed, counts = np.unique(_pack(_checked(images).reshape(-1, 3)), return_counts=True)
+        colors = _unpack(packed)  # [U, 3]
+        if len(colors) <= n_colors:
+            if len(colors) < n_colors:
+                warnings.warn(
+                    f"the pictures have {len(colors)} colours, fewer than the {n_colors} asked "
+                    f"for: the palette has {len(colors)}",
+                    stacklevel=2,
+                )
+            return cls(_by_luminance(_to_unit(colors)))
+        kmeans = KMeans(n_colors, n_init=1, random_state=seed, algorithm="elkan", max_iter=100)
+        kmeans.fit(_to_unit(colors), sample_weight=counts)
+        centers = np.unique(kmeans.cluster_centers_.astype(np.float32), axis=0)
+        palette = cls(_by_luminance(centers))
+        used = np.unique(palette.encode(colors.reshape(1, 1, -1, 3)))
+        return palette if len(used) == palette.n_colors else cls(palette.clusters[used])
+
+    def encode(self, images: Pixels) -> Tokens:
+        """The nearest cluster of every pixel of `images` [B, H, W, 3]: uint16 [B, H*W].
+
+        Exact: equal to brute force in float64, ties to the lowest index.
+        """
+        flat = _checked(images).reshape(-1, 3)
+        tokens = np.empty(len(flat), dtype=np.uint16)
+        for start in range(0, len(flat), GATHER):
+            packed = _pack(flat[start : start + GATHER])
+            out = tokens[start : start + GATHER]
+            np.take(self._table, packed, out=out, mode="clip")
+            if out.max() == UNKNOWN:
+                self._fill(np.unique(packed[out == UNKNOWN]))
+                np.take(self._table, packed, out=out, mode="clip")
+        return tokens.reshape(len(images), -1)
+
+    def decode(self, tokens: npt.NDArray[Any], height: int | None = None) -> Pixels:
+        """Pixels uint8 [B, H, W, 3] of raster tokens [B, H*W]; square unless `height` is given.
+
+        Raises UserError for a token outside the palette and for a length that is no picture.
+        """
+        if tokens.size and not (0 <= tokens.min() and tokens.max() < self.n_colors):
+            bad = tokens.min() if tokens.min() < 0 else tokens.max()
+            raise UserError(f"token {bad} is outside the palette of {self.n_colors} colours")
+        rows = height or round(tokens.shape[1] ** 0.5)
+        if tokens.shape[1] % rows or (height is None and rows * rows != tokens.shape[1]):
+            raise UserError(f"{tokens.shape[1]} tokens are not a picture of {rows} rows")
+        colors = np.clip(np.rint(127.5 * (self.clusters.astype(np.float64) + 1)), 0, 255)
+        return colors.astype(np.uint8)[tokens].reshape(len(tokens), rows, -1, 3)
+
+    def psnr(self, images: Pixels) -> float:
+        """How near the palette's colours come to those of `images` [B, H, W, 3], in dB."""
+        decoded = self.decode(self.encode(images), images.shape[1])
+        error = np.mean((decoded.astype(np.float32) - images) ** 2, dtype=np.float64)
+        return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+    def save(self, path: str | Path) -> None:
+        """Write the clusters as `.npy`, whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.save(file, self.clusters)
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Palette:
+        """Read clusters from `.npy`, OpenAI's `kmeans_centers.npy` among them; never unpickles.
+
+        Raises UserError when the file is missing, truncated, or not clusters.
+        """
+        try:
+            clusters = np.load(path, allow_pickle=False)
+        except FileNotFoundError as error:
+            raise UserError(f"no palette file {path}") from error
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is not a .npy file of colour clusters") from error
+        try:
+            return cls(clusters)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def _fill(self, packed: npt.NDArray[np.uint32]) -> None:
+        """Compute the table's cells that hold the colours `packed`."""
+        cells = np.unique(_unpack(packed) // CELL, axis=0)  # [n, 3]
+        clusters = self.clusters.astype(np.float64)
+        steps = np.stack(np.meshgrid(*[np.arange(CELL)] * 3, indexing="ij"), -1).reshape(-1, 3)
+        for cell in cells:
+            low = cell.astype(np.int64) * CELL
+            colors = low + steps  # [CELL^3, 3]
+            near = _candidates(clusters, _to_unit(low), _to_unit(low + CELL - 1))
+            nearest = near[_nearest(_to_unit(colors), clusters[near])]
+            self._table[_pack(colors)] = nearest
+
+
+def _candidates(clusters: Floats, low: Floats, high: Floats) -> npt.NDArray[np.intp]:
+    """Clusters, in order, that can be nearest to some colour of the box from `low` to `high`."""
+    below, above = low - clusters, clusters - high  # [K, 3]
+    closest = (np.maximum(np.maximum(below, above), 0) ** 2).sum(1)
+    farthest = (np.maximum(np.abs(below), np.abs(above)) ** 2).sum(1)
+    return np.flatnonzero(closest <= farthest.min() + SLACK)
+
+
+def _nearest(colors: Floats, clusters: Floats) -> npt.NDArray[np.intp]:
+    """Index of the nearest of clusters [C, 3] for colours [N, 3], ties to the lowest."""
+    red, green, blue = (colors[:, None, i] - clusters[None, :, i] for i in range(3))
+    distance = red * red + green * green + blue * blue  # [N, C]
+    return np.argmin(distance, axis=1)
+
+
+def _checked(images: Pixels) -> Pixels:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(
+            f"pictures must be uint8 [B, H, W, 3], got {images.dtype} {list(images.shape)}"
+        )
+    if images.size == 0:
+        raise UserError("no pictures given")
+    return images
+
+
+def _to_unit(colors: npt.NDArray[Any]) -> Floats:
+    """Colours 0 to 255 as OpenAI's clusters are scaled."""
+    return colors.astype(np.float64) / 127.5 - 1
+
+
+def _pack(colors: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    """Colours [N, 3] as 24-bit numbers [N]."""
+    packed = colors[:, 0].astype(np.uint32)
+    packed <<= 8
+    packed |= colors[:, 1].astype(np.uint32)
+    packed <<= 8
+    packed |= colors[:, 2].astype(np.uint32)
+    return packed
+
+
+def _unpack(packed: npt.NDArray[np.uint32]) -> Pixels:
+    """The inverse of `_pack`: [N] to uint8 [N, 3]."""
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)
+
+
+def _by_luminance(clusters: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Clusters from dark to light (ITU-R BT.601), so that neighbouring greys have near indexes."""
+    key = clusters @ np.array([0.299, 0.587, 0.114])
+    return clusters[np.argsort(key, kind="stable")].astype(np.float32)

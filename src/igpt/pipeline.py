@@ -1,0 +1,183 @@
+"""`igpt.load`: a trained model with its palette and order, pictures in, pictures and numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from igpt.checkpoint import load_model
+from igpt.config import UserError
+from igpt.data import fit_square, to_rgb
+from igpt.device import default_device
+from igpt.evaluate import Likelihood, likelihood, picture_nats
+from igpt.model import ImageGPT
+from igpt.objectives import Objective, make_objective
+from igpt.order import Codec
+from igpt.palette import Palette
+from igpt.sample import Sampling, generate
+
+# What people hold: one picture or several, as PIL images, or uint8 arrays or tensors [H, W],
+# [H, W, 3], [B, H, W] or [B, H, W, 3].
+Images = Union[Image.Image, Sequence[Any], npt.NDArray[np.uint8], torch.Tensor]
+
+Pixels = npt.NDArray[np.uint8]
+
+EVAL_BATCH = 32  # pictures a forward pass
+MASK_PROBABILITY = 0.15  # BERT's, when a picture is scored (paper, section 2.1)
+
+
+class Pipeline:
+    """A model and all that stands between it and pictures."""
+
+    def __init__(self, model: ImageGPT, codec: Codec) -> None:
+        self.model = model.to(default_device()).eval()
+        self.codec = codec
+
+    @property
+    def palette(self) -> Palette:
+        return self.codec.palette
+
+    @property
+    def order(self) -> str:
+        return self.codec.order
+
+    @property
+    def image_size(self) -> int:
+        return self.codec.image_size
+
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> list[Image.Image]:
+        """Paint `n` new pictures."""
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        return [Image.fromarray(pixels) for pixels in self.paint(n, sampling)]
+
+    def paint(self, n: int, sampling: Sampling) -> Pixels:
+        """`sample` as an array [n, H, W, 3]."""
+        nothing = torch.empty(1, 0, dtype=torch.long)
+        tokens = generate(self.model, nothing, _positive(n), sampling)  # [1, n, T]
+        return self.codec.decode(tokens[0].numpy())
+
+    def complete(
+        self,
+        images: Images,
+        keep: float = 0.5,
+        n: int = 4,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> list[list[Image.Image]]:
+        """Complete each picture in `n` ways from its first part: a list of n for each.
+
+        `keep` is the part that is given, in the model's order; 0.5 of a raster is the upper half.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        completed = self.continue_from(images, keep, n, sampling)
+        return [[Image.fromarray(pixels) for pixels in variants] for variants in completed]
+
+    def continue_from(self, images: Images, keep: float, n: int, sampling: Sampling) -> Pixels:
+        """`complete` as an array [B, n, H, W, 3]."""
+        given = self.tokens(images)[:, : self.given(keep)]
+        tokens = generate(self.model, given, _positive(n), sampling)  # [B, n, T]
+        return np.stack([self.codec.decode(variants.numpy()) for variants in tokens])
+
+    def nll(self, images: Images) -> npt.NDArray[np.float64]:
+        """Negative log-likelihood of each picture, in nats per pixel, [B].
+
+        For a BERT model: of the pixels hidden by a fixed random mask, given the others.
+        """
+        nats = picture_nats(self.model, self._objective(), self.tokens(images), EVAL_BATCH)
+        return nats.double().numpy()
+
+    def likelihood(self, images: Images, dtype: torch.dtype = torch.float32) -> Likelihood:
+        """Totals of `nll` over a set, with the matrix products in `dtype`."""
+        tokens = self.tokens(images)
+        return likelihood(self.model, self._objective(), tokens, EVAL_BATCH, dtype)
+
+    def _objective(self) -> Objective:
+        name = "ar" if self.model.config.causal else "bert"
+        return make_objective(name, MASK_PROBABILITY, seed=0, stream="evaluate")
+
+    def tokens(self, images: Images) -> torch.Tensor:
+        """Tokens int64 [B, T] in the model's order, of pictures resized to the model's size."""
+        return torch.from_numpy(self.codec.encode(as_pixels(images, self.image_size)))
+
+    def quantize(self, images: Images) -> Pixels:
+        """The pictures as the model sees them, [B, H, W, 3]: resized, in the palette's colours."""
+        return self.codec.decode(self.tokens(images).numpy())
+
+    def given(self, keep: float) -> int:
+        """How many tokens the part `keep` of a picture is; UserError unless some are left to paint."""
+        if not 0 <= keep < 1:
+            raise UserError(f"keep must be at least 0 and below 1, got {keep}")
+        return round(keep * self.codec.n_tokens)
+
+    def known(self, keep: float) -> npt.NDArray[np.bool_]:
+        """The pixels [H, W] that `complete` takes as given."""
+        mask = np.zeros(self.codec.n_tokens, dtype=bool)
+        mask[self.codec.pi[: self.given(keep)]] = True
+        return mask.reshape(self.image_size, self.image_size)
+
+
+def load(path: str | Path) -> Pipeline:
+    """The pipeline of a run directory or a local ImageGPT model folder.
+
+    Raises UserError, one line, when there is none or it is broken.
+    """
+    return Pipeline(*load_model(Path(path)))
+
+
+def as_pixels(images: Images, size: int) -> npt.NDArray[np.uint8]:
+    """uint8 [B, size, size, 3] of whatever form the pictures come in, resized where they must be."""
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+        if images.ndim == 4 and images.shape[1:] == (size, size, 3) and len(images):
+            return images
+    return np.stack([fit_square(to_rgb(image), size) for image in _as_pil(images)])
+
+
+def _as_pil(images: Images) -> list[Image.Image]:
+    if isinstance(images, Image.Image):
+        return [images]
+    if isinstance(images, torch.Tensor):
+        images = images.detach().cpu().numpy()
+    if isinstance(images, np.ndarray):
+        return _array_as_pil(images)
+    if not images:
+        raise UserError("no pictures given")
+    return [picture for image in images for picture in _as_pil(image)]
+
+
+def _array_as_pil(array: npt.NDArray[Any]) -> list[Image.Image]:
+    if array.dtype != np.uint8:
+        raise UserError(f"pictures must be uint8 arrays of 0 to 255, got {array.dtype}")
+    colour = array.ndim >= 3 and array.shape[-1] == 3
+    if array.ndim == 2 or (array.ndim == 3 and colour):
+        array = array[None]
+    if array.ndim != 3 + colour:
+        raise UserError(
+            "pictures must have shape [H, W], [H, W, 3], [B, H, W] or [B, H, W, 3], "
+            f"got {list(array.shape)}"
+        )
+    if len(array) == 0:
+        raise UserError("no pictures given")
+    return [Image.fromarray(pixels) for pixels in array]
+
+
+def _positive(n: int) -> int:
+    if n < 1:
+        raise UserError(f"n must be at least 1, got {n}")
+    return n

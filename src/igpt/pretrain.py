@@ -1,0 +1,167 @@
+"""From a recipe to a trained run: pictures, palette, tokens, model, loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from igpt.checkpoint import RunDirectory, save_model
+from igpt.config import Recipe, UserError, differing_fields
+from igpt.data import (
+    CropLoader,
+    Loader,
+    Pictures,
+    TokenLoader,
+    decode_all,
+    imagenet_centre,
+    open_source,
+    training_splits,
+)
+from igpt.device import compute_dtype, default_device
+from igpt.evaluate import likelihood
+from igpt.model import ImageGPT
+from igpt.monitor import Monitor
+from igpt.objectives import make_objective
+from igpt.order import Codec
+from igpt.palette import Palette
+from igpt.rng import numpy_rng, torch_rng
+from igpt.train import Callbacks, Outcome, Trainer
+
+# Pictures that a palette is fitted on when they do not all fit in memory.
+PALETTE_SAMPLE = 20_000
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a run as the loop takes it."""
+
+    loader: Loader
+    validation: torch.Tensor  # int64 [N, T] in the model's order
+    codec: Codec
+    skipped: list[str]  # unreadable pictures, by name
+
+
+def prepare(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
+    """Open and decode the pictures, fit the palette unless there is one, encode."""
+    data, seed = recipe.data, recipe.train.seed
+    source = open_source(
+        data.source, image_column=data.image_column, label_column=data.label_column
+    )
+    train, held_out = training_splits(source, data, seed)
+    if data.augmentation == "imagenet":
+        return _prepare_crops(recipe, train, held_out, palette, say)
+    decoded, held_decoded = decode_all(train, data.image_size), decode_all(held_out, data.image_size)
+    say(f"{len(decoded.images):,} pictures to train on, {len(held_decoded.images):,} held out")
+    palette = palette or make_palette(recipe, decoded.images, say)
+    codec = Codec(palette, recipe.order, data.image_size)
+    loader = TokenLoader(
+        palette.encode(decoded.images),
+        None,
+        codec,
+        recipe.train.batch_size,
+        seed,
+        data.augmentation,
+    )
+    validation = torch.from_numpy(codec.encode(held_decoded.images))
+    return Prepared(loader, validation, codec, decoded.skipped + held_decoded.skipped)
+
+
+def _prepare_crops(
+    recipe: Recipe, train: Pictures, held_out: Pictures, palette: Palette | None, say: Say
+) -> Prepared:
+    """Random crops change the colours, so the pictures are decoded anew at every step."""
+    data, seed = recipe.data, recipe.train.seed
+    say(f"{len(train):,} pictures to train on, {len(held_out):,} held out")
+    if palette is None:
+        count = min(len(train), PALETTE_SAMPLE)
+        chosen = numpy_rng(seed, "palette").choice(len(train), count, replace=False)
+        sample = decode_all(train.select(np.sort(chosen)), data.image_size, imagenet_centre)
+        palette = make_palette(recipe, sample.images, say)
+    codec = Codec(palette, recipe.order, data.image_size)
+    held_decoded = decode_all(held_out, data.image_size, imagenet_centre)
+    loader = CropLoader(train, codec, recipe.train.batch_size, seed)
+    validation = torch.from_numpy(codec.encode(held_decoded.images))
+    return Prepared(loader, validation, codec, held_decoded.skipped)
+
+
+def make_palette(recipe: Recipe, images: npt.NDArray[np.uint8], say: Say) -> Palette:
+    """The recipe's palette: read from its file, or fitted on the training pictures [N, H, W, 3]."""
+    if recipe.palette.path is not None:
+        palette = Palette.load(recipe.palette.path)
+    else:
+        palette = Palette.fit(images, recipe.palette.colors, recipe.train.seed)
+    say(f"palette of {palette.n_colors} colours, {palette.psnr(images):.1f} dB PSNR on the pictures")
+    return palette
+
+
+def build_model(recipe: Recipe, codec: Codec) -> ImageGPT:
+    """The recipe's model, initialised from its seed: on meta, then materialised where it will run."""
+    causal = recipe.objective == "ar"
+    config = recipe.model.resolve(codec.vocab_size, codec.n_tokens, causal)
+    with torch.device("meta"):
+        model = ImageGPT(config)
+    model.to_empty(device="cpu")  # drawn on the processor, so that every device starts the same
+    model.init_weights(torch_rng(recipe.train.seed, "init"))
+    return model.to(default_device())
+
+
+def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Outcome:
+    """Train `recipe` into the run directory `out`, or go on with the run that is there.
+
+    `recipe` may be None to resume: the run's own is used. Raises UserError for a directory that
+    holds a run already, a recipe that differs from the run's, and all that can be wrong with data.
+    """
+    run = RunDirectory(out)
+    recipe = _settle_recipe(recipe, run, resume)
+    prepared = prepare(recipe, run.palette() if resume else None, say)
+    codec, config = prepared.codec, recipe.train
+    model = build_model(recipe, codec)
+    held_out = make_objective(
+        recipe.objective, recipe.mask_probability, config.seed, stream="evaluate"
+    )
+    dtype = compute_dtype(config.precision, default_device())
+
+    def validation_loss() -> float:
+        batch = config.micro_batch_size or config.batch_size
+        return likelihood(model, held_out, prepared.validation, batch, dtype).nats_per_pixel
+
+    trainer = Trainer(
+        model,
+        make_objective(recipe.objective, recipe.mask_probability, config.seed, stream="train"),
+        prepared.loader,
+        config,
+        run,
+        Callbacks(validation_loss, lambda: save_model(run.path, model, codec)),
+    )
+    state = run.latest_checkpoint() if resume else None
+    if state is not None:
+        trainer.resume(state)
+        say(f"resuming at step {state.step} of {config.steps}")
+    run.save_recipe(recipe)
+    run.save_palette(codec.palette)
+    with Monitor(run.path, trainer.step, config.steps, config.wandb) as monitor:
+        outcome = trainer.train(monitor)
+    skipped = {*prepared.skipped, *getattr(prepared.loader, "skipped", ())}
+    if skipped:
+        say(f"{len(skipped)} unreadable pictures were skipped")
+    return outcome
+
+
+def _settle_recipe(recipe: Recipe | None, run: RunDirectory, resume: bool) -> Recipe:
+    if not run.exists():
+        if recipe is None:
+            raise UserError(f"no run at {run.path} to resume, and no recipe to begin one")
+        return recipe
+    if not resume:
+        raise UserError(f"{run.path} holds a run already: add --resume, or choose another --out")
+    saved = run.recipe()
+    if recipe is not None and (changed := differing_fields(recipe, saved)):
+        raise UserError(f"cannot resume {run.path}: {', '.join(changed)} differ from its recipe")
+    return saved

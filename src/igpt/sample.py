@@ -1,0 +1,117 @@
+"""The decoding engine: one prefill of what is given, then a step a pixel, with a cache.
+
+Each picture draws from uniforms of its own, a function of (seed, picture, position), so the same
+seed gives the same pictures whatever the batch size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from igpt.config import UserError
+from igpt.model import ImageGPT
+from igpt.rng import numpy_rng
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn from the model's distribution.
+
+    Raises UserError for values outside their range.
+    """
+
+    temperature: float = 1.0  # 0: always the most likely token
+    top_k: int | None = None  # only the k most likely tokens
+    top_p: float | None = None  # only the most likely tokens that together have probability p
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UserError(f"temperature must be 0 or more, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top-k must be at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top-p must be above 0 and at most 1, got {self.top_p}")
+        if self.seed < 0:
+            raise UserError(f"seed must not be negative, got {self.seed}")
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution [B, K] that tokens are drawn from, after temperature, top-k and top-p."""
+    if sampling.temperature == 0:
+        best = logits.argmax(dim=-1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(-1, best, 1.0)
+    logits = logits.float() / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        threshold = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if sampling.top_p is not None:
+        ordered, index = logits.sort(dim=-1, descending=True)
+        share = ordered.softmax(dim=-1)
+        # A token stays when those before it have not reached p: the most likely always does.
+        dropped = share.cumsum(dim=-1) - share >= sampling.top_p
+        logits = logits.masked_fill(dropped.scatter(-1, index, dropped), -torch.inf)
+    return logits.softmax(dim=-1)
+
+
+def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Tokens [B] from distributions [B, K] and uniforms [B] in [0, 1), by the inverse of the CDF."""
+    cumulative = weights.double().cumsum(dim=-1)
+    threshold = uniforms.unsqueeze(-1) * cumulative[:, -1:]  # [B, 1]
+    # The first token whose cumulative weight exceeds the threshold: never one of weight zero.
+    return (cumulative <= threshold).sum(dim=-1)
+
+
+def _uniforms(seed: int, pictures: range, n_positions: int) -> Tensor:
+    rows = [numpy_rng(seed, "sample", i).random(n_positions) for i in pictures]
+    return torch.from_numpy(np.stack(rows))  # [B, T]
+
+
+@torch.inference_mode()
+def generate(
+    model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling, batch_size: int = 64
+) -> Tensor:
+    """Continue each of the pictures that begin with `prefix` [B, t] in n ways: tokens [B, n, T].
+
+    The prefix may be empty (t = 0). It is computed once a picture and shared by the n completions.
+    At most `batch_size` pictures are decoded side by side. Raises UserError for a BERT model, which
+    has no order to paint in, and for a prefix that is not shorter than the picture.
+    """
+    if not model.config.causal:
+        raise UserError("a BERT model cannot sample or complete: it has no order to paint in")
+    n_positions, t = model.config.n_positions, prefix.shape[1]
+    if t >= n_positions:
+        raise UserError(f"nothing to complete: all {n_positions} pixels are given")
+    out = torch.empty(len(prefix) * n, n_positions, dtype=torch.long)
+    # A picture with its n completions is the unit of work; more completions than fit are split.
+    for start in range(0, len(out), batch_size):
+        rows = range(start, min(start + batch_size, len(out)))
+        sources = range(rows.start // n, (rows.stop - 1) // n + 1)
+        which = torch.tensor([row // n - sources.start for row in rows])
+        part = prefix[sources.start : sources.stop]
+        uniforms = _uniforms(sampling.seed, rows, n_positions)
+        out[rows.start : rows.stop] = _decode(model, part, which, uniforms, sampling)
+    return out.view(len(prefix), n, n_positions)
+
+
+def _decode(
+    model: ImageGPT, prefix: Tensor, which: Tensor, uniforms: Tensor, sampling: Sampling
+) -> Tensor:
+    """Tokens [R, T]: row r continues prefix[which[r]]."""
+    device = model.wte.device
+    t, n_positions = prefix.shape[1], uniforms.shape[1]
+    which, uniforms = which.to(device), uniforms.to(device)
+    cache = model.new_cache(len(prefix))
+    logits = model.next_logits(prefix.to(device), cache)[which]  # [R, K]
+    cache = cache.select(which)
+    tokens = torch.empty(len(which), n_positions, dtype=torch.long, device=device)
+    tokens[:, :t] = prefix.to(device)[which]
+    for position in range(t, n_positions):
+        if position > t:
+            logits = model.next_logits(tokens[:, :position], cache)
+        tokens[:, position] = draw(probabilities(logits, sampling), uniforms[:, position])
+    return tokens.cpu()
