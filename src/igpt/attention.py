@@ -65,7 +65,7 @@ class KVCache:
         self.length += positions
 
     def select(self, pictures: Tensor) -> KVCache:
-        """The caches of `pictures` [R], indexes that may repeat: one prefix, several continuations."""
+        """The caches of `pictures` [R], which may repeat: one prefix, several continuations."""
         copy = object.__new__(KVCache)
         copy.keys = self.keys.index_select(1, pictures)
         copy.values = self.values.index_select(1, pictures)

@@ -1,13 +1,13 @@
 """The run directory, and its only writer.
 
     run/
-      config.json, model.safetensors, preprocessor_config.json   the best model, a Hugging Face folder
-      recipe.yaml                                                 resolved; repeats the run
+      config.json, model.safetensors, preprocessor_config.json   the best model
+      recipe.yaml, palette.npy                         resolved recipe; the two repeat the run
       metrics.jsonl, tensorboard/, figures/
-      checkpoints/step-00001000/, checkpoints/latest              training state, and a pointer to it
+      checkpoints/step-00001000/, checkpoints/latest   training state, and a pointer to it
 
 A checkpoint is written into a folder of another name, flushed to the disk and renamed; then the
-pointer is replaced. A reader therefore sees a whole checkpoint or the one before. Nothing is pickled.
+pointer is replaced. A reader sees a whole checkpoint or the one before. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PARAMETER_SEPARATOR = "/"  # between an optimizer's slot and a parameter's name
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a run needs, beside its recipe, to go on: everything random is a function of the step."""
+    """What a run needs, beside its recipe, to go on: what is random is a function of the step."""
 
     step: int  # optimizer steps done
     best_loss: float | None  # smallest validation loss so far

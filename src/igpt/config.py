@@ -1,21 +1,21 @@
 """Everything a run can be told: dataclasses that explain and check themselves, presets, recipes.
 
-A recipe is a YAML file with the sections of `Recipe`. It is merged as defaults < file < command line
-and the result is saved with the run, where it repeats the run. This module is read by
-`igpt --help`, so it imports nothing heavy at load.
+A recipe is a YAML file with the sections of `Recipe`. It is merged as defaults < file < command
+line and the result is saved with the run, where it repeats the run. `igpt --help` reads this
+module, so it imports nothing heavy at load.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 
 class UserError(Exception):
-    """A mistake of the user's: the message is one line that says what was expected (exit status 2)."""
+    """A mistake of the user's, in one line that says what was expected (exit status 2)."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -184,11 +184,12 @@ class Recipe:
         )
 
 
-
 def shipped_recipes() -> tuple[str, ...]:
     """Names of the recipes that come with the package."""
     folder = resources.files("igpt") / "recipes"
-    return tuple(sorted(p.name[: -len(".yaml")] for p in folder.iterdir() if p.name.endswith(".yaml")))
+    return tuple(
+        sorted(p.name[: -len(".yaml")] for p in folder.iterdir() if p.name.endswith(".yaml"))
+    )
 
 
 def recipe_text(name: str) -> str:
@@ -247,8 +248,8 @@ def _first_line(error: Exception) -> str:
     """What OmegaConf says over several lines, as one: the field, then the complaint."""
     complaint = str(error).splitlines()[0].rstrip()
     key = getattr(error, "full_key", None)
-    parent = getattr(error, "object_type", None)
-    if isinstance(key, str) and "not in" in complaint and hasattr(parent, "__dataclass_fields__"):
+    parent: Any = getattr(error, "object_type", None)
+    if isinstance(key, str) and "not in" in complaint and is_dataclass(parent):
         names = ", ".join(f.name for f in fields(parent))
         return f"unknown field '{key}', expected one of: {names}"
     return f"{key}: {complaint}" if key else complaint

@@ -13,7 +13,7 @@ def default_device() -> torch.device:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type of the matrix products: "auto" takes bfloat16 where the device has it in hardware."""
+    """The type of the products: "auto" takes bfloat16 where the device has it in hardware."""
     if precision == "float32":
         return torch.float32
     if precision == "bfloat16" or _has_bfloat16(device):
@@ -24,7 +24,7 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

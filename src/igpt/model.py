@@ -86,8 +86,8 @@ class Block(nn.Module):
 class ImageGPT(nn.Module):
     """The model of the paper, autoregressive (`config.causal`) or BERT.
 
-    Weights are float32 and start as in OpenAI's code. Build it under `torch.device("meta")` and call
-    `init_weights` after materialising it to choose where they live.
+    Weights are float32 and start as in OpenAI's code. Build it under `torch.device("meta")` and
+    call `init_weights` after materialising it to choose where they live.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -124,16 +124,17 @@ class Monitor:
 def _start_tensorboard(run_dir: Path, start_step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(  # type: ignore[no-untyped-call]
-        str(run_dir / "tensorboard"), purge_step=start_step + 1
-    )
+    folder = str(run_dir / "tensorboard")
+    return SummaryWriter(folder, purge_step=start_step + 1)
 
 
 def _start_wandb(run_dir: Path) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("train.wandb asks for Weights & Biases: pip install 'igpt[wandb]'") from error
+        raise UserError(
+            "train.wandb asks for Weights & Biases: pip install 'igpt[wandb]'"
+        ) from error
     return wandb.init(project="igpt", dir=str(run_dir), name=run_dir.name, resume="allow")
 
 

@@ -105,7 +105,7 @@ class Palette:
 
         Raises UserError for a token outside the palette and for a length that is no picture.
         """
-        if tokens.size and not (0 <= tokens.min() and tokens.max() < self.n_colors):
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.n_colors):
             bad = tokens.min() if tokens.min() < 0 else tokens.max()
             raise UserError(f"token {bad} is outside the palette of {self.n_colors} colours")
         rows = height or round(tokens.shape[1] ** 0.5)

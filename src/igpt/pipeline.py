@@ -1,10 +1,10 @@
-"""`igpt.load`: a trained model with its palette and order, pictures in, pictures and numbers out."""
+"""`igpt.load`: a model with its palette and order; pictures in, pictures and numbers out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from igpt.sample import Sampling, generate
 
 # What people hold: one picture or several, as PIL images, or uint8 arrays or tensors [H, W],
 # [H, W, 3], [B, H, W] or [B, H, W, 3].
-Images = Union[Image.Image, Sequence[Any], npt.NDArray[np.uint8], torch.Tensor]
+Images = Image.Image | Sequence[Any] | npt.NDArray[np.uint8] | torch.Tensor
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -121,7 +121,7 @@ class Pipeline:
         return self.codec.decode(self.tokens(images).numpy())
 
     def given(self, keep: float) -> int:
-        """How many tokens the part `keep` of a picture is; UserError unless some are left to paint."""
+        """How many tokens the part `keep` of a picture is; UserError unless it is in [0, 1)."""
         if not 0 <= keep < 1:
             raise UserError(f"keep must be at least 0 and below 1, got {keep}")
         return round(keep * self.codec.n_tokens)
@@ -142,9 +142,10 @@ def load(path: str | Path) -> Pipeline:
 
 
 def as_pixels(images: Images, size: int) -> npt.NDArray[np.uint8]:
-    """uint8 [B, size, size, 3] of whatever form the pictures come in, resized where they must be."""
-    if isinstance(images, np.ndarray) and images.dtype == np.uint8:
-        if images.ndim == 4 and images.shape[1:] == (size, size, 3) and len(images):
+    """uint8 [B, size, size, 3] of pictures in whatever form, resized where they must be."""
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and len(images) > 0:
+        ready = images.shape[1:] == (size, size, 3)
+        if ready:
             return images
     return np.stack([fit_square(to_rgb(image), size) for image in _as_pil(images)])
 

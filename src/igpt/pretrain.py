@@ -57,7 +57,10 @@ def prepare(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
     train, held_out = training_splits(source, data, seed)
     if data.augmentation == "imagenet":
         return _prepare_crops(recipe, train, held_out, palette, say)
-    decoded, held_decoded = decode_all(train, data.image_size), decode_all(held_out, data.image_size)
+    decoded, held_decoded = (
+        decode_all(train, data.image_size),
+        decode_all(held_out, data.image_size),
+    )
     say(f"{len(decoded.images):,} pictures to train on, {len(held_decoded.images):,} held out")
     palette = palette or make_palette(recipe, decoded.images, say)
     codec = Codec(palette, recipe.order, data.image_size)
@@ -97,12 +100,14 @@ def make_palette(recipe: Recipe, images: npt.NDArray[np.uint8], say: Say) -> Pal
         palette = Palette.load(recipe.palette.path)
     else:
         palette = Palette.fit(images, recipe.palette.colors, recipe.train.seed)
-    say(f"palette of {palette.n_colors} colours, {palette.psnr(images):.1f} dB PSNR on the pictures")
+    say(
+        f"palette of {palette.n_colors} colours, {palette.psnr(images):.1f} dB PSNR on the pictures"
+    )
     return palette
 
 
 def build_model(recipe: Recipe, codec: Codec) -> ImageGPT:
-    """The recipe's model, initialised from its seed: on meta, then materialised where it will run."""
+    """The recipe's model, initialised from its seed: on meta, then materialised."""
     causal = recipe.objective == "ar"
     config = recipe.model.resolve(codec.vocab_size, codec.n_tokens, causal)
     with torch.device("meta"):

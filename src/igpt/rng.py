@@ -22,7 +22,7 @@ def _sequence(seed: int, keys: tuple[int | str, ...]) -> np.random.SeedSequence:
 
 
 def numpy_rng(seed: int, *keys: int | str) -> np.random.Generator:
-    """A numpy generator that depends on nothing but `seed` and `keys` (non-negative ints, names)."""
+    """A numpy generator of `seed` and `keys` (non-negative ints and names), and nothing else."""
     return np.random.Generator(np.random.PCG64(_sequence(seed, keys)))
 
 

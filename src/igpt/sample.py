@@ -59,7 +59,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Tokens [B] from distributions [B, K] and uniforms [B] in [0, 1), by the inverse of the CDF."""
+    """Tokens [B] from distributions [B, K] and uniforms [B] in [0, 1), by inverting the CDF."""
     cumulative = weights.double().cumsum(dim=-1)
     threshold = uniforms.unsqueeze(-1) * cumulative[:, -1:]  # [B, 1]
     # The first token whose cumulative weight exceeds the threshold: never one of weight zero.

@@ -148,7 +148,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         inputs = [x.to(self.device, non_blocking=True) for x in self.objective.inputs(batch)]
         micro = self.config.micro_batch_size or self.config.batch_size
-        for parts in zip(*(x.split(micro) for x in inputs), strict=True):
+        for parts in zip(*(torch.split(x, micro) for x in inputs), strict=True):
             with autocast(self.device, self.dtype):
                 loss = self._values(*parts).sum() / self.config.batch_size
             loss.backward()  # type: ignore[no-untyped-call]

@@ -38,8 +38,7 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
         raise UserError("give --images or --data, not both")
     images = _read(args.images, size) if args.images else load_pictures(args, size)
     completed = pipeline.continue_from(images, args.keep, args.n, sampling(args))
-    originals = pipeline.quantize(images)
-    sheet = completion_sheet(originals, pipeline.known(args.keep), completed, originals)
+    sheet = completion_sheet(pipeline.known(args.keep), completed, pipeline.quantize(images))
     save_image(sheet, args.out)
     count = len(images)
     return Report(

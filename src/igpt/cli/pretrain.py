@@ -68,10 +68,14 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     )
     values = {"run": str(args.out), "step": outcome.step, "best_val_loss": outcome.best_loss}
     if outcome.signal is not None:
-        text = f"stopped at step {outcome.step}; go on with: igpt pretrain --out {args.out} --resume"
+        text = (
+            f"stopped at step {outcome.step}; go on with: igpt pretrain --out {args.out} --resume"
+        )
         status = 130 if outcome.signal == signal.SIGINT else 0
         return Report(text, {**values, "signal": outcome.signal.name}, status)
-    loss = "" if outcome.best_loss is None else f", best validation {outcome.best_loss:.4f} nats/pixel"
+    loss = (
+        "" if outcome.best_loss is None else f", best validation {outcome.best_loss:.4f} nats/pixel"
+    )
     return Report(f"{args.out}: {outcome.step} steps{loss}", values)
 
 

@@ -24,8 +24,10 @@ def move_tokens(
     """Augment raster tokens [B, size*size] by moving them: `none`, `flip` or `cifar`.
 
     flip: half of the pictures mirrored. cifar: reflect-pad 4, random crop of the picture or of its
-    mirror image.
+    mirror image. Raises ValueError for any other augmentation: it does more than move pixels.
     """
+    if augmentation not in ("none", "flip", "cifar"):
+        raise ValueError(f"'{augmentation}' cannot be done by moving tokens")
     if augmentation == "none":
         return tokens
     batch = len(tokens)

@@ -1,4 +1,8 @@
-"""Pictures of every kind, as uint8 [S, S, 3]."""
+"""Pictures of every kind, as uint8 [S, S, 3].
+
+Everything that a file can be (upright or not, 1 to 16 bits, palettes, transparency) ends here, so
+that the rooms below know only RGB of one size.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from igpt.config import UserError
-from igpt.data.sources import Pictures, UnreadablePicture
+from igpt.data.sources import BROKEN, Pictures, UnreadablePicture
 
 Pixels = npt.NDArray[np.uint8]
 Fit = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size, 3]
@@ -21,6 +25,9 @@ Fit = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size, 3]
 FILTER = Image.Resampling.BILINEAR
 CROP = 224  # ImageNet's crop before the reduction (paper, section 3.1)
 NAMED = 3  # unreadable pictures that a warning names
+CHUNK = (
+    64  # pictures a thread takes at a time: handing them out one by one costs more than a decode
+)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -28,8 +35,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _deep_grey(image)
-    if image.mode == "P" and "transparency" not in image.info:
-        return image.convert("RGB")
     if image.has_transparency_data:
         colour = image.convert("RGBA")
         white = Image.new("RGBA", colour.size, "white")
@@ -38,13 +43,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, or of floats in [0, 1], to 8 bits; Pillow's own conversion clips at 255."""
-    values = np.asarray(image, dtype=np.float64)
-    top = 1.0 if image.mode == "F" and values.max() <= 1 else 65535.0
-    if values.max() <= 255 and image.mode == "F" and top > 1:
-        top = 255.0
-    grey = np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
+    """Grey of 16 bits or of floats to 8 bits; Pillow's own conversion clips at 255.
+
+    Floats do not tell their white: it is the first of 1, 255 and 65535 that no pixel exceeds.
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))  # [H, W]
+    whites = (1, 255, 65535) if image.mode == "F" else (65535,)
+    white = next((w for w in whites if values.max() <= w), 65535)
+    grey = np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
+
+
+def read_rgb(pictures: Pictures, i: int) -> Image.Image:
+    """Picture i as RGB; UnreadablePicture when it cannot be decoded or converted."""
+    image = pictures.image(i)
+    try:
+        return to_rgb(image)
+    except BROKEN as error:  # a broken EXIF block, or colours that Pillow cannot convert
+        raise UnreadablePicture(f"{pictures.name(i)}: {error}") from error
 
 
 def fit_square(image: Image.Image, size: int) -> Pixels:
@@ -62,6 +78,7 @@ def imagenet_centre(image: Image.Image, size: int) -> Pixels:
 
 
 def resize_short(image: Image.Image, side: int) -> Image.Image:
+    """The picture with its short side `side` pixels long; itself when it is so already."""
     short = min(image.size)
     if short == side:
         return image
@@ -82,7 +99,7 @@ class Decoded:
 
     images: Pixels  # [M, S, S, 3]
     kept: npt.NDArray[np.int64]  # [M], their places in the split
-    skipped: list[str]  # names of the others
+    skipped: list[str]  # names of the others, and why
 
 
 def decode_all(pictures: Pictures, size: int, fit: Fit = fit_square) -> Decoded:
@@ -90,24 +107,32 @@ def decode_all(pictures: Pictures, size: int, fit: Fit = fit_square) -> Decoded:
 
     Unreadable pictures are left out, and named in a warning. Raises UserError when none is left.
     """
+    count, array = len(pictures), pictures.array
+    if array is not None and array.shape[1:3] == (size, size) and fit is fit_square:
+        grey = array.ndim == 3
+        images = np.repeat(array[..., None], 3, axis=-1) if grey else array
+        return Decoded(images, np.arange(count), [])
+    images = np.empty((count, size, size, 3), dtype=np.uint8)
+    errors: dict[int, str] = {}
 
-    def decode(i: int) -> Pixels | str:
-        try:
-            return fit(to_rgb(pictures.image(i)), size)
-        except UnreadablePicture as error:
-            return str(error)
+    def decode(places: range) -> None:
+        for i in places:
+            try:
+                images[i] = fit(read_rgb(pictures, i), size)
+            except UnreadablePicture as error:
+                errors[i] = str(error)
 
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(decode, range(len(pictures))))
-    kept = [i for i, result in enumerate(results) if not isinstance(result, str)]
-    skipped = [result for result in results if isinstance(result, str)]
-    if not kept:
-        raise UserError(f"none of the {len(pictures)} pictures can be read: {skipped[0]}")
-    if skipped:
-        more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
-        warnings.warn(
-            f"skipped {len(skipped)} unreadable pictures: {'; '.join(skipped[:NAMED])}{more}",
-            stacklevel=2,
-        )
-    images = np.stack([result for result in results if not isinstance(result, str)])
-    return Decoded(images, np.array(kept, dtype=np.int64), skipped)
+        list(pool.map(decode, (range(count)[i : i + CHUNK] for i in range(0, count, CHUNK))))
+    if not errors:
+        return Decoded(images, np.arange(count), [])
+    skipped = [errors[i] for i in sorted(errors)]
+    if len(skipped) == count:
+        raise UserError(f"none of the {count} pictures can be read: {skipped[0]}")
+    more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+    warnings.warn(
+        f"skipped {len(skipped)} unreadable pictures: {'; '.join(skipped[:NAMED])}{more}",
+        stacklevel=2,
+    )
+    kept = np.delete(np.arange(count), list(errors))
+    return Decoded(images[kept], kept, skipped)

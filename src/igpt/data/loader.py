@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import torch
 
 from igpt.config import UserError
 from igpt.data.augment import imagenet_crop, move_tokens
-from igpt.data.decode import Pixels, to_rgb
+from igpt.data.decode import Pixels, read_rgb
 from igpt.data.sources import Pictures, UnreadablePicture
 from igpt.order import Codec
 from igpt.rng import numpy_rng
@@ -40,6 +40,9 @@ class Batch:
 class Loader(Protocol):
     """Gives the batch of any step, or some rows of it, in any order."""
 
+    @property
+    def n_pictures(self) -> int: ...
+
     def batch(self, step: int, rows: range | None = None) -> Batch: ...
 
 
@@ -57,15 +60,16 @@ class _Addresses:
         self._order = lru_cache(maxsize=4)(lambda epoch: epoch_order(n, seed, epoch))
 
     def pictures(self, step: int, rows: range) -> npt.NDArray[np.int64]:
-        samples = step * self.batch_size + np.arange(rows.start, rows.stop)
-        epochs, places = samples // self.n, samples % self.n
-        return np.array(
-            [self._order(int(e))[p] for e, p in zip(epochs, places, strict=True)], dtype=np.int64
-        )
+        """Indexes [len(rows)] of the pictures."""
+        samples = (divmod(step * self.batch_size + row, self.n) for row in rows)
+        return np.array([self._order(epoch)[place] for epoch, place in samples], dtype=np.int64)
 
 
 class TokenLoader:
-    """A set that was encoded once: raster tokens [N, T], augmented by moving them."""
+    """A set that was encoded once: raster tokens [N, T], augmented by moving them.
+
+    `augmentation` is `none`, `flip` or `cifar`; labels are int64 [N].
+    """
 
     def __init__(
         self,
@@ -80,13 +84,18 @@ class TokenLoader:
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
         self._addresses = _Addresses(len(raster_tokens), batch_size, seed)
 
+    @property
+    def n_pictures(self) -> int:
+        return len(self.tokens)
+
     def batch(self, step: int, rows: range | None = None) -> Batch:
-        rows = rows or range(self.batch_size)
+        """The batch of a step, or those rows of it."""
+        rows = range(self.batch_size) if rows is None else rows
         every = self._addresses.pictures(step, range(self.batch_size))
         rng = numpy_rng(self.seed, "augment", step)
         # All rows are augmented, so that a share of them does not depend on how they are shared.
         moved = move_tokens(self.tokens[every], self.codec.image_size, self.augmentation, rng)
-        share = slice(rows.start, rows.stop)
+        share = np.array(rows, dtype=np.int64)
         tokens = self.codec.reorder(moved[share]).astype(np.int64)
         labels = None if self.labels is None else torch.from_numpy(self.labels[every[share]])
         return Batch(torch.from_numpy(tokens), labels, step, rows)
@@ -95,7 +104,8 @@ class TokenLoader:
 class CropLoader:
     """Pictures decoded at each step, for ImageNet's random crops; never all in memory.
 
-    An unreadable picture is replaced by another, drawn from (seed, step, row), and named once.
+    An unreadable picture is replaced by another, drawn from (seed, step, row), and named once, in a
+    warning and in `skipped`. `batch` raises UserError when no readable one is found.
     """
 
     def __init__(self, pictures: Pictures, codec: Codec, batch_size: int, seed: int) -> None:
@@ -105,31 +115,49 @@ class CropLoader:
         self._addresses = _Addresses(len(pictures), batch_size, seed)
         self._pool = ThreadPoolExecutor()
 
+    @property
+    def n_pictures(self) -> int:
+        return len(self.pictures)
+
     def batch(self, step: int, rows: range | None = None) -> Batch:
-        rows = rows or range(self.batch_size)
+        """The batch of a step, or those rows of it."""
+        rows = range(self.batch_size) if rows is None else rows
         chosen = self._addresses.pictures(step, rows)
-        results = list(self._pool.map(self._crop, [step] * len(rows), rows, chosen))
-        tokens = torch.from_numpy(self.codec.encode(np.stack([crop for crop, _ in results])))
+        size = self.codec.image_size
+        images = np.empty((len(rows), size, size, 3), dtype=np.uint8)
+        places = np.empty(len(rows), dtype=np.int64)
+        crops = self._pool.map(self._crop, [step] * len(rows), rows, chosen.tolist())
+        for i, (image, place, unreadable) in enumerate(crops):
+            images[i], places[i] = image, place
+            self._name(unreadable)
         labels = self.pictures.labels
-        places = np.array([place for _, place in results])
-        return Batch(tokens, None if labels is None else torch.from_numpy(labels[places]), step, rows)
+        return Batch(
+            torch.from_numpy(self.codec.encode(images)),
+            None if labels is None else torch.from_numpy(labels[places]),
+            step,
+            rows,
+        )
 
-    def _crop(self, step: int, row: int, first: Any) -> tuple[Pixels, int]:
+    def _crop(self, step: int, row: int, place: int) -> tuple[Pixels, int, dict[str, str]]:
+        """The row's crop, the picture it is of, and what was wrong with those tried before it."""
         rng = numpy_rng(self.seed, "augment", step, row)
-        place = int(first)
-        for _ in range(REPLACEMENTS):
+        unreadable: dict[str, str] = {}
+        for _ in range(1 + REPLACEMENTS):
             try:
-                image = to_rgb(self.pictures.image(place))
-                return imagenet_crop(image, self.codec.image_size, rng), place
+                image = read_rgb(self.pictures, place)
+                return imagenet_crop(image, self.codec.image_size, rng), place, unreadable
             except UnreadablePicture as error:
-                self._skip(self.pictures.name(place), error)
-                place = int(rng.integers(len(self.pictures)))
-        raise UserError(f"{REPLACEMENTS} pictures in a row cannot be read")
+                unreadable[self.pictures.name(place)] = str(error)
+                place = int(rng.integers(self.n_pictures))
+        raise UserError(
+            f"{1 + REPLACEMENTS} pictures in a row cannot be read: {next(iter(unreadable.values()))}"
+        )
 
-    def _skip(self, name: str, error: UnreadablePicture) -> None:
-        if name not in self.skipped:
-            self.skipped.add(name)
-            warnings.warn(f"skipped an unreadable picture: {error}", stacklevel=3)
+    def _name(self, unreadable: dict[str, str]) -> None:
+        for name, error in unreadable.items():
+            if name not in self.skipped:
+                self.skipped.add(name)
+                warnings.warn(f"skipped an unreadable picture: {error}", stacklevel=3)
 
 
 def prefetch(loader: Loader, steps: Iterable[int]) -> Iterator[Batch]:

@@ -7,19 +7,41 @@ that an unreadable picture is met, and named, by whoever needs it.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from igpt.config import DataConfig, UserError
 from igpt.rng import numpy_rng
 
-SUFFIXES = tuple(sorted(Image.registered_extensions()))
+# What a broken file makes Pillow's decoders raise; it has no one exception for that.
+BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    LookupError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+# Names of pictures and labels in a .npz, and the split that they are.
+ARRAYS = (
+    ("x", "y", "train"),
+    ("images", "labels", "train"),
+    ("x_train", "y_train", "train"),
+    ("x_test", "y_test", "test"),
+)
 DIGITS_TEST = 297  # of the 1,797 scans of scikit-learn's digits, chosen by a fixed shuffle
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
@@ -30,13 +52,18 @@ class UnreadablePicture(Exception):
 
 @dataclass(frozen=True)
 class Pictures:
-    """A split: N pictures, each opened by `open_image(i)`, with labels where there are any."""
+    """A split: N pictures, each opened by `open_image(i)`, with labels where there are any.
+
+    A label of -1 is a missing one.
+    """
 
     count: int
     open_image: Callable[[int], Image.Image]
     name_of: Callable[[int], str]
     labels: npt.NDArray[np.int64] | None = None  # [N]
     class_names: tuple[str, ...] | None = None
+    # uint8 [N, H, W] or [N, H, W, 3], where all of them are in memory
+    array: npt.NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -49,8 +76,9 @@ class Pictures:
         try:
             image = self.open_image(i)
             image.load()
-        # Pillow has no one exception for what a broken file can do to its decoders.
-        except (OSError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
+        except UnidentifiedImageError as error:
+            raise UnreadablePicture(f"{self.name(i)}: not a picture") from error
+        except BROKEN as error:
             raise UnreadablePicture(f"{self.name(i)}: {error}") from error
         return image
 
@@ -63,6 +91,7 @@ class Pictures:
             open_image=lambda i: self.open_image(chosen[i]),
             name_of=lambda i: self.name_of(chosen[i]),
             labels=None if self.labels is None else self.labels[indices],
+            array=None if self.array is None else self.array[indices],
         )
 
 
@@ -103,8 +132,9 @@ def open_source(
         return _arrays(path)
     if path.is_file():
         raise UserError(f"{spec} is a file: expected a folder, .npy, .npz or a data set id")
-    if not path.exists() and (path.is_absolute() or spec.startswith(".") or spec.count("/") != 1):
-        raise UserError(f"no data at {spec}: expected a folder, .npy, .npz, `digits` or a Hub id")
+    is_id = spec.count("/") == 1 and not spec.startswith((".", "/"))
+    if not spec or not (path.exists() or is_id):
+        raise UserError(f"no data at '{spec}': expected a folder, .npy, .npz, `digits` or a Hub id")
     return _hugging_face(spec, image_column, label_column)
 
 
@@ -116,14 +146,31 @@ def open_files(paths: Sequence[Path]) -> Pictures:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            files += _files_in(path)
         elif path.is_file():
             files.append(path)
         else:
             raise UserError(f"no picture {path}")
     if not files:
         raise UserError(f"no pictures in {', '.join(map(str, paths))}")
-    return Pictures(len(files), lambda i: Image.open(files[i]), lambda i: str(files[i]))
+    return Pictures(
+        len(files),
+        lambda i: Image.open(io.BytesIO(files[i].read_bytes())),  # leaves no file open
+        lambda i: str(files[i]),
+    )
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """All picture files below a folder, without hidden ones, sorted."""
+    Image.init()
+    readable = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in readable
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 # --- splits --------------------------------------------------------------------------------------
@@ -132,26 +179,33 @@ def open_files(paths: Sequence[Path]) -> Pictures:
 def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pictures, Pictures]:
     """Training and validation pictures; the test split is not opened.
 
-    The validation split is the one named, else the source's, else a part of train drawn from
-    `seed` (paper, section 3.1, splits off 4 % or 10 %).
+    The validation split is the one named, else the source's (unless that is for testing, as
+    ImageNet's is), else a part of train drawn from `seed` (paper, section 3.1: 4 % or 10 %).
     """
     if config.test_split in (config.train_split, config.validation_split):
         raise UserError(f"split '{config.test_split}' is for testing: it cannot be trained on")
     train = source.split(config.train_split)
-    name = config.validation_split or next((n for n in VALIDATION_NAMES if n in source.splits), None)
+    usual = (n for n in VALIDATION_NAMES if n in source.splits and n != config.test_split)
+    name = config.validation_split or next(usual, None)
     if name is not None and name != config.train_split:
         return train, source.split(name)
-    held_out = round(len(train) * config.validation_fraction)
-    if not 1 <= held_out < len(train):
+    held_out = max(1, round(len(train) * config.validation_fraction))
+    if held_out >= len(train):
         raise UserError(f"{source.name}: {len(train)} pictures are too few to hold some out")
     shuffled = numpy_rng(seed, "validation").permutation(len(train))
     return train.select(np.sort(shuffled[held_out:])), train.select(np.sort(shuffled[:held_out]))
 
 
 def evaluation_split(source: Source, name: str) -> Pictures:
-    """The split to evaluate on; a source with a single split has only that one to give."""
+    """The split to evaluate on; a source with a single split gives that one, and a warning."""
     if name not in source.splits and len(source.splits) == 1:
-        name = source.splits[0]
+        (only,) = source.splits
+        warnings.warn(
+            f"{source.name} has no split '{name}': taking its only one, '{only}', "
+            "which is seen in training if the model was trained on this source",
+            stacklevel=2,
+        )
+        name = only
     return source.split(name)
 
 
@@ -163,7 +217,11 @@ def array_pictures(
 ) -> Pictures:
     """Pictures of an array [N, H, W] or [N, H, W, 3]."""
     return Pictures(
-        len(images), lambda i: Image.fromarray(images[i]), lambda i: f"{name}[{i}]", labels
+        len(images),
+        lambda i: Image.fromarray(images[i]),
+        lambda i: f"{name}[{i}]",
+        labels,
+        array=images,
     )
 
 
@@ -186,24 +244,31 @@ def _digits() -> Source:
 
 
 def _arrays(path: Path) -> Source:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = dict(loaded) if path.suffix == ".npz" else {"x": loaded}
-    except FileNotFoundError as error:
-        raise UserError(f"no file {path}") from error
-    # A broken zip file of arrays raises whatever its reader meets first.
-    except Exception as error:
-        raise UserError(f"{path} is not a whole {path.suffix} file of uint8 pictures") from error
-    open_split = {}
-    for name, split in (("x", "train"), ("images", "train"), ("x_train", "train"), ("x_test", "test")):
-        if name in arrays:
-            labels = arrays.get({"x": "y", "images": "labels"}.get(name, name.replace("x_", "y_")))
-            open_split[split] = _array_split(path, arrays[name], labels)
+    arrays = _load_arrays(path)
+    open_split = {
+        split: _array_split(path, arrays[images], arrays.get(labels))
+        for images, labels, split in ARRAYS
+        if images in arrays
+    }
     if not open_split:
         raise UserError(
             f"{path} has arrays {', '.join(arrays)}: expected images, x, or x_train and x_test"
         )
     return Source(str(path), open_split)
+
+
+def _load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"x": loaded}
+        with loaded:
+            return dict(loaded)
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}") from error
+    # A broken zip file of arrays raises whatever its reader meets first.
+    except Exception as error:
+        raise UserError(f"{path} is not a whole {path.suffix} file of uint8 pictures") from error
 
 
 def _array_split(
@@ -215,44 +280,76 @@ def _array_split(
             f"{path}: expected uint8 pictures [N, H, W] or [N, H, W, 3], "
             f"got {images.dtype} {list(images.shape)}"
         )
-    if labels is not None and labels.shape != (len(images),):
-        raise UserError(f"{path}: {len(images)} pictures, but labels {list(labels.shape)}")
-    whole = None if labels is None else labels.astype(np.int64)
-    return lambda: array_pictures(images, whole, str(path))
+    if labels is None:
+        return lambda: array_pictures(images, None, str(path))
+    if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
+        raise UserError(
+            f"{path}: expected integer labels [{len(images)}], "
+            f"got {labels.dtype} {list(labels.shape)}"
+        )
+    index = labels.astype(np.int64).ravel()
+    return lambda: array_pictures(images, index, str(path))
 
 
 def _hugging_face(spec: str, image_column: str | None, label_column: str | None) -> Source:
+    """A folder or a Hub id, by the `datasets` library; its splits share one meaning of labels."""
     import datasets
-    from datasets.exceptions import DatasetNotFoundError
+
+    files = _files_in(Path(spec)) if Path(spec).is_dir() else []
+    try:
+        splits = _load_splits(spec)
+        if files and _leaves_out(splits, spec, len(files)):
+            return _folder(Path(spec), files)
+    # Builders raise anything on what they can make nothing of.
+    except Exception as error:
+        if files:
+            return _folder(Path(spec), files)
+        # The library's own words for a failed build are empty; the cause says what it was.
+        generated = isinstance(error, datasets.exceptions.DatasetGenerationError)
+        cause = error.__cause__ if generated and error.__cause__ else error
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise UserError(f"no data set {spec} can be loaded: {reason}") from error
+
+    def open_split(split: str) -> Callable[[], Pictures]:
+        return lambda: _split_pictures(splits, split, spec, image_column, label_column)
+
+    _image_column(next(iter(splits.values())).features, spec, image_column)
+    return Source(spec, {str(split): open_split(split) for split in splits})
+
+
+def _load_splits(spec: str) -> Any:
+    """A `datasets.DatasetDict`."""
+    import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    try:
-        if Path(spec, "dataset_dict.json").is_file() or Path(spec, "dataset_info.json").is_file():
-            loaded = datasets.load_from_disk(spec)
-        else:
-            loaded = datasets.load_dataset(spec)
-    except (DatasetNotFoundError, ConnectionError) as error:
-        raise UserError(f"no data set {spec}, or no network to fetch it from the Hub") from error
-    except Exception as error:
-        # Builders raise anything on a folder they can make nothing of.
-        if Path(spec).is_dir():
-            return _folder(Path(spec))
-        raise UserError(f"cannot load data set {spec}: {str(error).splitlines()[0]}") from error
+    if Path(spec, "dataset_dict.json").is_file() or Path(spec, "state.json").is_file():
+        loaded = datasets.load_from_disk(spec)
+    else:
+        loaded = datasets.load_dataset(spec)
     if isinstance(loaded, datasets.Dataset):
-        loaded = datasets.DatasetDict(train=loaded)
-
-    def open_split(split: str) -> Callable[[], Pictures]:
-        return lambda: _column(loaded[split], f"{spec}/{split}", image_column, label_column)
-
-    first = next(iter(loaded.values()))
-    _image_column(first.features, spec, image_column)
-    return Source(spec, {str(split): open_split(split) for split in loaded})
+        return datasets.DatasetDict(train=loaded)
+    return loaded
 
 
-def _folder(path: Path) -> Source:
-    """A folder that no builder understands: the pictures in it, without labels."""
-    pictures = open_files([path])
+def _leaves_out(splits: Any, spec: str, n_files: int) -> bool:
+    """Whether pictures of the folder are in no split.
+
+    A builder goes by the commonest kind of file, and takes a name like `test.png` or `test tubes`
+    for a split, which leaves out all others. A metadata file may choose what it wants.
+    """
+    if any(Path(spec).rglob("metadata.*")):
+        return False
+    return sum(map(len, splits.values())) < n_files
+
+
+def _folder(path: Path, files: Sequence[Path]) -> Source:
+    """A folder that no builder does justice to: one split; its subfolders, if any, are classes."""
+    pictures = open_files(files)
+    parts = [file.relative_to(path).parts for file in files]
+    if all(len(p) > 1 for p in parts):
+        labels, names = _indexed([p[0] for p in parts], {p[0] for p in parts})
+        pictures = replace(pictures, labels=labels, class_names=names)
     return Source(str(path), {"train": lambda: pictures})
 
 
@@ -270,31 +367,42 @@ def _image_column(features: Any, spec: str, name: str | None) -> str:
     return found[0]
 
 
-def _column(dataset: Any, name: str, image_column: str | None, label_column: str | None) -> Pictures:
+def _split_pictures(
+    splits: Any, split: str, spec: str, image_column: str | None, label_column: str | None
+) -> Pictures:
     """A split of a `datasets` data set, its pictures left encoded until they are looked at."""
     import datasets
 
+    dataset, name = splits[split], f"{spec}/{split}"
     column = _image_column(dataset.features, name, image_column)
-    encoded = dataset.cast_column(column, datasets.Image(decode=False)).select_columns([column])
+    try:
+        encoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:  # as pyarrow's are
+        raise UserError(f"{name}: column '{column}' does not hold pictures") from error
+    # The Arrow column is mapped from disk, and several times faster by row than the data set.
+    rows = encoded.with_format("arrow")[:][column]
 
     def name_of(i: int) -> str:
-        return encoded[i][column]["path"] or f"{name}[{i}]"
+        return (rows[i].as_py() or {}).get("path") or f"{name}[{i}]"
 
     def open_image(i: int) -> Image.Image:
-        item = encoded[i][column]
+        item = rows[i].as_py()
+        if item is None:
+            raise ValueError("no picture in this row")
         data = item["bytes"]
-        return Image.open(io.BytesIO(data) if data is not None else item["path"])
+        return Image.open(io.BytesIO(Path(item["path"]).read_bytes() if data is None else data))
 
-    labels, class_names = _labels(dataset, name, label_column)
+    labels, class_names = _labels(splits, split, name, label_column)
     return Pictures(len(dataset), open_image, name_of, labels, class_names)
 
 
 def _labels(
-    dataset: Any, name: str, label_column: str | None
+    splits: Any, split: str, name: str, label_column: str | None
 ) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...] | None]:
+    """The column named, else the first of class labels, else one that has a usual name."""
     import datasets
 
-    features = dataset.features
+    features = splits[split].features
     if label_column is not None and label_column not in features:
         raise UserError(f"{name} has no column '{label_column}', only: {', '.join(features)}")
     found = [c for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
@@ -302,9 +410,21 @@ def _labels(
     column = label_column or next(iter(found + usual), None)
     if column is None:
         return None, None
-    values = dataset[column][:]
-    kind = features[column]
-    if isinstance(kind, datasets.ClassLabel):
-        return np.array(values, dtype=np.int64), tuple(kind.names)
-    names, index = np.unique(np.array([str(v) for v in values]), return_inverse=True)
-    return index.astype(np.int64), tuple(str(n) for n in names)
+    kind, values = features[column], splits[split][column][:]
+    dtype = getattr(kind, "dtype", "list")
+    if "string" in dtype:
+        # Of all splits, so that an index means the same class in each.
+        classes = {value for part in splits.values() for value in part.unique(column)}
+        return _indexed(values, classes - {None})
+    if "int" not in dtype and dtype != "bool":
+        raise UserError(f"{name}: labels in '{column}' must be whole numbers or names, not {dtype}")
+    numbers = np.array([-1 if value is None else value for value in values], dtype=np.int64)
+    return numbers, tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
+
+
+def _indexed(
+    values: Iterable[str | None], classes: set[str]
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    names = sorted(classes)
+    index = {name: i for i, name in enumerate(names)}
+    return np.array([-1 if v is None else index[v] for v in values], dtype=np.int64), tuple(names)

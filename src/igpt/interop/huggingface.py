@@ -79,7 +79,9 @@ def config_from_hf(theirs: Mapping[str, Any], bias: bool) -> tuple[ModelConfig, 
     except KeyError as error:
         raise UserError(f"config.json: field {error.args[0]} is missing") from error
     if theirs.get("n_inner") not in (None, 4 * config.n_embd):
-        raise UserError(f"config.json: n_inner is {theirs['n_inner']}, only 4 * n_embd is supported")
+        raise UserError(
+            f"config.json: n_inner is {theirs['n_inner']}, only 4 * n_embd is supported"
+        )
     return config, str(ours.get("order", "raster"))
 
 
@@ -102,7 +104,9 @@ def weights_to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
             weight = state[f"{ours_block}.{native}.weight"]
             zeros = weight.new_zeros(weight.shape[0])
             theirs[f"{their_block}.{foreign}.weight"] = weight.T
-            theirs[f"{their_block}.{foreign}.bias"] = state.get(f"{ours_block}.{native}.bias", zeros)
+            theirs[f"{their_block}.{foreign}.bias"] = state.get(
+                f"{ours_block}.{native}.bias", zeros
+            )
     return {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}
 
 

@@ -1,0 +1,110 @@
+"""`igpt demo`: the main job on handwritten digits, from pictures to pictures."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igpt.cli.report import Report
+
+if TYPE_CHECKING:
+    from igpt.config import Recipe
+    from igpt.pipeline import Pipeline
+
+EXAMPLE = "igpt demo --out runs/demo"
+
+COMPLETED = 8  # test pictures on the completion sheet
+VARIANTS = 5  # completions of each
+SAMPLES = 64
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default runs/demo")
+    parser.add_argument("--steps", type=int, help="train shorter or longer than the recipe")
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.checkpoint import RunDirectory
+    from igpt.config import load_recipe
+    from igpt.pipeline import load
+    from igpt.pretrain import pretrain
+
+    overrides = [] if args.steps is None else [f"train.steps={args.steps}"]
+    recipe = load_recipe("digits", overrides)
+    outcome = pretrain(recipe, args.out, resume=RunDirectory(args.out).exists(), say=say)
+    if outcome.signal is not None:
+        return Report(f"stopped at step {outcome.step}: run it again to go on", {}, 130)
+    pipeline = load(args.out)
+    values = _scores(pipeline, recipe)
+    figures = _figures(pipeline, recipe, args.out, values)
+    return Report(_text(args.out, values, figures), {**values, "figures": list(map(str, figures))})
+
+
+def _scores(pipeline: Pipeline, recipe: Recipe) -> dict[str, float]:
+    """Bits a pixel on the test split: the model's and the baselines', and the picture count."""
+    from igpt.baselines import context_nats, position_histogram_nats
+    from igpt.data import decode_all, evaluation_split, open_source, training_splits
+
+    source, size = open_source(recipe.data.source), pipeline.image_size
+    train, held_out = training_splits(source, recipe.data, recipe.train.seed)
+    test = decode_all(evaluation_split(source, recipe.data.test_split), size).images
+    sets = [decode_all(split, size).images for split in (train, held_out)]
+    a, b, c = (pipeline.palette.encode(images) for images in (*sets, test))
+    k = pipeline.palette.n_colors
+    return {
+        "bits_per_pixel": pipeline.likelihood(test).bits_per_pixel,
+        "position_histogram": position_histogram_nats(a, b, c, k) / math.log(2),
+        "context_model": context_nats(a, b, c, k, size) / math.log(2),
+        "count": len(test),
+    }
+
+
+def _figures(
+    pipeline: Pipeline, recipe: Recipe, out: Path, values: dict[str, float]
+) -> tuple[Path, ...]:
+    from igpt.checkpoint import RunDirectory, write_atomically
+    from igpt.data import decode_all, evaluation_split, open_source
+    from igpt.monitor import read_metrics
+    from igpt.plots import completion_sheet, loss_figure, palette_sheet, picture_sheet, save_image
+    from igpt.sample import Sampling
+
+    run = RunDirectory(out)
+    names = ("samples", "completions", "palette", "loss")
+    samples, completions, palette, loss = (run.figures / f"{name}.png" for name in names)
+    save_image(picture_sheet(pipeline.paint(SAMPLES, Sampling())), samples)
+    test = evaluation_split(open_source(recipe.data.source), recipe.data.test_split)
+    originals = decode_all(test, pipeline.image_size).images[:COMPLETED]
+    completed = pipeline.continue_from(originals, 0.5, VARIANTS, Sampling())
+    sheet = completion_sheet(pipeline.known(0.5), completed, pipeline.quantize(originals))
+    save_image(sheet, completions)
+    save_image(palette_sheet(pipeline.palette.clusters), palette)
+    levels = {
+        "independent pixels": values["position_histogram"] * math.log(2),
+        "left and upper neighbour": values["context_model"] * math.log(2),
+    }
+    rows = read_metrics(run.metrics)
+    write_atomically(loss, lambda path: loss_figure(rows, path, levels))
+    return samples, completions, palette, loss
+
+
+def _text(out: Path, values: dict[str, float], figures: tuple[Path, ...]) -> str:
+    return "\n".join(
+        [
+            "",
+            f"bits per pixel on {values['count']:.0f} held-out digits (less is better)",
+            f"  {values['position_histogram']:.3f}  a histogram of the colours at each position",
+            f"  {values['context_model']:.3f}  counts given the left and the upper neighbour",
+            f"  {values['bits_per_pixel']:.3f}  this Image GPT",
+            "",
+            "look at",
+            *(f"  {figure}" for figure in figures),
+            "",
+            "then try",
+            f"  igpt sample {out} -n 16 --temperature 0.8 --out sheet.png",
+            f"  igpt complete {out} --data digits --limit 8 --keep 0.25 -n 6 --out sheet.png",
+            "  igpt pretrain digits --data YOUR_PICTURES --size 16 --colors 64 --out runs/mine",
+        ]
+    )

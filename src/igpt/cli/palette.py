@@ -1,0 +1,46 @@
+"""`igpt palette`: fit the colour clusters of a set of pictures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from igpt.cli.report import Report
+
+EXAMPLE = "igpt palette --data digits --size 8 --colors 16 --out palette.npy"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", required=True, metavar="D", help="Hugging Face id, folder, .npy/.npz or `digits`"
+    )
+    parser.add_argument("--split", default="train", help="default train")
+    parser.add_argument("--image-column", metavar="NAME", help="column of the pictures")
+    parser.add_argument("--size", type=int, required=True, help="side of the pictures, in pixels")
+    parser.add_argument("--colors", type=int, default=512, help="default 512")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="clusters, as .npy")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also draw the colours")
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.config import DataConfig, PaletteConfig
+    from igpt.data import decode_all, evaluation_split, open_source
+    from igpt.palette import Palette
+    from igpt.plots import palette_sheet, save_image
+
+    DataConfig(image_size=args.size)  # the ranges are checked there
+    PaletteConfig(colors=args.colors)
+    source = open_source(args.data, image_column=args.image_column)
+    images = decode_all(evaluation_split(source, args.split), args.size).images
+    say(f"fitting {args.colors} colours on {len(images):,} pictures")
+    palette = Palette.fit(images, args.colors, args.seed)
+    psnr = palette.psnr(images)
+    palette.save(args.out)
+    if args.sheet:
+        save_image(palette_sheet(palette.clusters), args.sheet)
+    return Report(
+        f"{palette.n_colors} colours, {psnr:.1f} dB PSNR: {args.out}",
+        {"out": str(args.out), "colors": palette.n_colors, "psnr": psnr if psnr < 1e9 else None},
+    )

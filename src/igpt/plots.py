@@ -1,0 +1,154 @@
+"""Arrays to figures: picture sheets by Pillow, pixel for pixel; curves by matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from igpt.config import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Pixels = npt.NDArray[np.uint8]
+
+GUTTER = 4  # pixels between the pictures of a sheet
+MARGIN = 12
+PAPER, INK, HIDDEN = (255, 255, 255), (70, 70, 70), (222, 224, 228)
+CELL = 96  # pixels that a picture is enlarged to, or the next whole multiple of its side
+# Okabe and Ito's colours, told apart by the colour-blind.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a picture whole or not at all, in the format of its suffix.
+
+    Raises UserError for a suffix that is no picture format and a disk that does not take it.
+    """
+    from igpt.checkpoint import write_atomically
+
+    file_format = Image.registered_extensions().get(path.suffix.lower())
+    if file_format is None or file_format not in Image.SAVE:
+        raise UserError(f"cannot write a picture as '{path.name}': expected a name like sheet.png")
+    write_atomically(path, lambda temporary: image.save(temporary, format=file_format))
+
+
+def picture_sheet(images: Pixels, columns: int | None = None) -> Image.Image:
+    """Pictures [N, H, W, 3] in rows, enlarged without blur."""
+    columns = columns or int(np.ceil(np.sqrt(len(images))))
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    return _grid(rows)
+
+
+def completion_sheet(
+    known: npt.NDArray[np.bool_], completions: Pixels, originals: Pixels
+) -> Image.Image:
+    """A row a picture: what was given, its completions, the original.
+
+    Args:
+        known: [H, W], True where the picture was given.
+        completions: [N, n, H, W, 3]
+        originals: [N, H, W, 3]
+    """
+    given = np.where(known[..., None], originals, np.array(HIDDEN, np.uint8))
+    rows = [
+        np.concatenate((g[None], c, o[None]))
+        for g, c, o in zip(given, completions, originals, strict=True)
+    ]
+    n = completions.shape[1]
+    return _grid(rows, {0: "given", 1: "completions" if n > 1 else "completion", n + 1: "original"})
+
+
+def _grid(rows: Sequence[Pixels], titles: Mapping[int, str] | None = None) -> Image.Image:
+    """Rows of pictures on paper; `titles` stand above columns."""
+    height, width = rows[0].shape[1:3]
+    scale = max(1, -(-CELL // max(height, width)))
+    step_x, step_y = width * scale + GUTTER, height * scale + GUTTER
+    top = MARGIN + (20 if titles else 0)
+    columns = max(len(row) for row in rows)
+    size = (2 * MARGIN + columns * step_x - GUTTER, top + MARGIN + len(rows) * step_y - GUTTER)
+    sheet = Image.new("RGB", size, PAPER)
+    for r, row in enumerate(rows):
+        for c, pixels in enumerate(row):
+            picture = Image.fromarray(pixels).resize(
+                (width * scale, height * scale), Image.Resampling.NEAREST
+            )
+            sheet.paste(picture, (MARGIN + c * step_x, top + r * step_y))
+    pen = ImageDraw.Draw(sheet)
+    for column, title in (titles or {}).items():
+        font = ImageFont.load_default(size=14)
+        pen.text((MARGIN + column * step_x, MARGIN - 2), title, fill=INK, font=font)
+    return sheet
+
+
+def palette_sheet(clusters: npt.NDArray[np.float32]) -> Image.Image:
+    """The colours [K, 3] in [-1, 1] as swatches, in the order of their tokens."""
+    colors = np.clip(np.rint(127.5 * (clusters + 1)), 0, 255).astype(np.uint8)
+    columns = int(np.ceil(np.sqrt(2 * len(colors))))
+    side = max(8, min(36, 640 // columns))
+    rows = -(-len(colors) // columns)
+    sheet = Image.new("RGB", (2 * MARGIN + columns * side, 2 * MARGIN + rows * side), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for i, color in enumerate(colors):
+        x, y = MARGIN + i % columns * side, MARGIN + i // columns * side
+        pen.rectangle((x, y, x + side - 2, y + side - 2), fill=tuple(int(v) for v in color))
+    return sheet
+
+
+def loss_figure(
+    rows: Sequence[Mapping[str, Any]], path: Path, references: Mapping[str, float] | None = None
+) -> None:
+    """Training and validation loss of a run's metric rows, in nats a pixel, as a PNG.
+
+    `references` are levels to compare with, by name.
+    """
+    figure, axes = _figure()
+    train = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
+    held_out = [(row["step"], row["val_loss"]) for row in rows if row.get("val_loss") is not None]
+    if train:
+        steps, losses = np.array(train, dtype=float).T
+        axes.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, _smooth(losses), color=BLUE, label="training")
+    if held_out:
+        steps, losses = np.array(held_out, dtype=float).T
+        axes.plot(steps, losses, color=ORANGE, marker="o", markersize=4, label="held out")
+    for name, level in (references or {}).items():
+        axes.axhline(level, color=GREY, linestyle="--", linewidth=1)
+        axes.annotate(
+            name,
+            (1, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+            color="#555555",
+        )
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats / pixel")
+    axes.legend(frameon=False, loc="lower left" if references else "upper right")
+    figure.savefig(path, format="png", dpi=150)
+
+
+def _figure() -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#eeeeee")
+    return figure, axes
+
+
+def _smooth(values: npt.NDArray[np.float64], span: int = 10) -> npt.NDArray[np.float64]:
+    """Mean of each value and up to `span` - 1 before it."""
+    sums = np.cumsum(np.concatenate(([0.0], values)))
+    end = np.arange(1, len(values) + 1)
+    begin = np.maximum(0, end - span)
+    return np.asarray((sums[end] - sums[begin]) / (end - begin))
