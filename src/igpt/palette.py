@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from igpt.config import UserError
+from igpt.rng import numpy_rng
 
 Pixels = npt.NDArray[np.uint8]
 Tokens = npt.NDArray[np.uint16]
@@ -25,6 +26,9 @@ CELL = 16  # colours a side of a cell of the table
 UNKNOWN = 65535  # a colour whose cell was not computed yet; so K is at most 65535
 RANGE_SLACK = 1e-3  # k-means centres may stand a rounding outside [-1, 1]
 SLACK = 1e-9  # of the bounds on squared distances, far above float64's error
+# Seeding and most of the way are done on this many pixels: k-means++ over a million colours takes
+# minutes and ends no better. All of them then take part in at most so many steps.
+SEEDING, LLOYD_STEPS = 50_000, 50
 GATHER = 1 << 16  # pixels a gather, so that its indexes stay in the cache
 
 
@@ -77,8 +81,16 @@ class Palette:
                     stacklevel=2,
                 )
             return cls(_by_luminance(_to_unit(colors)))
-        kmeans = KMeans(n_colors, n_init=1, random_state=seed, algorithm="elkan", max_iter=100)
-        kmeans.fit(_to_unit(colors), sample_weight=counts)
+        points, start = _to_unit(colors), "k-means++"
+        if len(points) > SEEDING:
+            chosen = numpy_rng(seed, "palette").choice(
+                len(points), SEEDING, p=counts / counts.sum()
+            )
+            start = (
+                KMeans(n_colors, n_init=1, random_state=seed).fit(points[chosen]).cluster_centers_
+            )
+        kmeans = KMeans(n_colors, init=start, n_init=1, random_state=seed, max_iter=LLOYD_STEPS)
+        kmeans.fit(points, sample_weight=counts)
         centers = np.unique(kmeans.cluster_centers_.astype(np.float32), axis=0)
         palette = cls(_by_luminance(centers))
         used = np.unique(palette.encode(colors.reshape(1, 1, -1, 3)))

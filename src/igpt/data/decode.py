@@ -25,9 +25,8 @@ Fit = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size, 3]
 FILTER = Image.Resampling.BILINEAR
 CROP = 224  # ImageNet's crop before the reduction (paper, section 3.1)
 NAMED = 3  # unreadable pictures that a warning names
-CHUNK = (
-    64  # pictures a thread takes at a time: handing them out one by one costs more than a decode
-)
+# Pictures a thread takes at a time: handing out one costs almost as much as decoding a small one.
+CHUNK = 64
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -149,9 +149,8 @@ class CropLoader:
             except UnreadablePicture as error:
                 unreadable[self.pictures.name(place)] = str(error)
                 place = int(rng.integers(self.n_pictures))
-        raise UserError(
-            f"{1 + REPLACEMENTS} pictures in a row cannot be read: {next(iter(unreadable.values()))}"
-        )
+        first = next(iter(unreadable.values()))
+        raise UserError(f"{1 + REPLACEMENTS} pictures in a row cannot be read: {first}")
 
     def _name(self, unreadable: dict[str, str]) -> None:
         for name, error in unreadable.items():

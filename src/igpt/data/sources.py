@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,8 @@ from igpt.rng import numpy_rng
 
 # What a broken file makes Pillow's decoders raise; it has no one exception for that.
 BROKEN = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    LookupError,
-    TypeError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+    *(OSError, ValueError, SyntaxError, LookupError, TypeError, EOFError, RuntimeError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 # Names of pictures and labels in a .npz, and the split that they are.
 ARRAYS = (
@@ -44,6 +37,9 @@ ARRAYS = (
 )
 DIGITS_TEST = 297  # of the 1,797 scans of scikit-learn's digits, chosen by a fixed shuffle
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+
+
+Labels = tuple[npt.NDArray[np.int64] | None, tuple[str, ...] | None]  # [N], names of classes
 
 
 class UnreadablePicture(Exception):
@@ -109,9 +105,7 @@ class Source:
     def split(self, name: str) -> Pictures:
         """One split; UserError that lists them when there is none of that name, or it is empty."""
         if name not in self.open_split:
-            raise UserError(
-                f"{self.name} has no split '{name}', expected one of: {', '.join(self.splits)}"
-            )
+            raise UserError(f"{self.name} has no split '{name}', only: {', '.join(self.splits)}")
         pictures = self.open_split[name]()
         if len(pictures) == 0:
             raise UserError(f"{self.name}: split '{name}' has no pictures")
@@ -153,11 +147,11 @@ def open_files(paths: Sequence[Path]) -> Pictures:
             raise UserError(f"no picture {path}")
     if not files:
         raise UserError(f"no pictures in {', '.join(map(str, paths))}")
-    return Pictures(
-        len(files),
-        lambda i: Image.open(io.BytesIO(files[i].read_bytes())),  # leaves no file open
-        lambda i: str(files[i]),
-    )
+
+    def open_image(i: int) -> Image.Image:
+        return Image.open(io.BytesIO(files[i].read_bytes()))  # leaves no file open
+
+    return Pictures(len(files), open_image, lambda i: str(files[i]))
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -200,11 +194,8 @@ def evaluation_split(source: Source, name: str) -> Pictures:
     """The split to evaluate on; a source with a single split gives that one, and a warning."""
     if name not in source.splits and len(source.splits) == 1:
         (only,) = source.splits
-        warnings.warn(
-            f"{source.name} has no split '{name}': taking its only one, '{only}', "
-            "which is seen in training if the model was trained on this source",
-            stacklevel=2,
-        )
+        note = f"{source.name} has no split '{name}': '{only}', its only one, is taken instead"
+        warnings.warn(f"{note}; a model trained on this source has seen it", stacklevel=2)
         name = only
     return source.split(name)
 
@@ -216,13 +207,11 @@ def array_pictures(
     images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64] | None, name: str
 ) -> Pictures:
     """Pictures of an array [N, H, W] or [N, H, W, 3]."""
-    return Pictures(
-        len(images),
-        lambda i: Image.fromarray(images[i]),
-        lambda i: f"{name}[{i}]",
-        labels,
-        array=images,
-    )
+
+    def open_image(i: int) -> Image.Image:
+        return Image.fromarray(images[i])
+
+    return Pictures(len(images), open_image, lambda i: f"{name}[{i}]", labels, array=images)
 
 
 def _digits() -> Source:
@@ -231,16 +220,16 @@ def _digits() -> Source:
     bunch = load_digits()
     images = np.rint(bunch.images * 255 / 16).astype(np.uint8)  # 0 to 16, [1797, 8, 8]
     labels = bunch.target.astype(np.int64)
+    names = tuple(str(n) for n in bunch.target_names)
     shuffled = numpy_rng(0, "digits").permutation(len(images))
     parts = {"train": np.sort(shuffled[DIGITS_TEST:]), "test": np.sort(shuffled[:DIGITS_TEST])}
 
-    def open_split(split: str) -> Callable[[], Pictures]:
+    def open_split(split: str) -> Pictures:
         index = parts[split]
-        names = tuple(str(n) for n in bunch.target_names)
         pictures = array_pictures(images[index], labels[index], f"digits/{split}")
-        return lambda: replace(pictures, class_names=names)
+        return replace(pictures, class_names=names)
 
-    return Source("digits", {split: open_split(split) for split in parts})
+    return Source("digits", {split: partial(open_split, split) for split in parts})
 
 
 def _arrays(path: Path) -> Source:
@@ -251,9 +240,7 @@ def _arrays(path: Path) -> Source:
         if images in arrays
     }
     if not open_split:
-        raise UserError(
-            f"{path} has arrays {', '.join(arrays)}: expected images, x, or x_train and x_test"
-        )
+        raise UserError(f"{path}: expected images, x, or x_train and x_test, not {set(arrays)}")
     return Source(str(path), open_split)
 
 
@@ -266,8 +253,7 @@ def _load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             return dict(loaded)
     except FileNotFoundError as error:
         raise UserError(f"no file {path}") from error
-    # A broken zip file of arrays raises whatever its reader meets first.
-    except Exception as error:
+    except Exception as error:  # whatever the reader of a broken zip file meets first
         raise UserError(f"{path} is not a whole {path.suffix} file of uint8 pictures") from error
 
 
@@ -276,45 +262,33 @@ def _array_split(
 ) -> Callable[[], Pictures]:
     colour = images.ndim == 4 and images.shape[-1] == 3
     if images.dtype != np.uint8 or not (images.ndim == 3 or colour):
-        raise UserError(
-            f"{path}: expected uint8 pictures [N, H, W] or [N, H, W, 3], "
-            f"got {images.dtype} {list(images.shape)}"
-        )
+        got = f"{images.dtype} {list(images.shape)}"
+        raise UserError(f"{path}: expected uint8 pictures [N, H, W] or [N, H, W, 3], got {got}")
     if labels is None:
-        return lambda: array_pictures(images, None, str(path))
+        return partial(array_pictures, images, None, str(path))
     if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
-        raise UserError(
-            f"{path}: expected integer labels [{len(images)}], "
-            f"got {labels.dtype} {list(labels.shape)}"
-        )
-    index = labels.astype(np.int64).ravel()
-    return lambda: array_pictures(images, index, str(path))
+        got = f"{labels.dtype} {list(labels.shape)}"
+        raise UserError(f"{path}: expected integer labels [{len(images)}], got {got}")
+    return partial(array_pictures, images, labels.astype(np.int64).ravel(), str(path))
 
 
 def _hugging_face(spec: str, image_column: str | None, label_column: str | None) -> Source:
-    """A folder or a Hub id, by the `datasets` library; its splits share one meaning of labels."""
-    import datasets
-
+    """A folder or a Hub id, by the `datasets` library."""
     files = _files_in(Path(spec)) if Path(spec).is_dir() else []
     try:
         splits = _load_splits(spec)
-        if files and _leaves_out(splits, spec, len(files)):
+        if image_column is None and _leaves_out(splits, spec, len(files)):
             return _folder(Path(spec), files)
-    # Builders raise anything on what they can make nothing of.
-    except Exception as error:
+    except Exception as error:  # builders raise anything on what they can make nothing of
         if files:
             return _folder(Path(spec), files)
-        # The library's own words for a failed build are empty; the cause says what it was.
-        generated = isinstance(error, datasets.exceptions.DatasetGenerationError)
-        cause = error.__cause__ if generated and error.__cause__ else error
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise UserError(f"no data set {spec} can be loaded: {reason}") from error
-
-    def open_split(split: str) -> Callable[[], Pictures]:
-        return lambda: _split_pictures(splits, split, spec, image_column, label_column)
-
+        cause = error.__cause__ or error  # the library's own words for a failed build say nothing
+        reason = (str(cause) or type(cause).__name__).splitlines()[0]
+        what = "no pictures in" if Path(spec).is_dir() else "no data set"
+        raise UserError(f"{what} {spec}: {reason}") from error
     _image_column(next(iter(splits.values())).features, spec, image_column)
-    return Source(spec, {str(split): open_split(split) for split in splits})
+    opened = partial(_split_pictures, splits, spec, image_column, label_column)
+    return Source(spec, {str(split): partial(opened, split) for split in splits})
 
 
 def _load_splits(spec: str) -> Any:
@@ -323,24 +297,23 @@ def _load_splits(spec: str) -> Any:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    if Path(spec, "dataset_dict.json").is_file() or Path(spec, "state.json").is_file():
-        loaded = datasets.load_from_disk(spec)
-    else:
-        loaded = datasets.load_dataset(spec)
-    if isinstance(loaded, datasets.Dataset):
-        return datasets.DatasetDict(train=loaded)
-    return loaded
+    saved = any(Path(spec, name).is_file() for name in ("dataset_dict.json", "state.json"))
+    loaded = datasets.load_from_disk(spec) if saved else datasets.load_dataset(spec)
+    return datasets.DatasetDict(train=loaded) if isinstance(loaded, datasets.Dataset) else loaded
 
 
 def _leaves_out(splits: Any, spec: str, n_files: int) -> bool:
-    """Whether pictures of the folder are in no split.
+    """Whether picture files of a folder are in no split.
 
     A builder goes by the commonest kind of file, and takes a name like `test.png` or `test tubes`
     for a split, which leaves out all others. A metadata file may choose what it wants.
     """
-    if any(Path(spec).rglob("metadata.*")):
-        return False
-    return sum(map(len, splits.values())) < n_files
+    import datasets
+
+    kinds = next(iter(splits.values())).features.values()
+    if not any(isinstance(kind, datasets.Image) for kind in kinds):
+        return n_files > 0
+    return sum(map(len, splits.values())) < n_files and not any(Path(spec).rglob("metadata.*"))
 
 
 def _folder(path: Path, files: Sequence[Path]) -> Source:
@@ -362,13 +335,13 @@ def _image_column(features: Any, spec: str, name: str | None) -> str:
             raise UserError(f"{spec} has no column '{name}', only: {', '.join(features)}")
         return name
     if len(found) != 1:
-        listed = ", ".join(found) if found else f"none among {', '.join(features)}"
+        listed = ", ".join(found) or f"none among {', '.join(features)}"
         raise UserError(f"{spec}: expected one column of pictures, found {listed}: --image-column")
     return found[0]
 
 
 def _split_pictures(
-    splits: Any, split: str, spec: str, image_column: str | None, label_column: str | None
+    splits: Any, spec: str, image_column: str | None, label_column: str | None, split: str
 ) -> Pictures:
     """A split of a `datasets` data set, its pictures left encoded until they are looked at."""
     import datasets
@@ -396,9 +369,7 @@ def _split_pictures(
     return Pictures(len(dataset), open_image, name_of, labels, class_names)
 
 
-def _labels(
-    splits: Any, split: str, name: str, label_column: str | None
-) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...] | None]:
+def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Labels:
     """The column named, else the first of class labels, else one that has a usual name."""
     import datasets
 
@@ -422,9 +393,7 @@ def _labels(
     return numbers, tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
 
 
-def _indexed(
-    values: Iterable[str | None], classes: set[str]
-) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+def _indexed(values: Iterable[str | None], classes: set[str]) -> Labels:
     names = sorted(classes)
     index = {name: i for i, name in enumerate(names)}
     return np.array([-1 if v is None else index[v] for v in values], dtype=np.int64), tuple(names)

@@ -1,0 +1,191 @@
+"""The command line through its entry point: what it prints, writes, and says of mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import TINY, picture_bytes
+from igpt.cli import COMMANDS, main
+
+
+class Result:
+    """Exit status and output of one call of the command line."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def igpt(capfd: pytest.CaptureFixture[str]):
+    def call(*argv: object) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in argv])
+        captured = capfd.readouterr()
+        return Result(int(stop.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def is_sheet(path: Path) -> bool:
+    with Image.open(path) as image:
+        return len(np.unique(np.asarray(image))) > 3
+
+
+def test_help_lists_every_command_and_each_has_an_example(igpt) -> None:
+    overview = igpt("--help")
+    assert overview.status == 0
+    for name in COMMANDS:
+        assert name in overview.out
+        page = igpt(name, "--help")
+        assert page.status == 0
+        assert f"example:\n  igpt {name}" in page.out
+        assert "--json" in page.out
+
+
+def test_no_arguments_show_the_help_and_the_version_is_known(igpt) -> None:
+    assert "commands:" in igpt().out
+    assert igpt("--version").out.startswith("igpt 0.")
+
+
+def test_eval_measures_the_whole_test_split(igpt, tiny_run: Path) -> None:
+    values = json.loads(igpt("eval", tiny_run, "--json").out)
+    assert values["count"] == 297
+    assert values["bits_per_pixel"] == pytest.approx(values["nats_per_pixel"] / np.log(2))
+    assert values["nats_per_picture"] == pytest.approx(values["nats_per_pixel"] * 64)
+    assert 1 < values["nats_per_pixel"] < np.log(17)
+    part = json.loads(igpt("eval", tiny_run, "--limit", 10, "--split", "train", "--json").out)
+    assert part["count"] == 10
+    assert "nats/pixel" in igpt("eval", tiny_run, "--limit", 3).out
+
+
+def test_sample_paints_a_sheet_and_repeats_it(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    words = ("sample", tiny_run, "-n", 5, "--top-k", 9, "--top-p", 0.9, "--temperature", 0.8)
+    sheets = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        result = igpt(*words, "--seed", seed, "--out", tmp_path / f"{name}.png", "--json")
+        assert json.loads(result.out) == {"out": str(tmp_path / f"{name}.png"), "count": 5}
+        sheets.append((tmp_path / f"{name}.png").read_bytes())
+    assert is_sheet(tmp_path / "a.png")
+    assert sheets[0] == sheets[1] != sheets[2]
+
+
+def test_complete_takes_files_folders_and_data(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(2):
+        (tmp_path / "in" / f"{i}.png").write_bytes(picture_bytes(i))
+    out = tmp_path / "sheet.png"
+    file = tmp_path / "in" / "0.png"
+    for words, count in (
+        (["--images", file], 1),
+        (["--images", tmp_path / "in", file], 3),
+        (["--data", "digits", "--limit", 2], 2),
+    ):
+        result = igpt("complete", tiny_run, *words, "--keep", 0.25, "-n", 2, "--out", out, "--json")
+        assert json.loads(result.out) == {"out": str(out), "count": count, "n": 2}
+        assert is_sheet(out)
+        out.unlink()
+
+
+def test_palette_writes_clusters_and_says_what_they_lose(igpt, tmp_path: Path) -> None:
+    out = tmp_path / "palette.npy"
+    words = ("--data", "digits", "--size", 8, "--colors", 5, "--out", out)
+    values = json.loads(igpt("palette", *words, "--sheet", tmp_path / "p.png", "--json").out)
+    assert values["colors"] == 5
+    assert 20 < values["psnr"] < 60
+    assert np.load(out).shape == (5, 3)
+    assert is_sheet(tmp_path / "p.png")
+
+
+def test_pretrain_takes_short_flags_and_dotted_fields(igpt, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ("--order", "snake", "--objective", "bert", "--colors", 5, "--lr", 0.01, "--steps", 4)
+    result = igpt("pretrain", "digits", "--out", out, *TINY[1:], *flags, "--json")
+    assert result.status == 0, result.err
+    values = json.loads(result.out)
+    assert values["step"] == 4
+    assert values["best_val_loss"] > 0
+    recipe = (out / "recipe.yaml").read_text()
+    for line in ("order: snake", "objective: bert", "colors: 5", "lr: 0.01", "log_every: 1"):
+        assert line in recipe
+    assert is_sheet(out / "figures" / "loss.png")
+    assert json.loads(igpt("eval", out, "--limit", 20, "--json").out)["nats_per_pixel"] > 0
+    again = igpt("pretrain", "--out", out, "--resume", "--json")
+    assert json.loads(again.out)["step"] == 4
+
+
+def test_the_demo_shows_all_it_promises(igpt, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    result = igpt("demo", "--out", out, "--steps", 30)
+    assert result.status == 0, result.err
+    for name in ("samples", "completions", "palette", "loss"):
+        assert is_sheet(out / "figures" / f"{name}.png")
+        assert str(out / "figures" / f"{name}.png") in result.out
+    assert "bits per pixel on 297 held-out digits" in result.out
+    assert result.out.count("\n  igpt ") == 3
+    values = json.loads(igpt("demo", "--out", out, "--steps", 30, "--json").out)
+    assert 0 < values["context_model"] < values["position_histogram"] < np.log2(17)
+
+
+MISTAKES = [
+    (["paint"], "invalid choice: 'paint'"),
+    (["pretrain", "--out", "{tmp}/r"], "name a recipe"),
+    (["pretrain", "digits"], "--out"),
+    (["pretrain", "cifar", "--out", "{tmp}/r"], "unknown recipe 'cifar'"),
+    (["pretrain", "digits", "emoji32", "--out", "{tmp}/r"], "expected one recipe"),
+    (["pretrain", "digits", "--out", "{tmp}/r", "train.lrr=1"], "unknown field 'train.lrr'"),
+    (["pretrain", "digits", "--out", "{tmp}/r", "--steps", "many"], "train.steps"),
+    (["pretrain", "digits", "--out", "{tmp}/r", "--stepz", "3"], "--stepz"),
+    (["pretrain", "digits", "--out", "{tmp}/r", "--order", "spiral"], "unknown order 'spiral'"),
+    (["pretrain", "digits", "--out", "{tmp}/r", "--model", "vit"], "unknown model preset"),
+    (["pretrain", "digits", "--out", "{tmp}/r", "--data", "{tmp}/nothing"], "no data at"),
+    (["pretrain", "digits", "--out", "{tmp}/r", "--data", "{tmp}/empty"], "no pictures"),
+    (["pretrain", "digits", "--out", "{tmp}/r", "--palette", "{tmp}/no.npy"], "no palette file"),
+    (["pretrain", "--out", "{tmp}/r", "--resume"], "no run"),
+    (["eval", "{tmp}/nothing"], "no run at"),
+    (["eval", "{tmp}/empty"], "config.json"),
+    (["eval", "{run}", "--split", "dev"], "train, test"),
+    (["eval", "{run}", "--limit", "0"], "--limit"),
+    (["eval", "{run}", "--data", "{tmp}/text.npy"], "not a whole .npy"),
+    (["sample", "{run}", "-n", "0", "--out", "{tmp}/s.png"], "n must be at least 1"),
+    (["sample", "{run}", "--temperature", "-1", "--out", "{tmp}/s.png"], "temperature"),
+    (["sample", "{run}", "--out", "{tmp}/s.xyz"], "expected a name like sheet.png"),
+    (["complete", "{run}", "--images", "{tmp}/none.png", "--out", "{tmp}/s.png"], "no picture"),
+    (["complete", "{run}", "--images", "{tmp}/text.npy", "--out", "{tmp}/s.png"], "can be read"),
+    (["complete", "{run}", "--limit", "1", "--keep", "1", "--out", "{tmp}/s.png"], "keep"),
+    (["palette", "--data", "digits", "--size", "0", "--out", "{tmp}/p.npy"], "image_size"),
+]
+
+
+@pytest.mark.parametrize(("argv", "complaint"), MISTAKES)
+def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
+    igpt,
+    tiny_run: Path,
+    tmp_path: Path,
+    argv: list[str],
+    complaint: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.npy").write_text("hello")
+    result = igpt(*[word.format(tmp=tmp_path, run=tiny_run) for word in argv])
+    lines = [line for line in result.err.splitlines() if "error:" in line]
+    assert result.status == 2
+    assert len(lines) == 1
+    assert complaint in lines[0]
+    assert "Traceback" not in result.err
+    assert result.out == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "text.npy"]
+
+
+def test_debug_shows_the_traceback() -> None:
+    words = [sys.executable, "-m", "igpt", "eval", "nothing", "--debug"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr

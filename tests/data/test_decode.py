@@ -1,0 +1,95 @@
+"""Every kind of picture, as the model takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from conftest import picture_bytes
+from igpt.config import UserError
+from igpt.data import decode_all, fit_square, imagenet_centre, open_files, to_rgb
+
+
+def colour(image: Image.Image) -> list[int]:
+    return list(to_rgb(image).getpixel((0, 0)))
+
+
+def test_grey_and_one_bit_pictures_become_rgb() -> None:
+    assert colour(Image.new("L", (2, 2), 77)) == [77] * 3
+    assert colour(Image.new("1", (2, 2), 1)) == [255] * 3
+
+
+def test_alpha_is_laid_over_white() -> None:
+    assert colour(Image.new("RGBA", (2, 2), (200, 0, 0, 0))) == [255] * 3
+    assert colour(Image.new("RGBA", (2, 2), (200, 0, 0, 255))) == [200, 0, 0]
+    assert colour(Image.new("RGBA", (2, 2), (0, 0, 0, 51))) == [204] * 3
+    assert colour(Image.new("LA", (2, 2), (10, 0))) == [255] * 3
+
+
+def test_palette_pictures_with_and_without_transparency(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([9, 9, 9, 10, 20, 30])
+    assert colour(image) == [10, 20, 30]
+    image.save(tmp_path / "clear.png", transparency=1)
+    assert colour(Image.open(tmp_path / "clear.png")) == [255] * 3
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 32896, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    rgb = np.asarray(to_rgb(Image.open(tmp_path / "deep.png")))
+    assert rgb[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_pictures_are_turned_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 2))
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    image.save(tmp_path / "turned.png", exif=exif)
+    upright = to_rgb(Image.open(tmp_path / "turned.png"))
+    assert upright.size == (2, 4)
+    assert upright.getpixel((1, 0)) == (255, 0, 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(width=st.integers(1, 60), height=st.integers(1, 60), size=st.integers(1, 40))
+def test_any_shape_becomes_a_square_of_the_size(width: int, height: int, size: int) -> None:
+    assert fit_square(Image.new("RGB", (width, height)), size).shape == (size, size, 3)
+
+
+def test_a_picture_of_the_size_is_not_touched_and_a_wide_one_is_cropped_in_the_middle() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 14, 3), dtype=np.uint8)
+    assert np.array_equal(fit_square(Image.fromarray(pixels[:, :8]), 8), pixels[:, :8])
+    assert np.array_equal(fit_square(Image.fromarray(pixels), 8), pixels[:, 3:11])
+
+
+def test_the_imagenet_evaluation_is_the_middle_of_the_picture() -> None:
+    image = Image.new("RGB", (448, 224), "black")
+    image.paste("white", (112, 0, 336, 224))
+    assert (imagenet_centre(image, 32) > 250).all()
+
+
+def test_unreadable_pictures_are_skipped_named_and_counted(tmp_path: Path) -> None:
+    good = picture_bytes(0)
+    (tmp_path / "a.png").write_bytes(good)
+    (tmp_path / "b-truncated.png").write_bytes(good[: len(good) // 2])
+    (tmp_path / "c-empty.png").write_bytes(b"")
+    (tmp_path / "d-text.jpg").write_text("not a picture")
+    (tmp_path / "e.png").write_bytes(picture_bytes(1))
+    with pytest.warns(UserWarning, match="skipped 3 unreadable.*b-truncated.*c-empty.*d-text"):
+        decoded = decode_all(open_files([tmp_path]), 5)
+    assert decoded.images.shape == (2, 5, 5, 3)
+    assert decoded.kept.tolist() == [0, 4]
+    assert len(decoded.skipped) == 3
+
+
+def test_a_folder_with_none_readable_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 1 pictures can be read"):
+        decode_all(open_files([tmp_path]), 5)

@@ -1,0 +1,142 @@
+"""Augmentation by moving tokens, and batches addressed by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from conftest import picture_bytes
+from igpt.config import UserError
+from igpt.data import CropLoader, TokenLoader, imagenet_crop, move_tokens, open_files, prefetch
+from igpt.order import Codec
+from igpt.palette import Palette
+from igpt.rng import numpy_rng
+
+GREYS = Palette(np.linspace(-1, 1, 256, dtype=np.float32)[:, None].repeat(3, 1))
+
+
+def numbered(n: int, size: int = 2) -> np.ndarray:
+    """n pictures of one token each: its number."""
+    return np.arange(n, dtype=np.uint16)[:, None].repeat(size * size, 1)
+
+
+def loader(n: int, batch_size: int, augmentation: str = "none", size: int = 2) -> TokenLoader:
+    codec = Codec(GREYS, "raster", size)
+    return TokenLoader(numbered(n, size), np.arange(n), codec, batch_size, 3, augmentation)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 40), batch_size=st.integers(1, 50))
+def test_every_epoch_visits_every_picture_once(n: int, batch_size: int) -> None:
+    batches = loader(n, batch_size)
+    steps = -(-3 * n // batch_size)
+    seen = np.concatenate([batches.batch(step).tokens[:, 0].numpy() for step in range(steps)])
+    for epoch in range(3):
+        assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    step=st.integers(0, 50), cut=st.integers(1, 6), augmentation=st.sampled_from(["flip", "cifar"])
+)
+def test_a_batch_is_a_function_of_its_step_and_can_be_shared_out(
+    step: int, cut: int, augmentation: str
+) -> None:
+    codec = Codec(GREYS, "hilbert", 6)
+    tokens = np.random.default_rng(0).integers(0, 9, (10, 36)).astype(np.uint16)
+    batches = TokenLoader(tokens, np.arange(10), codec, 7, 3, augmentation)
+    batches.batch(step + 1)
+    whole = batches.batch(step)
+    again = TokenLoader(tokens, np.arange(10), codec, 7, 3, augmentation).batch(step)
+    assert whole.tokens.equal(again.tokens)
+    first, rest = batches.batch(step, range(cut)), batches.batch(step, range(cut, 7))
+    assert whole.tokens.equal(
+        first.tokens.new_tensor([*first.tokens.tolist(), *rest.tokens.tolist()])
+    )
+    assert whole.labels is not None
+    assert first.labels is not None
+    assert whole.labels[:cut].equal(first.labels)
+
+
+def test_tokens_and_labels_stay_together() -> None:
+    batch = loader(30, 8).batch(5)
+    assert batch.labels is not None
+    assert batch.tokens[:, 0].equal(batch.labels)
+
+
+def test_prefetching_gives_the_same_batches_in_order() -> None:
+    batches = loader(11, 4)
+    got = list(prefetch(batches, range(3, 9)))
+    assert [batch.step for batch in got] == list(range(3, 9))
+    assert all(batch.tokens.equal(batches.batch(batch.step).tokens) for batch in got)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip", "cifar"])
+def test_moving_tokens_is_moving_pixels(augmentation: str) -> None:
+    """Encode then augment equals augment then encode, since both only move pixels."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    palette = Palette.fit(images[..., None].repeat(3, -1), 16)
+    flat = images.reshape(20, -1)
+    rng = lambda: numpy_rng(1, "test")  # noqa: E731
+    tokens = palette.encode(images[..., None].repeat(3, -1))
+    moved_pixels = move_tokens(flat, 8, augmentation, rng()).reshape(20, 8, 8, 1).repeat(3, -1)
+    assert np.array_equal(palette.encode(moved_pixels), move_tokens(tokens, 8, augmentation, rng()))
+
+
+def test_flip_mirrors_about_half_and_cifar_shifts_by_up_to_four() -> None:
+    picture = np.arange(64, dtype=np.uint16)[None].repeat(400, 0)
+    flipped = move_tokens(picture, 8, "flip", numpy_rng(0)).reshape(400, 8, 8)
+    mirrored = (flipped == picture.reshape(400, 8, 8)[:, :, ::-1]).all((1, 2))
+    assert 150 < mirrored.sum() < 250
+    assert (flipped[~mirrored] == picture.reshape(400, 8, 8)[0]).all()
+    moved = move_tokens(picture, 8, "cifar", numpy_rng(0)).reshape(400, 8, 8)
+    padded = np.pad(np.arange(64).reshape(8, 8), 4, mode="reflect")
+    mirror = np.pad(np.arange(64).reshape(8, 8)[:, ::-1], 4, mode="reflect")
+    windows = {
+        tuple(p[i : i + 8, j : j + 8].ravel())
+        for p in (padded, mirror)
+        for i in range(9)
+        for j in range(9)
+    }
+    found = {tuple(row.ravel()) for row in moved}
+    assert found <= windows
+    assert len(found) > 100
+
+
+def test_imagenet_crops_lie_inside_the_picture_and_vary() -> None:
+    image = Image.fromarray(
+        np.arange(300 * 400, dtype=np.uint32)
+        .reshape(300, 400)
+        .view(np.uint8)
+        .reshape(300, 400, 4)[..., :3]
+        .copy()
+    )
+    crops = {imagenet_crop(image, 16, numpy_rng(0, i)).tobytes() for i in range(5)}
+    assert len(crops) == 5
+    assert imagenet_crop(Image.new("RGB", (30, 20)), 16, numpy_rng(0)).shape == (16, 16, 3)
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_an_unreadable_picture_is_replaced_the_same_way_each_time(tmp_path: Path) -> None:
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(picture_bytes(i))
+    (tmp_path / "2.png").write_bytes(b"")
+    codec = Codec(GREYS, "raster", 4)
+    crops = CropLoader(open_files([tmp_path]), codec, 6, seed=0)
+    batch = crops.batch(0)
+    assert batch.tokens.shape == (6, 16)
+    assert {Path(name).name for name in crops.skipped} == {"2.png"}
+    assert CropLoader(open_files([tmp_path]), codec, 6, seed=0).batch(0).tokens.equal(batch.tokens)
+    assert crops.batch(0, range(2, 4)).tokens.equal(batch.tokens[2:4])
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_a_set_without_a_readable_picture_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "2.png").write_bytes(b"")
+    with pytest.raises(UserError, match="in a row cannot be read"):
+        CropLoader(open_files([tmp_path]), Codec(GREYS, "raster", 4), 2, seed=0).batch(0)

@@ -1,0 +1,191 @@
+"""Where pictures may come from, and which of them are trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from conftest import picture_bytes
+from igpt.config import DataConfig, UserError
+from igpt.data import Source, decode_all, evaluation_split, open_source, training_splits
+from shared_data import shared
+
+
+def write_pictures(folder: Path, names: list[str]) -> None:
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture_bytes(i, image_format="PNG"))
+
+
+def test_the_digits_have_fixed_splits_of_all_1797_scans() -> None:
+    source = open_source("digits")
+    train, test = source.split("train"), source.split("test")
+    assert (len(train), len(test)) == (1500, 297)
+    images = np.concatenate([decode_all(part, 8).images for part in (train, test)])
+    assert len(np.unique(images.reshape(1797, -1), axis=0)) == 1797
+    assert len(np.unique(images)) == 17
+    assert train.class_names == tuple("0123456789")
+
+
+def test_a_folder_of_class_folders_has_labels(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["cat/1.png", "cat/2.png", "dog/1.png"])
+    pictures = open_source(str(tmp_path)).split("train")
+    assert pictures.class_names == ("cat", "dog")
+    assert pictures.labels is not None
+    assert pictures.labels.tolist() == [0, 0, 1]
+    assert "cat" in pictures.name(0)
+
+
+def test_a_flat_folder_of_pictures_has_none(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["1.png", "2.png"])
+    pictures = open_source(str(tmp_path)).split("train")
+    assert len(pictures) == 2
+    assert pictures.labels is None
+    assert decode_all(pictures, 4).images.shape == (2, 4, 4, 3)
+
+
+def test_split_folders_are_splits(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["train/a/1.png", "train/b/2.png", "test/a/3.png"])
+    assert set(open_source(str(tmp_path)).splits) == {"train", "test"}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "saved"])
+def test_parquet_and_saved_data_sets_keep_the_pictures_and_labels(
+    tmp_path: Path, suffix: str
+) -> None:
+    features = datasets.Features(
+        {"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b"])}
+    )
+    rows = {
+        "photo": [{"bytes": picture_bytes(i), "path": None} for i in range(3)],
+        "kind": [1, 0, 1],
+    }
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    if suffix == "parquet":
+        dataset.to_parquet(str(tmp_path / "train.parquet"))
+    else:
+        dataset.save_to_disk(str(tmp_path))
+    pictures = open_source(str(tmp_path)).split("train")
+    assert pictures.labels is not None
+    assert pictures.labels.tolist() == [1, 0, 1]
+    assert pictures.class_names == ("a", "b")
+    assert decode_all(pictures, 7).images.shape == (3, 7, 7, 3)
+
+
+def test_several_columns_of_pictures_must_be_chosen_from(tmp_path: Path) -> None:
+    row = [{"bytes": picture_bytes(0), "path": None}]
+    features = datasets.Features({"left": datasets.Image(), "right": datasets.Image()})
+    dataset = datasets.Dataset.from_dict({"left": row, "right": row}, features=features)
+    dataset.to_parquet(str(tmp_path / "train.parquet"))
+    with pytest.raises(UserError, match="left, right"):
+        open_source(str(tmp_path))
+    assert len(open_source(str(tmp_path), image_column="right").split("train")) == 1
+    with pytest.raises(UserError, match="no column 'up'"):
+        open_source(str(tmp_path), image_column="up")
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 4), (5, 4, 4, 3)])
+def test_arrays_are_pictures(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.save(tmp_path / "a.npy", images)
+    decoded = decode_all(open_source(str(tmp_path / "a.npy")).split("train"), 4).images
+    assert np.array_equal(decoded[..., 0], images if len(shape) == 3 else images[..., 0])
+    np.savez(tmp_path / "b.npz", x_train=images, y_train=np.arange(5), x_test=images[:2])
+    source = open_source(str(tmp_path / "b.npz"))
+    assert source.splits == ("train", "test")
+    labels = source.split("train").labels
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "complaint"),
+    [
+        ({"x": np.zeros((2, 4, 4), np.float32)}, "uint8"),
+        ({"x": np.zeros((2, 4), np.uint8)}, "uint8 pictures"),
+        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(3)}, "labels"),
+        ({"foo": np.zeros((2, 4, 4), np.uint8)}, "expected images"),
+        ({"x": np.array([{}], dtype=object)}, "not a whole"),
+    ],
+)
+def test_arrays_that_are_no_pictures_are_refused(
+    tmp_path: Path, arrays: dict[str, Any], complaint: str
+) -> None:
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(UserError, match=complaint):
+        open_source(str(tmp_path / "bad.npz")).split("train")
+
+
+def test_what_does_not_exist_or_has_no_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "readme.txt").write_text("hello")
+    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY")
+    for name, complaint in [
+        ("nothing", "no data at"),
+        ("empty", "no pictures"),
+        ("text", "picture"),
+        ("broken.npy", "not a whole"),
+        ("text/readme.txt", "is a file"),
+    ]:
+        with pytest.raises(UserError, match=complaint):
+            open_source(str(tmp_path / name)).split("train")
+
+
+def test_an_unknown_split_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UserError, match="train, test"):
+        open_source("digits").split("dev")
+
+
+def guarded(source: Source) -> Source:
+    """The source, with a test split that must not be opened."""
+
+    def forbidden() -> Any:
+        raise AssertionError("the test split was opened")
+
+    return Source(source.name, {**source.open_split, "test": forbidden})
+
+
+def test_training_never_touches_the_test_split_and_holds_out_a_seeded_tenth() -> None:
+    source = guarded(open_source("digits"))
+    train, held_out = training_splits(source, DataConfig(), seed=0)
+    assert (len(train), len(held_out)) == (1350, 150)
+    names = {train.name(i) for i in range(1350)} | {held_out.name(i) for i in range(150)}
+    assert len(names) == 1500
+    again = training_splits(source, DataConfig(), seed=0)[1]
+    other = training_splits(source, DataConfig(), seed=1)[1]
+    first = [held_out.name(i) for i in range(150)]
+    assert first == [again.name(i) for i in range(150)]
+    assert first != [other.name(i) for i in range(150)]
+
+
+def test_the_test_split_cannot_be_trained_or_validated_on() -> None:
+    for config in (DataConfig(train_split="test"), DataConfig(validation_split="test")):
+        with pytest.raises(UserError, match="for testing"):
+            training_splits(open_source("digits"), config, seed=0)
+
+
+def test_a_validation_split_of_the_source_is_used(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["train/1.png", "train/2.png", "validation/3.png"])
+    train, held_out = training_splits(open_source(str(tmp_path)), DataConfig(), seed=0)
+    assert (len(train), len(held_out)) == (2, 1)
+
+
+def test_a_source_with_one_split_is_evaluated_on_it(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["1.png", "2.png"])
+    with pytest.warns(UserWarning, match="has no split 'test'"):
+        assert len(evaluation_split(open_source(str(tmp_path)), "test")) == 2
+
+
+def test_fashion_mnist_opens_whole() -> None:
+    source = open_source(str(shared("data", "fashion_mnist")))
+    assert len(source.split("train")) == 60_000
+    test = source.split("test")
+    assert len(test) == 10_000
+    images = decode_all(test.select(np.arange(50)), 28).images
+    assert np.array_equal(images[..., 0], images[..., 2])

@@ -1,0 +1,110 @@
+"""Faults done for real: killed processes, signals, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY
+from igpt.checkpoint import RunDirectory
+
+STEPS = 60
+COMMAND = [sys.executable, "-m", "igpt", "pretrain", "digits", *TINY, f"train.steps={STEPS}"]
+
+
+def command(out: Path, *more: str) -> list[str]:
+    return [*COMMAND, "--out", str(out), *more]
+
+
+def losses(run: Path) -> list[tuple[int, str, float]]:
+    """Training and validation losses in the order they were written."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(r["step"], key, r[key]) for r in rows for key in ("loss", "val_loss") if key in r]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float]]:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    subprocess.run(command(out), check=True, capture_output=True)
+    return losses(out)
+
+
+def start_and(act: Callable[[subprocess.Popen[bytes]], None], out: Path, after_step: int) -> int:
+    """Start the run, wait until it logged a step, act on it; its exit status."""
+    process = subprocess.Popen(
+        command(out, "--resume"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        path = out / "metrics.jsonl"
+        if path.is_file() and f'"step": {after_step},' in path.read_text():
+            act(process)
+            break
+        time.sleep(0.002)
+    return process.wait(timeout=60)
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_undisturbed_curve(
+    tmp_path: Path, undisturbed: list[tuple[int, str, float]]
+) -> None:
+    out, rng = tmp_path / "run", random.Random(os.getpid())
+    moments = sorted(rng.sample(range(1, STEPS - 5), 3))
+    for moment in moments:
+
+        def kill(process: subprocess.Popen[bytes]) -> None:
+            time.sleep(rng.uniform(0, 0.03))
+            process.kill()
+
+        assert start_and(kill, out, moment) == -signal.SIGKILL, moments
+    subprocess.run(command(out, "--resume"), check=True, capture_output=True)
+    assert losses(out) == undisturbed, moments
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 0), ("SIGINT", 130)])
+def test_a_signal_saves_and_the_run_goes_on_from_there(
+    tmp_path: Path, undisturbed: list[tuple[int, str, float]], name: str, status: int
+) -> None:
+    out = tmp_path / "run"
+    assert start_and(lambda p: p.send_signal(signal.Signals[name]), out, 18) == status
+    state = RunDirectory(out).latest_checkpoint()
+    assert state is not None
+    assert 18 <= state.step < STEPS
+    subprocess.run(command(out, "--resume"), check=True, capture_output=True)
+    assert losses(out) == undisturbed
+
+
+def test_a_full_disk_stops_the_run_in_one_line_with_the_last_checkpoint_intact(
+    tmp_path: Path,
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        done = subprocess.run(
+            command(disk / "run", "model.n_embd=32", "train.eval_every=1000"),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        last = done.stderr.strip().splitlines()[-1]
+        assert "cannot write" in last
+        assert "No space left" in last
+        assert "Traceback" not in done.stderr
+        state = RunDirectory(disk / "run").latest_checkpoint()
+        assert state is not None
+        assert state.step % 4 == 0
+        left = [p.name for p in (disk / "run" / "checkpoints").iterdir() if "tmp" in p.name]
+        assert not left
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

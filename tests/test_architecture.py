@@ -1,0 +1,119 @@
+"""The rules of the house, read off the syntax trees: who may import whom, and what nobody does."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "igpt"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# From the ground up: a room imports only from rooms before it.
+ROOMS = [
+    "config",
+    "rng",
+    "palette",
+    "order",
+    "data",
+    "attention",
+    "model",
+    "objectives",
+    "device",
+    "interop",
+    "checkpoint",
+    "monitor",
+    "evaluate",
+    "baselines",
+    "train",
+    "pretrain",
+    "sample",
+    "pipeline",
+    "plots",
+    "cli",
+]
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
+    """Modules that a file imports; those under TYPE_CHECKING cost nothing and do not count."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_every_file_is_in_a_room_of_the_list() -> None:
+    assert {room(path) for path in FILES} == {*ROOMS, "__init__", "__main__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_a_room_imports_only_from_rooms_below_it(path: Path) -> None:
+    if room(path) in ("__init__", "__main__"):
+        return
+    allowed = ROOMS[: ROOMS.index(room(path)) + 1]
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("igpt.")}
+    assert used <= set(allowed), f"{path.name} reaches up to {used - set(allowed)}"
+
+
+def test_the_model_knows_neither_files_nor_processes_nor_sampling() -> None:
+    for name in ("attention", "model"):
+        used = set(imports(SOURCE / f"{name}.py"))
+        allowed = {"__future__", "math", "torch", "torch.nn.functional", "igpt.attention"}
+        assert used <= {*allowed, "igpt.config"}
+
+
+def test_the_command_table_and_the_configuration_import_nothing_heavy() -> None:
+    probe = (
+        "import sys, igpt.cli, igpt.config; "
+        "print([m for m in ('torch', 'numpy', 'datasets', 'omegaconf') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_transformers_is_for_tests_and_nothing_is_unpickled() -> None:
+    for path in FILES:
+        modules = {name.split(".")[0] for name in imports(path)}
+        assert not modules & {"transformers", "pickle", "dill", "joblib"}, path
+        text = path.read_text()
+        assert "torch.load(" not in text, path
+        assert text.count("np.load(") == text.count("allow_pickle=False"), path
+
+
+def test_devices_and_types_are_decided_in_one_room() -> None:
+    for path in FILES:
+        if room(path) != "device":
+            text = path.read_text()
+            assert "cuda" not in text, path
+            assert "torch.bfloat16" not in text, path
+            assert "autocast(" not in text or "from igpt.device import autocast" in text, path
+
+
+def test_the_loop_mentions_no_pixels_and_no_foreign_names() -> None:
+    text = (SOURCE / "train.py").read_text().lower()
+    for word in ("pixel", "palette", "huggingface", "transformers", "shard"):
+        assert word not in text.split('"""', 2)[2], word
+
+
+def test_files_can_be_read_in_a_sitting() -> None:
+    long = {p.name: n for p in FILES if (n := len(p.read_text().splitlines())) > 400}
+    assert not long

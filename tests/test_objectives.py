@@ -1,0 +1,73 @@
+"""L_AR and L_BERT, one value a picture."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from igpt.data import Batch
+from igpt.evaluate import likelihood, picture_nats
+from igpt.objectives import AR, BERT, masked_mean, token_nats
+from test_model import AR as AR_CONFIG
+from test_model import BERT as BERT_CONFIG
+from test_model import random_model
+
+
+def batch(n: int = 6, step: int = 0, seed: int = 0) -> Batch:
+    tokens = torch.randint(11, (n, 9), generator=torch.Generator().manual_seed(seed))
+    return Batch(tokens, None, step, range(n))
+
+
+def test_token_nats_are_minus_the_log_of_the_probability() -> None:
+    logits = torch.tensor([[[math.log(3.0), 0.0], [0.0, 0.0]]])
+    expected = [-math.log(0.25), math.log(2)]
+    assert token_nats(logits, torch.tensor([[1, 0]]))[0].tolist() == pytest.approx(expected)
+
+
+def test_a_picture_with_nothing_masked_counts_zero_and_divides_by_none() -> None:
+    nats = torch.tensor([[1.0, 2.0, 6.0], [1.0, 2.0, 3.0]])
+    masked = torch.tensor([[True, False, True], [False, False, False]])
+    assert masked_mean(nats, masked).tolist() == [3.5, 0.0]
+
+
+def test_ar_is_the_mean_over_the_sequence_and_its_exponential_sums_to_one() -> None:
+    model = random_model(AR_CONFIG)
+    pair = torch.cartesian_prod(torch.arange(11), torch.arange(11))  # all pictures of two pixels
+    values = AR()(model, pair)
+    assert torch.exp(-values * 2).sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_mask_is_a_function_of_seed_step_and_row() -> None:
+    objective = BERT(0.15, seed=1, stream="train")
+    whole = objective.inputs(batch(6, step=3))[1]
+    assert torch.equal(whole, objective.inputs(batch(6, step=3))[1])
+    part = Batch(batch(6, step=3).tokens[2:5], None, 3, range(2, 5))
+    assert torch.equal(objective.inputs(part)[1], whole[2:5])
+    assert not torch.equal(whole, objective.inputs(batch(6, step=4))[1])
+    assert not torch.equal(whole, BERT(0.15, 2, "train").inputs(batch(6, step=3))[1])
+    assert not torch.equal(whole, BERT(0.15, 1, "evaluate").inputs(batch(6, step=3))[1])
+
+
+def test_each_position_is_masked_with_the_probability_asked() -> None:
+    masked = BERT(0.15, seed=0, stream="train").inputs(batch(4000))[1].float()
+    assert masked.mean(0).tolist() == pytest.approx([0.15] * 9, abs=4 * math.sqrt(0.1275 / 4000))
+
+
+@pytest.mark.parametrize("name", ["ar", "bert"])
+def test_evaluation_counts_every_picture_once_whatever_the_batch(name: str) -> None:
+    config = AR_CONFIG if name == "ar" else BERT_CONFIG
+    model = random_model(config)
+    tokens = batch(7).tokens
+    if name == "ar":
+        values = [picture_nats(model, AR(), tokens, size) for size in (1, 2, 7, 100)]
+        assert all(torch.allclose(value, values[0], atol=1e-6) for value in values)
+    objective = AR() if name == "ar" else BERT(0.15, 0, "evaluate")
+    total = likelihood(model, objective, tokens, 3)
+    assert total.count == 7
+    assert total.nats_per_pixel == pytest.approx(
+        picture_nats(model, objective, tokens, 3).mean().item(), abs=1e-6
+    )
+    assert total.bits_per_pixel == pytest.approx(total.nats_per_pixel / math.log(2))
+    assert total.nats_per_picture == pytest.approx(total.nats_per_pixel * 9)

@@ -1,0 +1,69 @@
+"""The permutation of the pixels, and the codec."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igpt.config import UserError
+from igpt.order import ORDERS, Codec, inverse, permutation
+from igpt.palette import Palette
+
+orders = st.sampled_from([*ORDERS, "random:7"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(order=orders, size=st.integers(1, 33))
+def test_an_order_visits_every_pixel_once_and_its_inverse_undoes_it(order: str, size: int) -> None:
+    pi = permutation(order, size)
+    assert np.array_equal(np.sort(pi), np.arange(size * size))
+    assert np.array_equal(inverse(pi)[pi], np.arange(size * size))
+    assert np.array_equal(pi[inverse(pi)], np.arange(size * size))
+
+
+@settings(max_examples=40, deadline=None)
+@given(order=st.sampled_from(["snake", "hilbert"]), size=st.integers(2, 33))
+def test_snake_and_hilbert_step_to_a_neighbour(order: str, size: int) -> None:
+    y, x = np.divmod(permutation(order, size), size)
+    assert np.array_equal(np.abs(np.diff(y)) + np.abs(np.diff(x)), np.ones(size * size - 1))
+
+
+def test_the_orders_of_a_small_picture() -> None:
+    assert permutation("raster", 2).tolist() == [0, 1, 2, 3]
+    assert permutation("column", 2).tolist() == [0, 2, 1, 3]
+    assert permutation("snake", 3).tolist() == [0, 1, 2, 5, 4, 3, 6, 7, 8]
+    assert sorted(permutation("hilbert", 4)[:4]) == [0, 1, 4, 5]
+
+
+def test_random_orders_are_seeded() -> None:
+    assert np.array_equal(permutation("random", 8), permutation("random:0", 8))
+    assert not np.array_equal(permutation("random:1", 8), permutation("random:2", 8))
+
+
+@pytest.mark.parametrize("name", ["spiral", "random:x", "random:", "raster:1", ""])
+def test_an_unknown_order_is_refused_with_the_choices(name: str) -> None:
+    with pytest.raises(UserError, match="raster, column, snake, hilbert"):
+        permutation(name, 4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(order=orders, size=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_the_codec_gives_back_pictures_of_the_palettes_colours(
+    order: str, size: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    colors = rng.integers(0, 256, (9, 3))
+    palette = Palette((colors / 127.5 - 1).astype(np.float32))
+    codec = Codec(palette, order, size)
+    images = colors[rng.integers(0, 9, (2, size, size))].astype(np.uint8)
+    tokens = codec.encode(images)
+    assert np.array_equal(codec.decode(tokens), images)
+    assert np.array_equal(tokens[:, 0], palette.encode(images)[:, codec.pi[0]])
+
+
+def test_a_picture_of_another_size_is_refused() -> None:
+    codec = Codec(Palette(np.zeros((1, 3), np.float32)), "raster", 4)
+    with pytest.raises(UserError, match="4x4"):
+        codec.encode(np.zeros((1, 5, 4, 3), np.uint8))

@@ -1,0 +1,139 @@
+"""Colours to tokens and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igpt.config import UserError
+from igpt.palette import Palette
+
+
+def brute_force(clusters: npt.NDArray[np.float32], images: npt.NDArray[np.uint8]) -> npt.NDArray:
+    """The nearest cluster by definition: float64, ties to the lowest index."""
+    colors = images.reshape(-1, 1, 3) / 127.5 - 1.0
+    distance = ((colors - clusters.astype(np.float64)) ** 2).sum(-1)
+    return distance.argmin(1).reshape(len(images), -1)
+
+
+def random_images(seed: int, n: int = 2, side: int = 16) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 300), grey=st.booleans())
+def test_encoding_is_the_exact_nearest_cluster(seed: int, k: int, grey: bool) -> None:
+    clusters = np.random.default_rng(seed).uniform(-1, 1, (k, 3)).astype(np.float32)
+    images = random_images(seed)
+    if grey:
+        images[..., 1:] = images[..., :1]
+    assert np.array_equal(Palette(clusters).encode(images), brute_force(clusters, images))
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    palette = Palette(np.array([[1, 1, 1], [-1, -1, -1], [1, 1, 1]], np.float32))
+    images = np.full((1, 2, 2, 3), 255, np.uint8)
+    assert palette.encode(images).tolist() == [[0, 0, 0, 0]]
+    between = Palette(np.array([[10.0], [-10.0]], np.float32).repeat(3, 1) / 127.5 + 0.0)
+    # 127.5 lies in the middle but is no uint8 value; 127 and 128 are equally far from it.
+    assert between.encode(np.array([[[[127] * 3, [128] * 3]]], np.uint8)).tolist() == [[1, 0]]
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 40))
+def test_a_fitted_palette_has_distinct_colours_that_are_all_used(seed: int, k: int) -> None:
+    images = random_images(seed)
+    palette = Palette.fit(images, k, seed=seed)
+    assert len(np.unique(palette.clusters, axis=0)) == palette.n_colors == k
+    assert set(np.unique(palette.encode(images))) == set(range(k))
+
+
+def test_fitting_is_a_function_of_the_seed_and_better_than_a_random_palette() -> None:
+    images = random_images(3, n=4)
+    palette = Palette.fit(images, 32, seed=1)
+    assert palette == Palette.fit(images, 32, seed=1)
+    some = images.reshape(-1, 3)[:32] / 127.5 - 1
+    assert palette.psnr(images) > Palette(some.astype(np.float32)).psnr(images) + 1
+
+
+def test_fewer_colours_than_asked_are_kept_exactly_and_said() -> None:
+    images = np.zeros((1, 2, 2, 3), np.uint8)
+    images[0, 0, 0] = (200, 10, 3)
+    with pytest.warns(UserWarning, match="2 colours, fewer than the 512"):
+        palette = Palette.fit(images)
+    assert palette.n_colors == 2
+    assert np.array_equal(palette.decode(palette.encode(images)), images)
+    assert palette.psnr(images) == float("inf")
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 60))
+def test_what_was_decoded_encodes_to_the_nearest_of_its_own_colour(seed: int, k: int) -> None:
+    palette = Palette.fit(random_images(seed), k)
+    tokens = np.random.default_rng(seed).integers(0, k, (3, 25))
+    pixels = palette.decode(tokens)
+    assert pixels.shape == (3, 5, 5, 3)
+    assert np.array_equal(palette.decode(palette.encode(pixels)), pixels)
+
+
+def test_white_does_not_wrap_to_black() -> None:
+    palette = Palette(np.array([[1.0005, 1.0, 1.0], [-1.0005, -1, -1]], np.float32))
+    assert palette.decode(np.array([[0], [1]])).reshape(2, 3).tolist() == [[255] * 3, [0] * 3]
+
+
+def test_a_palette_survives_the_disk_to_the_bit(tmp_path: Path) -> None:
+    palette = Palette.fit(random_images(0), 20)
+    palette.save(tmp_path / "new" / "palette.npy")
+    assert Palette.load(tmp_path / "new" / "palette.npy") == palette
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["palette.npy"]
+
+
+@pytest.mark.parametrize(
+    ("array", "complaint"),
+    [
+        (np.zeros((4, 2), np.float32), "shape"),
+        (np.zeros((0, 3), np.float32), "shape"),
+        (np.full((4, 3), 1.5, np.float32), "lie in"),
+        (np.full((4, 3), np.nan, np.float32), "lie in"),
+        (np.zeros((4, 3), np.uint8), "floats"),
+        (np.array([{"a": 1}], dtype=object), "not a .npy"),
+    ],
+)
+def test_a_file_that_is_no_palette_is_refused(
+    tmp_path: Path, array: npt.NDArray, complaint: str
+) -> None:
+    path = tmp_path / "clusters.npy"
+    np.save(path, array, allow_pickle=True)
+    with pytest.raises(UserError, match=complaint) as error:
+        Palette.load(path)
+    assert "clusters.npy" in str(error.value)
+
+
+def test_a_truncated_or_missing_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "clusters.npy"
+    Palette.fit(random_images(0), 20).save(path)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(UserError, match=r"clusters.npy"):
+        Palette.load(path)
+    with pytest.raises(UserError, match="no palette file"):
+        Palette.load(tmp_path / "nothing.npy")
+
+
+def test_a_token_outside_the_palette_is_named() -> None:
+    palette = Palette.fit(random_images(0), 20)
+    for bad in (20, -1):
+        with pytest.raises(UserError, match=f"token {bad} is outside the palette of 20"):
+            palette.decode(np.array([[0, bad, 1, 2]]))
+    with pytest.raises(UserError, match="not a picture"):
+        palette.decode(np.zeros((1, 5), int))
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4, 3))])
+def test_pictures_of_another_shape_or_type_are_refused(images: npt.NDArray) -> None:
+    with pytest.raises(UserError, match="uint8"):
+        Palette(np.zeros((1, 3), np.float32)).encode(images)

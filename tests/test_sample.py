@@ -1,0 +1,112 @@
+"""Decoding: the cache, the filters, the seeds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igpt.config import UserError
+from igpt.sample import Sampling, draw, generate, probabilities
+from test_model import AR, BERT, random_model
+
+EMPTY = torch.empty(1, 0, dtype=torch.long)
+
+
+def test_cached_and_uncached_logits_agree() -> None:
+    model = random_model(AR)
+    tokens = torch.randint(11, (3, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model(tokens)  # [B, T, K]
+        for prefill in (0, 1, 5):
+            cache = model.new_cache(3)
+            for t in range(prefill, 9):
+                logits = model.next_logits(tokens[:, :t], cache)
+                torch.testing.assert_close(logits, expected[:, t], atol=1e-5, rtol=0)
+                assert cache.length == t + 1
+
+
+def test_several_positions_at_once_on_a_part_filled_cache_agree_too() -> None:
+    model = random_model(AR)
+    tokens = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        cache = model.new_cache(2)
+        model.next_logits(tokens[:, :3], cache)
+        logits = model.next_logits(tokens[:, :8], cache)
+        torch.testing.assert_close(logits, model(tokens)[:, 8], atol=1e-5, rtol=0)
+
+
+def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size() -> None:
+    model = random_model(AR)
+    prefix = torch.randint(11, (3, 4), generator=torch.Generator().manual_seed(0))
+    for given_tokens, n in ((EMPTY, 7), (prefix, 3)):
+        whole = generate(model, given_tokens, n, Sampling(seed=5), batch_size=64)
+        for batch_size in (1, 2, 4):
+            parts = generate(model, given_tokens, n, Sampling(seed=5), batch_size=batch_size)
+            assert torch.equal(whole, parts)
+    assert not torch.equal(whole, generate(model, prefix, 3, Sampling(seed=6)))
+
+
+def test_completions_keep_what_was_given_and_differ_in_the_rest() -> None:
+    model = random_model(AR)
+    prefix = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    tokens = generate(model, prefix, 5, Sampling())
+    assert tokens.shape == (2, 5, 9)
+    assert (tokens[:, :, :3] == prefix[:, None]).all()
+    assert len({tuple(row) for row in tokens[0].tolist()}) > 1
+    assert tokens.min() >= 0
+    assert tokens.max() < 11
+
+
+def test_greedy_decoding_takes_the_likeliest_token_each_time() -> None:
+    model = random_model(AR)
+    tokens = generate(model, EMPTY, 1, Sampling(temperature=0))[0]
+    with torch.inference_mode():
+        assert torch.equal(model(tokens).argmax(-1), tokens)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    k=st.integers(1, 12),
+    p=st.floats(0.01, 1),
+    temperature=st.floats(0.1, 5),
+)
+def test_the_filters_keep_the_likeliest_tokens(
+    seed: int, k: int, p: float, temperature: float
+) -> None:
+    logits = torch.randn(2, 9, generator=torch.Generator().manual_seed(seed))
+    full = (logits / temperature).softmax(-1)
+    for row, left in zip(full, probabilities(logits, Sampling(temperature, top_k=k)), strict=True):
+        assert (left > 0).sum() == min(k, 9)
+        assert set(left.nonzero().flatten().tolist()) == set(row.topk(min(k, 9)).indices.tolist())
+    for row, left in zip(full, probabilities(logits, Sampling(temperature, top_p=p)), strict=True):
+        kept = row[left > 0]
+        assert kept.sum() >= p - 1e-5
+        assert kept.sum() - kept.min() < p + 1e-5
+        assert left.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_tokens_are_drawn_by_their_weight_and_never_with_none() -> None:
+    weights = torch.tensor([0.0, 0.5, 0.0, 0.25, 0.25, 0.0])
+    uniforms = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    tokens = draw(weights.expand(1000, -1), uniforms)
+    assert torch.bincount(tokens, minlength=6).tolist() == [0, 500, 0, 250, 250, 0]
+    edges = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert draw(weights.expand(2, -1), edges).tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1}]
+)
+def test_values_out_of_range_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(bad)).replace("_", "-")):
+        Sampling(**bad)  # type: ignore[arg-type]
+
+
+def test_bert_and_a_whole_picture_cannot_be_completed() -> None:
+    with pytest.raises(UserError, match="BERT"):
+        generate(random_model(BERT), EMPTY, 1, Sampling())
+    with pytest.raises(UserError, match="nothing to complete"):
+        generate(random_model(AR), torch.zeros(1, 9, dtype=torch.long), 1, Sampling())

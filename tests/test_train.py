@@ -1,0 +1,123 @@
+"""The loop: its schedule, its sums, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import silent, tiny_recipe
+from igpt.checkpoint import RunDirectory
+from igpt.config import TrainConfig, UserError
+from igpt.pretrain import pretrain
+from igpt.train import learning_rate
+
+
+def rows(run: Path, key: str) -> dict[int, float]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return {row["step"]: row[key] for row in map(json.loads, lines) if key in row}
+
+
+def train(path: Path, *overrides: str, resume: bool = False) -> dict[int, float]:
+    pretrain(tiny_recipe(*overrides), path, resume=resume, say=silent)
+    return rows(path, "loss")
+
+
+def test_the_rate_warms_up_linearly_and_falls_to_zero_as_a_cosine() -> None:
+    config = TrainConfig(steps=110, warmup_steps=10, lr=2.0)
+    rates = [learning_rate(step, config) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10] == 2.0
+    assert rates[60] == pytest.approx(1.0)
+    assert rates[110] == pytest.approx(0.0)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_the_first_loss_is_ln_k_and_it_falls(tmp_path: Path) -> None:
+    losses = train(tmp_path / "run", "train.steps=40", "train.lr=0.01")
+    assert losses[1] == pytest.approx(math.log(17), abs=1e-5)
+    assert losses[40] < losses[1] - 0.4
+
+
+def test_a_run_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    a, b = train(tmp_path / "a"), train(tmp_path / "b")
+    assert a == b
+    assert a != train(tmp_path / "c", "train.seed=1")
+
+
+def test_micro_batches_change_the_memory_and_not_the_loss(tmp_path: Path) -> None:
+    whole = train(tmp_path / "a")
+    parts = train(tmp_path / "b", "train.micro_batch_size=2")
+    assert parts == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tmp_path: Path, objective: str) -> None:
+    words = [f"objective={objective}", "data.augmentation=flip"]
+    whole = train(tmp_path / "whole", *words)
+    path = tmp_path / "parts"
+    train(path, *words)
+    # As a kill after step 9 leaves it: the checkpoint of step 8, later rows, a line cut short.
+    run = RunDirectory(path)
+    (run.checkpoints / "latest").write_text("step-00000008\n")
+    lines = run.metrics.read_text().splitlines()
+    run.metrics.write_text("\n".join(lines[:11]) + '\n{"step": 9, "lo')
+    pretrain(None, path, resume=True, say=silent)
+    assert rows(path, "loss") == whole
+    assert rows(path, "val_loss") == rows(tmp_path / "whole", "val_loss")
+    ours, theirs = run.latest_checkpoint(), RunDirectory(tmp_path / "whole").latest_checkpoint()
+    assert ours is not None
+    assert theirs is not None
+    for mine, other in ((ours.model, theirs.model), (ours.optimizer, theirs.optimizer)):
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from igpt.objectives import AR
+
+    original, calls = AR.__call__, []
+
+    def breaks_at_step_seven(self: AR, model: Any, *inputs: torch.Tensor) -> torch.Tensor:
+        value = original(self, model, *inputs)
+        calls.append(torch.is_grad_enabled())
+        return value * (math.nan if sum(calls) == 7 else 1.0)
+
+    monkeypatch.setattr(AR, "__call__", breaks_at_step_seven)
+    with pytest.raises(UserError, match=r"nan at step 7, with learning rate 0\.00"):
+        train(tmp_path / "run", "train.log_every=5")
+    state = RunDirectory(tmp_path / "run").latest_checkpoint()
+    assert state is not None
+    assert state.step == 4
+    assert all(tensor.isfinite().all() for tensor in state.model.values())
+
+
+def test_a_directory_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    train(tmp_path / "run", "train.steps=4")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match="--resume"):
+        train(tmp_path / "run")
+    with pytest.raises(UserError, match=r"train\.steps differ"):
+        train(tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_there_is_nothing_to_resume_in_an_empty_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="to resume"):
+        pretrain(None, tmp_path / "run", resume=True, say=silent)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_that_cannot_be_decoded_leave_no_run(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"")
+    with pytest.raises(UserError):
+        train(tmp_path / "run", f"data.source={tmp_path / 'pictures'}")
+    assert not (tmp_path / "run").exists()
