@@ -13,7 +13,7 @@ from PIL import Image
 
 from igpt.checkpoint import load_model
 from igpt.config import UserError
-from igpt.data import fit_square, to_rgb
+from igpt.data import UnreadablePicture, fit_square, open_files, to_rgb
 from igpt.device import default_device
 from igpt.evaluate import Likelihood, likelihood, picture_nats
 from igpt.model import ImageGPT
@@ -22,9 +22,9 @@ from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.sample import Sampling, generate
 
-# What people hold: one picture or several, as PIL images, or uint8 arrays or tensors [H, W],
-# [H, W, 3], [B, H, W] or [B, H, W, 3].
-Images = Image.Image | Sequence[Any] | npt.NDArray[np.uint8] | torch.Tensor
+# What people hold: one picture or several, as PIL images, paths of files, or uint8 arrays or
+# tensors [H, W], [H, W, 3], [B, H, W] or [B, H, W, 3].
+Images = Image.Image | str | Path | Sequence[Any] | npt.NDArray[np.uint8] | torch.Tensor
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -153,6 +153,8 @@ def as_pixels(images: Images, size: int) -> npt.NDArray[np.uint8]:
 def _as_pil(images: Images) -> list[Image.Image]:
     if isinstance(images, Image.Image):
         return [images]
+    if isinstance(images, str | Path):
+        return [_open(Path(images))]
     if isinstance(images, torch.Tensor):
         images = images.detach().cpu().numpy()
     if isinstance(images, np.ndarray):
@@ -160,6 +162,13 @@ def _as_pil(images: Images) -> list[Image.Image]:
     if not images:
         raise UserError("no pictures given")
     return [picture for image in images for picture in _as_pil(image)]
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return open_files([path]).image(0)
+    except UnreadablePicture as error:
+        raise UserError(f"cannot read {error}") from error
 
 
 def _array_as_pil(array: npt.NDArray[Any]) -> list[Image.Image]:

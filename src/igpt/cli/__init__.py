@@ -54,7 +54,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _run(name: str, argv: list[str]) -> Report:
+def command_parser(name: str) -> Parser:
+    """The parser of one command of the table."""
     command = import_module(f"igpt.cli.{name}")
     parser = Parser(
         prog=f"igpt {name}",
@@ -66,8 +67,12 @@ def _run(name: str, argv: list[str]) -> Report:
     command.configure(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_intermixed_args(argv)
-    report: Report = command.run(args, _say)
+    return parser
+
+
+def _run(name: str, argv: list[str]) -> Report:
+    args = command_parser(name).parse_intermixed_args(argv)
+    report: Report = import_module(f"igpt.cli.{name}").run(args, _say)
     print(json.dumps(report.values) if args.json else report.text)
     return report
 

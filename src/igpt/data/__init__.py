@@ -3,15 +3,8 @@
 from igpt.data.augment import imagenet_crop, move_tokens
 from igpt.data.decode import Decoded, decode_all, fit_square, imagenet_centre, to_rgb
 from igpt.data.loader import Batch, CropLoader, Loader, TokenLoader, epoch_order, prefetch
-from igpt.data.sources import (
-    Pictures,
-    Source,
-    UnreadablePicture,
-    evaluation_split,
-    open_files,
-    open_source,
-    training_splits,
-)
+from igpt.data.pictures import Pictures, Source, UnreadablePicture, open_files
+from igpt.data.sources import evaluation_split, open_source, training_splits
 
 __all__ = [
     "Batch",

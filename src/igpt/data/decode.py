@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from igpt.config import UserError
-from igpt.data.sources import BROKEN, Pictures, UnreadablePicture
+from igpt.data.pictures import BROKEN, Pictures, UnreadablePicture
 
 Pixels = npt.NDArray[np.uint8]
 Fit = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size, 3]

@@ -20,7 +20,7 @@ import torch
 from igpt.config import UserError
 from igpt.data.augment import imagenet_crop, move_tokens
 from igpt.data.decode import Pixels, read_rgb
-from igpt.data.sources import Pictures, UnreadablePicture
+from igpt.data.pictures import Pictures, UnreadablePicture
 from igpt.order import Codec
 from igpt.rng import numpy_rng
 

@@ -1,0 +1,146 @@
+"""Folders and Hub data sets, opened by the `datasets` library."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from igpt.config import UserError
+from igpt.data.pictures import Pictures, Source, files_in, open_files
+
+Labels = tuple[npt.NDArray[np.int64] | None, tuple[str, ...] | None]  # [N], names of classes
+
+
+def open_dataset(spec: str, image_column: str | None, label_column: str | None) -> Source:
+    """A folder or a Hub id, by the `datasets` library."""
+    files = files_in(Path(spec)) if Path(spec).is_dir() else []
+    try:
+        splits = _load_splits(spec)
+        if image_column is None and _leaves_out(splits, spec, len(files)):
+            return _folder(Path(spec), files)
+    except Exception as error:  # builders raise anything on what they can make nothing of
+        if files:
+            return _folder(Path(spec), files)
+        cause = error.__cause__ or error  # the library's own words for a failed build say nothing
+        reason = (str(cause) or type(cause).__name__).splitlines()[0]
+        what = "no pictures in" if Path(spec).is_dir() else "no data set"
+        raise UserError(f"{what} {spec}: {reason}") from error
+    _image_column(next(iter(splits.values())).features, spec, image_column)
+    opened = partial(_split_pictures, splits, spec, image_column, label_column)
+    return Source(spec, {str(split): partial(opened, split) for split in splits})
+
+
+def _load_splits(spec: str) -> Any:
+    """A `datasets.DatasetDict`."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    saved = any(Path(spec, name).is_file() for name in ("dataset_dict.json", "state.json"))
+    loaded = datasets.load_from_disk(spec) if saved else datasets.load_dataset(spec)
+    return datasets.DatasetDict(train=loaded) if isinstance(loaded, datasets.Dataset) else loaded
+
+
+def _leaves_out(splits: Any, spec: str, n_files: int) -> bool:
+    """Whether picture files of a folder are in no split.
+
+    A builder goes by the commonest kind of file, and takes a name like `test.png` or `test tubes`
+    for a split, which leaves out all others. A metadata file may choose what it wants.
+    """
+    import datasets
+
+    kinds = next(iter(splits.values())).features.values()
+    if not any(isinstance(kind, datasets.Image) for kind in kinds):
+        return n_files > 0
+    return sum(map(len, splits.values())) < n_files and not any(Path(spec).rglob("metadata.*"))
+
+
+def _folder(path: Path, files: Sequence[Path]) -> Source:
+    """A folder that no builder does justice to: one split; its subfolders, if any, are classes."""
+    pictures = open_files(files)
+    parts = [file.relative_to(path).parts for file in files]
+    if all(len(p) > 1 for p in parts):
+        labels, names = _indexed([p[0] for p in parts], {p[0] for p in parts})
+        pictures = replace(pictures, labels=labels, class_names=names)
+    return Source(str(path), {"train": lambda: pictures})
+
+
+def _image_column(features: Any, spec: str, name: str | None) -> str:
+    import datasets
+
+    found = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    if name is not None:
+        if name not in features:
+            raise UserError(f"{spec} has no column '{name}', only: {', '.join(features)}")
+        return name
+    if len(found) != 1:
+        listed = ", ".join(found) or f"none among {', '.join(features)}"
+        raise UserError(f"{spec}: expected one column of pictures, found {listed}: --image-column")
+    return found[0]
+
+
+def _split_pictures(
+    splits: Any, spec: str, image_column: str | None, label_column: str | None, split: str
+) -> Pictures:
+    """A split of a `datasets` data set, its pictures left encoded until they are looked at."""
+    import datasets
+
+    dataset, name = splits[split], f"{spec}/{split}"
+    column = _image_column(dataset.features, name, image_column)
+    try:
+        encoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:  # as pyarrow's are
+        raise UserError(f"{name}: column '{column}' does not hold pictures") from error
+    # The Arrow column is mapped from disk, and several times faster by row than the data set.
+    rows = encoded.with_format("arrow")[:][column]
+
+    def name_of(i: int) -> str:
+        return (rows[i].as_py() or {}).get("path") or f"{name}[{i}]"
+
+    def open_image(i: int) -> Image.Image:
+        item = rows[i].as_py()
+        if item is None:
+            raise ValueError("no picture in this row")
+        data = item["bytes"]
+        return Image.open(io.BytesIO(Path(item["path"]).read_bytes() if data is None else data))
+
+    labels, class_names = _labels(splits, split, name, label_column)
+    return Pictures(len(dataset), open_image, name_of, labels, class_names)
+
+
+def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Labels:
+    """The column named, else the first of class labels, else one that has a usual name."""
+    import datasets
+
+    features = splits[split].features
+    if label_column is not None and label_column not in features:
+        raise UserError(f"{name} has no column '{label_column}', only: {', '.join(features)}")
+    found = [c for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    usual = [c for c in ("label", "labels", "class") if c in features]
+    column = label_column or next(iter(found + usual), None)
+    if column is None:
+        return None, None
+    kind, values = features[column], splits[split][column][:]
+    dtype = getattr(kind, "dtype", "list")
+    if "string" in dtype:
+        # Of all splits, so that an index means the same class in each.
+        classes = {value for part in splits.values() for value in part.unique(column)}
+        return _indexed(values, classes - {None})
+    if "int" not in dtype and dtype != "bool":
+        raise UserError(f"{name}: labels in '{column}' must be whole numbers or names, not {dtype}")
+    numbers = np.array([-1 if value is None else value for value in values], dtype=np.int64)
+    return numbers, tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
+
+
+def _indexed(values: Iterable[str | None], classes: set[str]) -> Labels:
+    names = sorted(classes)
+    index = {name: i for i, name in enumerate(names)}
+    return np.array([-1 if v is None else index[v] for v in values], dtype=np.int64), tuple(names)

@@ -1,0 +1,141 @@
+"""A set of pictures: a sequence that is decoded only when it is looked at.
+
+So an unreadable picture is met, and named, by whoever needs it.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from igpt.config import UserError
+
+# What a broken file makes Pillow's decoders raise; it has no one exception for that.
+BROKEN = (
+    *(OSError, ValueError, SyntaxError, LookupError, TypeError, EOFError, RuntimeError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+
+class UnreadablePicture(Exception):
+    """A picture that cannot be decoded; the message is its name and why."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A split: N pictures, each opened by `open_image(i)`, with labels where there are any.
+
+    A label of -1 is a missing one.
+    """
+
+    count: int
+    open_image: Callable[[int], Image.Image]
+    name_of: Callable[[int], str]
+    labels: npt.NDArray[np.int64] | None = None  # [N]
+    class_names: tuple[str, ...] | None = None
+    # uint8 [N, H, W] or [N, H, W, 3], where all of them are in memory
+    array: npt.NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, i: int) -> str:
+        return self.name_of(i)
+
+    def image(self, i: int) -> Image.Image:
+        """Picture i, decoded; UnreadablePicture when it cannot be."""
+        try:
+            image = self.open_image(i)
+            image.load()
+        except UnidentifiedImageError as error:
+            raise UnreadablePicture(f"{self.name(i)}: not a picture") from error
+        except BROKEN as error:
+            raise UnreadablePicture(f"{self.name(i)}: {error}") from error
+        return image
+
+    def select(self, indices: npt.NDArray[np.int64]) -> Pictures:
+        """The pictures at `indices` [M], in that order."""
+        chosen = [int(i) for i in indices]
+        return replace(
+            self,
+            count=len(chosen),
+            open_image=lambda i: self.open_image(chosen[i]),
+            name_of=lambda i: self.name_of(chosen[i]),
+            labels=None if self.labels is None else self.labels[indices],
+            array=None if self.array is None else self.array[indices],
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Named splits, each opened when it is asked for."""
+
+    name: str
+    open_split: dict[str, Callable[[], Pictures]]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.open_split)
+
+    def split(self, name: str) -> Pictures:
+        """One split; UserError that lists them when there is none of that name, or it is empty."""
+        if name not in self.open_split:
+            raise UserError(f"{self.name} has no split '{name}', only: {', '.join(self.splits)}")
+        pictures = self.open_split[name]()
+        if len(pictures) == 0:
+            raise UserError(f"{self.name}: split '{name}' has no pictures")
+        return pictures
+
+
+def array_pictures(
+    images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64] | None, name: str
+) -> Pictures:
+    """Pictures of an array [N, H, W] or [N, H, W, 3]."""
+
+    def open_image(i: int) -> Image.Image:
+        return Image.fromarray(images[i])
+
+    return Pictures(len(images), open_image, lambda i: f"{name}[{i}]", labels, array=images)
+
+
+def open_files(paths: Sequence[Path]) -> Pictures:
+    """Picture files, and all those in folders, in the order of their names.
+
+    Raises UserError for a path that does not exist and when there are no pictures.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += files_in(path)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UserError(f"no picture {path}")
+    if not files:
+        raise UserError(f"no pictures in {', '.join(map(str, paths))}")
+
+    def open_image(i: int) -> Image.Image:
+        return Image.open(io.BytesIO(files[i].read_bytes()))  # leaves no file open
+
+    return Pictures(len(files), open_image, lambda i: str(files[i]))
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All picture files below a folder, without hidden ones, sorted."""
+    Image.init()
+    readable = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in readable
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )

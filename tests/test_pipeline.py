@@ -1,0 +1,107 @@
+"""`igpt.load`: it takes and returns what people hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import igpt
+from igpt.data import decode_all, open_source
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_run: Path) -> igpt.Pipeline:
+    return igpt.load(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def digits() -> np.ndarray:
+    return decode_all(open_source("digits").split("test"), 8).images[:3]
+
+
+def test_it_has_the_parts_it_promises(pipeline: igpt.Pipeline) -> None:
+    assert isinstance(pipeline.model, igpt.ImageGPT)
+    assert isinstance(pipeline.palette, igpt.Palette)
+    assert (pipeline.order, pipeline.image_size) == ("raster", 8)
+
+
+def test_samples_are_pictures_of_the_palettes_colours(pipeline: igpt.Pipeline) -> None:
+    pictures = pipeline.sample(3, seed=1)
+    assert [picture.size for picture in pictures] == [(8, 8)] * 3
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
+    assert np.array_equal(pipeline.quantize(pixels), pixels)
+    again = [np.asarray(picture) for picture in pipeline.sample(2, seed=1)]
+    assert np.array_equal(np.stack(again), pixels[:2])
+
+
+def test_every_form_of_picture_gives_the_same_likelihood(
+    pipeline: igpt.Pipeline, digits: np.ndarray, tmp_path: Path
+) -> None:
+    pictures = [Image.fromarray(pixels) for pixels in digits]
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png")
+    expected = pipeline.nll(digits)
+    assert expected.shape == (3,)
+    assert expected.dtype == np.float64
+    for form in (
+        pictures,
+        list(digits),
+        digits[..., 0],
+        torch.from_numpy(digits),
+        [torch.from_numpy(digits[0]), pictures[1], tmp_path / "2.png"],
+        [str(tmp_path / f"{i}.png") for i in range(3)],
+    ):
+        np.testing.assert_allclose(pipeline.nll(form), expected, atol=1e-6)
+    np.testing.assert_allclose(pipeline.nll(pictures[0]), expected[:1], atol=1e-6)
+    np.testing.assert_allclose(pipeline.nll(str(tmp_path / "0.png")), expected[:1], atol=1e-6)
+
+
+def test_the_likelihood_of_all_pictures_is_the_mean_of_theirs(
+    pipeline: igpt.Pipeline, digits: np.ndarray
+) -> None:
+    total = pipeline.likelihood(digits)
+    assert total.count == 3
+    assert total.nats_per_pixel == pytest.approx(pipeline.nll(digits).mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.5])
+def test_completions_keep_the_given_part(
+    pipeline: igpt.Pipeline, digits: np.ndarray, keep: float
+) -> None:
+    completed = pipeline.complete(digits, keep=keep, n=2)
+    known = pipeline.known(keep)
+    assert known.sum() == round(keep * 64)
+    originals = pipeline.quantize(digits)
+    for variants, original in zip(completed, originals, strict=True):
+        assert len(variants) == 2
+        for variant in variants:
+            assert np.array_equal(np.asarray(variant)[known], original[known])
+
+
+@pytest.mark.parametrize(
+    ("pictures", "complaint"),
+    [
+        ([], "no pictures"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "no pictures"),
+        (np.zeros((8, 8), np.float32), "uint8"),
+        (np.zeros((2, 3, 8, 8, 3), np.uint8), "shape"),
+        ("missing.png", "no picture missing.png"),
+    ],
+)
+def test_what_is_no_picture_is_refused(
+    pipeline: igpt.Pipeline, pictures: object, complaint: str
+) -> None:
+    with pytest.raises(igpt.UserError, match=complaint):
+        pipeline.nll(pictures)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("keep", [-0.1, 1.0, 2.0])
+def test_a_part_that_leaves_nothing_to_paint_is_refused(
+    pipeline: igpt.Pipeline, digits: np.ndarray, keep: float
+) -> None:
+    with pytest.raises(igpt.UserError, match="keep"):
+        pipeline.complete(digits, keep=keep)
