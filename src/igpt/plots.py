@@ -132,7 +132,8 @@ def loss_figure(
         )
     axes.set_xlabel("step")
     axes.set_ylabel("nats / pixel")
-    axes.legend(frameon=False, loc="lower left" if references else "upper right")
+    if train or held_out:
+        axes.legend(frameon=False, loc="lower left" if references else "upper right")
     figure.savefig(path, format="png", dpi=150)
 
 
