@@ -117,7 +117,15 @@ def build_model(recipe: Recipe, codec: Codec) -> ImageGPT:
     return model.to(default_device())
 
 
-def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Outcome:
+@dataclass(frozen=True)
+class Pretrained:
+    """How a run ended, and which pictures it could not read."""
+
+    outcome: Outcome
+    skipped: list[str]  # by name, sorted
+
+
+def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pretrained:
     """Train `recipe` into the run directory `out`, or go on with the run that is there.
 
     `recipe` may be None to resume: the run's own is used. Raises UserError for a directory that
@@ -153,10 +161,7 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Out
     run.save_palette(codec.palette)
     with Monitor(run.path, trainer.step, config.steps, config.wandb) as monitor:
         outcome = trainer.train(monitor)
-    skipped = {*prepared.skipped, *getattr(prepared.loader, "skipped", ())}
-    if skipped:
-        say(f"{len(skipped)} unreadable pictures were skipped")
-    return outcome
+    return Pretrained(outcome, sorted({*prepared.skipped, *prepared.loader.skipped}))
 
 
 def _settle_recipe(recipe: Recipe | None, run: RunDirectory, resume: bool) -> Recipe:

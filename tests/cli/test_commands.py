@@ -189,3 +189,16 @@ def test_debug_shows_the_traceback() -> None:
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode != 0
     assert "Traceback" in done.stderr
+
+
+def test_unreadable_pictures_are_counted_in_the_summary(igpt, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.png").write_bytes(picture_bytes(i))
+    (folder / "broken.png").write_bytes(b"")
+    words = ("--data", folder, "--colors", 8, "--out", tmp_path / "run")
+    result = igpt("pretrain", "digits", *TINY, *words)
+    assert result.status == 0, result.err
+    assert "1 unreadable pictures skipped" in result.out
+    assert "broken.png" in result.err

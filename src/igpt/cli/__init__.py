@@ -13,7 +13,7 @@ import warnings
 from importlib import import_module
 from typing import NoReturn
 
-from igpt.cli.report import Report
+from igpt.cli.report import INTERRUPTED, USER_ERROR, Report
 from igpt.config import UserError
 
 COMMANDS = {
@@ -24,7 +24,6 @@ COMMANDS = {
     "complete": "complete pictures from their first part",
     "palette": "fit a colour palette to your pictures",
 }
-USER_ERROR, INTERRUPTED = 2, 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,7 +83,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     warnings.showwarning = lambda message, *_args, **_kwargs: _say(f"warning: {message}")
     try:
         status = _run(name, argv[1:]).status
-    except UserError as error:
+    except (UserError, OSError) as error:  # a full disk or a forbidden folder is no bug of ours
         if "--debug" in argv:
             raise
         _say(f"igpt {name}: error: {error}")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.cli.report import Report
+from igpt.cli.report import INTERRUPTED, Report
 
 if TYPE_CHECKING:
     from igpt.config import Recipe
@@ -34,9 +34,10 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
 
     overrides = [] if args.steps is None else [f"train.steps={args.steps}"]
     recipe = load_recipe("digits", overrides)
-    outcome = pretrain(recipe, args.out, resume=RunDirectory(args.out).exists(), say=say)
+    resume = RunDirectory(args.out).exists()
+    outcome = pretrain(recipe, args.out, resume=resume, say=say).outcome
     if outcome.signal is not None:
-        return Report(f"stopped at step {outcome.step}: run it again to go on", {}, 130)
+        return Report(f"stopped at step {outcome.step}: run it again to go on", {}, INTERRUPTED)
     pipeline = load(args.out)
     values = _scores(pipeline, recipe)
     figures = _figures(pipeline, recipe, args.out, values)

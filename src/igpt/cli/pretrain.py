@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from igpt.cli.report import Report
+from igpt.cli.report import INTERRUPTED, Report
 from igpt.config import PRESETS, UserError, load_recipe, shipped_recipes
 
 EXAMPLE = "igpt pretrain digits --out runs/digits --steps 200 train.grad_clip=1"
@@ -61,22 +61,26 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     if name is None and not args.resume:
         raise UserError(f"name a recipe: a .yaml file or one of {', '.join(shipped_recipes())}")
     recipe = None if name is None else load_recipe(name, overrides)
-    outcome = pretrain(recipe, args.out, resume=args.resume, say=say)
-    folder = RunDirectory(args.out)
+    done = pretrain(recipe, args.out, resume=args.resume, say=say)
+    outcome, folder = done.outcome, RunDirectory(args.out)
     write_atomically(
         folder.figures / "loss.png", lambda path: loss_figure(read_metrics(folder.metrics), path)
     )
-    values = {"run": str(args.out), "step": outcome.step, "best_val_loss": outcome.best_loss}
+    values = {
+        "run": str(args.out),
+        "step": outcome.step,
+        "best_val_loss": outcome.best_loss,
+        "skipped": len(done.skipped),
+    }
+    skipped = f"; {len(done.skipped)} unreadable pictures skipped" if done.skipped else ""
     if outcome.signal is not None:
-        text = (
-            f"stopped at step {outcome.step}; go on with: igpt pretrain --out {args.out} --resume"
-        )
-        status = 130 if outcome.signal == signal.SIGINT else 0
+        again = f"igpt pretrain --out {args.out} --resume"
+        status = INTERRUPTED if outcome.signal == signal.SIGINT else 0
+        text = f"stopped at step {outcome.step}{skipped}; go on with: {again}"
         return Report(text, {**values, "signal": outcome.signal.name}, status)
-    loss = (
-        "" if outcome.best_loss is None else f", best validation {outcome.best_loss:.4f} nats/pixel"
-    )
-    return Report(f"{args.out}: {outcome.step} steps{loss}", values)
+    best = outcome.best_loss
+    loss = "" if best is None else f", best validation {best:.4f} nats/pixel"
+    return Report(f"{args.out}: {outcome.step} steps{loss}{skipped}", values)
 
 
 def _recipe_and_overrides(args: argparse.Namespace) -> tuple[str | None, list[str]]:

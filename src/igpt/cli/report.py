@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+USER_ERROR, INTERRUPTED = 2, 130  # exit statuses
+
 
 @dataclass(frozen=True)
 class Report:

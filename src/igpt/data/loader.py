@@ -40,6 +40,8 @@ class Batch:
 class Loader(Protocol):
     """Gives the batch of any step, or some rows of it, in any order."""
 
+    skipped: set[str]  # names of pictures that it could not read so far
+
     @property
     def n_pictures(self) -> int: ...
 
@@ -82,6 +84,7 @@ class TokenLoader:
     ) -> None:
         self.tokens, self.labels, self.codec = raster_tokens, labels, codec
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
+        self.skipped: set[str] = set()  # they were read before they came here
         self._addresses = _Addresses(len(raster_tokens), batch_size, seed)
 
     @property
