@@ -18,7 +18,7 @@ from igpt.order import ORDERS
 from igpt.pipeline import load
 from igpt.pretrain import pretrain
 
-SEEDS = (0, 1, 2)
+SEEDS, STEPS = (0, 1, 2), 400
 
 
 def say(line: str) -> None:
@@ -29,7 +29,8 @@ def bits_per_pixel(order: str, seed: int, out: Path) -> float:
     """Train if need be, then score the whole test split. Only the run's seed and order differ."""
     # A random order is another permutation for each seed.
     name = f"random:{seed}" if order == "random" else order
-    recipe = load_recipe("digits", [f"order={name}", f"train.seed={seed}"])
+    words = [f"order={name}", f"train.seed={seed}", f"train.steps={STEPS}"]
+    recipe = load_recipe("digits", words)
     path = out / f"{order}-{seed}"
     pretrain(recipe, path, resume=path.exists(), say=say)
     test = decode_all(open_source("digits").split("test"), recipe.data.image_size).images

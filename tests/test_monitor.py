@@ -1,96 +1,137 @@
-"""What a run says: its metrics file, and progress on stderr."""
+"""The log of a run: what is on disk after a kill, and what is said while it trains."""
 
 from __future__ import annotations
 
+import io
 import json
-import math
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from igpt.config import UserError
-from igpt.monitor import Monitor, read_metrics
+from igpt.monitor import Monitor, Row, read_metrics
 
 
-def row(step: int) -> dict[str, float | int]:
-    return {"step": step, "loss": 1.0 / step, "lr": 0.003, "pictures_per_second": 100.0}
+def train_row(step: int, loss: float = 0.5) -> Row:
+    return {"step": step, "loss": loss, "lr": 3e-3, "pictures_per_second": 123.4}
 
 
-def test_every_row_is_a_line_of_json_at_once(tmp_path: Path) -> None:
+def write_run(run_dir: Path, steps: range) -> None:
+    with Monitor(run_dir, steps.start, 10) as monitor:
+        for step in steps:
+            monitor.log(train_row(step + 1, loss=1 / (step + 1)))
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
     with Monitor(tmp_path, 0, 10) as monitor:
-        for step in (1, 2, 3):
-            monitor.log(row(step))
-            lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-            assert json.loads(lines[-1]) == row(step)
-        monitor.log({"step": 3, "val_loss": 0.25})
-    assert read_metrics(tmp_path / "metrics.jsonl") == [
-        *(row(step) for step in (1, 2, 3)),
-        {"step": 3, "val_loss": 0.25},
-    ]
+        monitor.log(train_row(1))
+        assert read_metrics(monitor.path) == [train_row(1)]
+        monitor.log({"step": 1, "val_loss": 0.75})
+        assert read_metrics(monitor.path) == [train_row(1), {"step": 1, "val_loss": 0.75}]
 
 
-def test_rows_after_the_step_resumed_from_and_a_cut_line_are_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(row(s)) + "\n" for s in range(1, 8)) + '{"step": 8, "lo')
-    with Monitor(tmp_path, 5, 10) as monitor:
-        assert [r["step"] for r in read_metrics(path)] == [1, 2, 3, 4, 5]
-        monitor.log(row(6))
-    assert [r["step"] for r in read_metrics(path)] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_fresh_run_begins_a_fresh_file(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(row(1)) + "\n")
-    with Monitor(tmp_path, 0, 10):
-        pass
+def test_a_run_without_metrics_has_no_rows(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
-def test_a_loss_that_is_no_number_is_written_as_null(tmp_path: Path) -> None:
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    assert read_metrics(path) == [{"step": 1, "loss": 0.5}]
+
+
+def test_a_killed_and_resumed_run_writes_the_undisturbed_runs_file(tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    write_run(undisturbed, range(10))
+    write_run(killed, range(7))
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "loss"')
+    write_run(killed, range(4, 10))  # its last checkpoint was of step 4
+    expected = (undisturbed / "metrics.jsonl").read_bytes()
+    assert (killed / "metrics.jsonl").read_bytes() == expected
+
+
+def test_a_run_from_the_first_step_begins_a_fresh_file(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "val_loss": 9.0}\n{"step": 1}\n')
     with Monitor(tmp_path, 0, 10) as monitor:
-        monitor.log({**row(1), "loss": math.nan})
-    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] is None
+        assert read_metrics(monitor.path) == []
 
 
-def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_is_null_in_valid_json(tmp_path: Path, loss: float) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
 
     with Monitor(tmp_path, 0, 10) as monitor:
-        monitor.log(row(1))
-        monitor.log(row(2))
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 0.5)]
+        monitor.log(train_row(1, loss))
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert row == {**train_row(1), "loss": None}
 
 
-def test_off_a_terminal_progress_is_plain_lines_on_stderr(
+def test_lines_tell_the_progress_where_stderr_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Monitor(tmp_path, 0, 10) as monitor:
-        monitor.log(row(5))
-        monitor.log({"step": 5, "val_loss": 0.25})
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    first, second = captured.err.splitlines()
-    assert first.startswith("step 5/10  loss 0.2000 nats/token  lr 3.0e-03  100.0 pictures/s  ETA ")
-    assert second == "step 5/10  validation 0.2500 nats/token"
+        monitor.log(train_row(10))
+        monitor.log({"step": 10, "val_loss": 0.75})
+    out, err = capsys.readouterr()
+    assert out == ""
+    train, validation = err.splitlines()
+    assert train == ("step 10/10  loss 0.5000 nats/token  lr 3.0e-03  123.4 pictures/s  ETA 0:00")
+    assert validation == "step 10/10  validation 0.7500 nats/token"
 
 
-def test_on_a_terminal_progress_is_a_bar(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_time_left_counts_the_steps_of_this_session_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    now = [0.0]
+    monkeypatch.setattr("igpt.monitor.time.monotonic", lambda: now[0])
+    with Monitor(tmp_path, 100, 1100) as monitor:
+        now[0] = 400.0  # 100 of 1000 steps: an hour is left
+        monitor.log(train_row(200))
+    assert capsys.readouterr().err.endswith("ETA 1:00:00\n")
+
+
+def test_a_terminal_gets_a_bar_and_keeps_validation_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
     with Monitor(tmp_path, 0, 10) as monitor:
-        monitor.log(row(5))
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "step 5/10" in captured.err
-    assert "pictures/s" in captured.err
+        monitor.log(train_row(5))
+        monitor.log({"step": 5, "val_loss": 0.75})
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", terminal.getvalue())  # without colours
+    assert "loss 0.5000 nats/token" in shown
+    assert "123.4 pictures/s" in shown
+    assert "━" in shown
+    assert "step 5/10  loss" not in shown
+    assert "validation 0.7500 nats/token" in shown
 
 
-def test_weights_and_biases_is_asked_for_and_not_needed(
+def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    write_run(tmp_path, range(7))
+    write_run(tmp_path, range(4, 10))
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    scalars = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert [step for step, _ in scalars] == list(range(1, 11))
+    assert [value for _, value in scalars] == pytest.approx([1 / step for step, _ in scalars])
+
+
+def test_asking_for_wandb_without_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install"):
+    with pytest.raises(UserError, match=r"pip install 'igpt\[wandb\]'"):
         Monitor(tmp_path, 0, 10, wandb=True)

@@ -1,10 +1,12 @@
-"""Figures show what they were given, pixel for pixel."""
+"""Sheets show the pictures' own colours, and a file is written whole or not at all."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -14,6 +16,7 @@ from igpt.plots import (
     GUTTER,
     HIDDEN,
     MARGIN,
+    PAPER,
     completion_sheet,
     loss_figure,
     palette_sheet,
@@ -21,60 +24,151 @@ from igpt.plots import (
     save_image,
 )
 
-RNG = np.random.default_rng(0)
-IMAGES = RNG.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+Pixels = npt.NDArray[np.uint8]
+TITLES = 20  # rows of pixels that the titles of columns take
 
 
-def cell(sheet: Image.Image, row: int, column: int, top: int = MARGIN) -> np.ndarray:
-    """The picture at a place of a sheet of 8x8 pictures, reduced to its own size."""
-    x, y = MARGIN + column * (CELL + GUTTER), top + row * (CELL + GUTTER)
-    return np.asarray(sheet)[y : y + CELL : CELL // 8, x : x + CELL : CELL // 8]
+def pictures(*shape: int, seed: int = 0) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
-def test_a_sheet_holds_every_picture_enlarged_without_blur() -> None:
-    sheet = picture_sheet(IMAGES, columns=3)
-    for i, image in enumerate(IMAGES):
-        assert np.array_equal(cell(sheet, i // 3, i % 3), image)
-    assert (cell(sheet, 1, 2) == 255).all()  # the last row is not full
+def cell(sheet: Image.Image, row: int, column: int, top: int = 0, side: int = CELL) -> Pixels:
+    """The enlarged picture [side, side, 3] at a place of the sheet."""
+    step = side + GUTTER
+    x, y = MARGIN + column * step, MARGIN + top + row * step
+    return np.asarray(sheet)[y : y + side, x : x + side]
 
 
-def test_a_completion_sheet_has_the_given_part_the_completions_and_the_original() -> None:
-    known = np.zeros((8, 8), bool)
-    known[:3] = True
-    completions = RNG.integers(0, 256, (5, 2, 8, 8, 3), dtype=np.uint8)
-    sheet = completion_sheet(known, completions, IMAGES)
-    top = MARGIN + 20
-    for i in range(5):
-        given = cell(sheet, i, 0, top)
-        assert np.array_equal(given[:3], IMAGES[i, :3])
-        assert (given[3:] == HIDDEN).all()
-        assert np.array_equal(cell(sheet, i, 1, top), completions[i, 0])
-        assert np.array_equal(cell(sheet, i, 2, top), completions[i, 1])
-        assert np.array_equal(cell(sheet, i, 3, top), IMAGES[i])
+def enlarged(picture: Pixels, side: int = CELL) -> Pixels:
+    return picture.repeat(side // len(picture), 0).repeat(side // len(picture), 1)
 
 
-def test_a_palette_sheet_has_every_colour() -> None:
-    colors = np.arange(30, 39).reshape(3, 3)
-    sheet = np.asarray(palette_sheet((colors / 127.5 - 1).astype(np.float32)))
-    for color in colors:
-        assert (sheet == color).all(-1).sum() > 50
+def test_a_sheet_enlarges_every_picture_without_blur() -> None:
+    images = pictures(5, 8, 8)
+    sheet = picture_sheet(images, columns=3)
+    assert sheet.size == (2 * MARGIN + 3 * CELL + 2 * GUTTER, 2 * MARGIN + 2 * CELL + GUTTER)
+    for i, image in enumerate(images):
+        assert np.array_equal(cell(sheet, i // 3, i % 3), enlarged(image))
+    assert np.all(cell(sheet, 1, 2) == PAPER)  # the place that is left over
 
 
-def test_a_loss_figure_is_drawn_for_any_rows(tmp_path: Path) -> None:
-    rows = [{"step": i, "loss": 1 / i} for i in range(1, 30)] + [{"step": 29, "val_loss": 0.5}]
-    sizes = []
-    for name, part, levels in (("all", rows, {"a level": 0.7}), ("none", [], None)):
-        loss_figure(part, tmp_path / f"{name}.png", levels)
-        with Image.open(tmp_path / f"{name}.png") as image:
-            sizes.append(len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)))
-    assert sizes[0] > sizes[1] > 1
+@pytest.mark.parametrize(("n", "columns"), [(1, 1), (4, 2), (5, 3), (9, 3)])
+def test_a_sheet_is_about_square_unless_told(n: int, columns: int) -> None:
+    assert (
+        picture_sheet(pictures(n, 8, 8)).width
+        == picture_sheet(pictures(n, 8, 8), columns=columns).width
+    )
 
 
-def test_saving_makes_folders_and_refuses_what_is_no_picture_format(tmp_path: Path) -> None:
-    image = Image.fromarray(IMAGES[0])
-    save_image(image, tmp_path / "new" / "a.png")
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")), IMAGES[0])
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]
-    for name in ("a.xyz", "a", "a.npy"):
-        with pytest.raises(UserError, match=r"sheet\.png"):
-            save_image(image, tmp_path / name)
+@pytest.mark.parametrize(("side", "shown"), [(28, 112), (32, 96), (128, 128)])
+def test_a_picture_is_enlarged_by_whole_numbers(side: int, shown: int) -> None:
+    images = pictures(1, side, side)
+    assert np.array_equal(cell(picture_sheet(images), 0, 0, side=shown), enlarged(images[0], shown))
+
+
+def test_a_completion_sheet_hides_what_the_model_was_not_given() -> None:
+    originals, completions = pictures(2, 8, 8), pictures(2, 3, 8, 8, seed=1)
+    known = np.zeros((8, 8), dtype=bool)
+    known[:3, :5] = True
+    sheet = completion_sheet(known, completions, originals)
+    shown = np.repeat(np.repeat(known, CELL // 8, 0), CELL // 8, 1)
+    for row in range(2):
+        given = cell(sheet, row, 0, TITLES)
+        assert np.array_equal(given[shown], enlarged(originals[row])[shown])
+        assert np.all(given[~shown] == HIDDEN)
+        for i in range(3):
+            done = cell(sheet, row, 1 + i, TITLES)
+            assert np.array_equal(done, enlarged(completions[row, i]))
+        assert np.array_equal(cell(sheet, row, 4, TITLES), enlarged(originals[row]))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_titles_stand_above_given_first_completion_and_original(n: int) -> None:
+    sheet = completion_sheet(np.ones((8, 8), bool), pictures(1, n, 8, 8), pictures(1, 8, 8))
+    head = np.asarray(sheet)[: MARGIN + TITLES - 2]
+    step = CELL + GUTTER
+    inked = [
+        bool((head[:, MARGIN + i * step : MARGIN + i * step + 20] < 200).any())
+        for i in range(n + 2)
+    ]
+    assert inked == [i in (0, 1, n + 1) for i in range(n + 2)]
+
+
+def test_a_palette_sheet_shows_every_color_in_the_order_of_the_tokens() -> None:
+    colors = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 255], [255, 255, 255]], np.uint8)
+    sheet = np.asarray(palette_sheet(colors.astype(np.float32) / 127.5 - 1))
+    row = sheet[MARGIN + 4, MARGIN + 4 :: 36][:3]  # 4 swatches: 3 columns of 36 pixels
+    assert np.array_equal(row, colors[:3])
+    assert np.array_equal(sheet[MARGIN + 40, MARGIN + 4], colors[3])
+
+
+def test_a_cluster_a_little_out_of_range_does_not_wrap() -> None:
+    sheet = np.asarray(palette_sheet(np.array([[1.01, 1.01, 1.01], [-1.01, -1, -1]], np.float32)))
+    assert tuple(sheet[MARGIN + 4, MARGIN + 4]) == (255, 255, 255)
+    assert tuple(sheet[MARGIN + 4, MARGIN + 40]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.webp"])
+def test_a_suffix_names_the_format_and_folders_are_made(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "new" / "folder" / name
+    save_image(picture_sheet(pictures(1, 8, 8)), path)
+    with Image.open(path) as image:
+        assert image.format in {"PNG", "JPEG", "WEBP"}
+        assert Image.registered_extensions()[path.suffix.lower()] == image.format
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.psd"])
+def test_a_suffix_of_no_picture_is_the_users_mistake(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=rf"'{name}'.*sheet\.png"):
+        save_image(picture_sheet(pictures(1, 8, 8)), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sheet.png"
+    save_image(picture_sheet(pictures(1, 8, 8)), path)
+    before = path.read_bytes()
+
+    def full_disk(self: Image.Image, file: Path, **_: object) -> None:
+        Path(file).write_bytes(b"half a pic")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(UserError, match="No space left"):
+        save_image(picture_sheet(pictures(1, 8, 8, seed=1)), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def figure(tmp_path: Path, *args: object) -> Pixels:
+    path = tmp_path / "loss.png"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss_figure(*args[:1], path, *args[1:])  # type: ignore[arg-type]
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def test_a_loss_figure_draws_both_curves_and_the_levels(tmp_path: Path) -> None:
+    train = [{"step": step, "loss": 3 / step} for step in range(1, 50)]
+    held_out = [{"step": step, "val_loss": 3.5 / step} for step in range(10, 50, 10)]
+    alone = figure(tmp_path, train)
+    both = figure(tmp_path, [*train, *held_out])
+    levels = figure(tmp_path, [*train, *held_out], {"independent pixels": 2.0})
+    blue, orange, grey = (0, 0x72, 0xB2), (0xE6, 0x9F, 0), (0x99, 0x99, 0x99)
+
+    def holds(pixels: Pixels, color: tuple[int, int, int]) -> bool:
+        return bool((pixels == color).all(axis=-1).sum() > 50)
+
+    assert [holds(alone, c) for c in (blue, orange)] == [True, False]
+    assert [holds(both, c) for c in (blue, orange, grey)] == [True, True, False]
+    assert [holds(levels, c) for c in (blue, orange, grey)] == [True, True, True]
+
+
+def test_a_loss_that_was_not_finite_is_left_out_of_the_figure(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 3 / step} for step in (1, 2, 4, 5)]
+    null = {"step": 3, "loss": None}
+    assert np.array_equal(figure(tmp_path, rows), figure(tmp_path, [*rows[:2], null, *rows[2:]]))

@@ -99,6 +99,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     assert all(tensor.isfinite().all() for tensor in state.model.values())
 
 
+def test_a_step_that_breaks_the_weights_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from igpt.train import Trainer
+
+    original = Trainer._optimizer_step
+
+    def breaks_the_weights_at_step_eight(self: Trainer, batch: Any) -> None:
+        original(self, batch)
+        if self.step == 8:
+            self.model.wte.data[0, 0] = math.inf
+
+    monkeypatch.setattr(Trainer, "_optimizer_step", breaks_the_weights_at_step_eight)
+    with pytest.raises(UserError, match="weights are not finite at step 8"):
+        train(tmp_path / "run", "train.eval_every=100")
+    state = RunDirectory(tmp_path / "run").latest_checkpoint()
+    assert state is not None
+    assert state.step == 4
+
+
 def test_a_directory_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     train(tmp_path / "run", "train.steps=4")
     before = (tmp_path / "run" / "metrics.jsonl").read_text()

@@ -5,6 +5,9 @@ Both are counts with additive smoothing whose strength is chosen on validation d
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -45,24 +48,43 @@ def _with_context(tokens: Tokens, context: npt.NDArray[np.int64]) -> Pairs:
 
 
 def _best_nats(sets: list[Pairs], k: int) -> float:
-    train, validation, test = sets
-    strength = min(STRENGTHS, key=lambda s: _nats(train, validation, k, s))
-    return _nats(train, test, k, strength)
+    """Nats a pixel on the last set, with the strength that is best on the one before it."""
+    counts = Counts.of(sets[0], k)
+    held_out, test = (counts.look_up(pairs) for pairs in sets[1:])
+    return min((_nats(held_out, strength), _nats(test, strength)) for strength in STRENGTHS)[1]
 
 
-def _nats(train: Pairs, other: Pairs, k: int, strength: float) -> float:
-    """Mean -ln p(colour | context), p = (count + strength * prior) / (total + strength).
+@dataclass(frozen=True)
+class Counts:
+    """How often colours follow contexts in train; only what occurs is stored."""
 
-    The prior is the colours' frequency in train, itself with one added to every count.
-    """
-    prior = np.bincount(train[1], minlength=k) + 1.0
-    prior /= prior.sum()
-    pairs, counts = np.unique(train[0] * k + train[1], return_counts=True)
-    contexts, totals = np.unique(train[0], return_counts=True)
-    context, color = other
-    seen = _look_up(pairs, counts, context * k + color)
-    total = _look_up(contexts, totals, context)
-    return float(-np.log((seen + strength * prior[color]) / (total + strength)).mean())
+    k: int
+    pairs: npt.NDArray[np.int64]  # context * k + colour, sorted
+    pair_counts: npt.NDArray[np.int64]
+    contexts: npt.NDArray[np.int64]  # sorted
+    context_counts: npt.NDArray[np.int64]
+    prior: npt.NDArray[np.float64]  # [k], the colours' frequency, with one added to every count
+
+    @classmethod
+    def of(cls, train: Pairs, k: int) -> Counts:
+        context, color = train
+        prior = np.bincount(color, minlength=k) + 1.0
+        pairs, pair_counts = np.unique(context * k + color, return_counts=True)
+        contexts, context_counts = np.unique(context, return_counts=True)
+        return cls(k, pairs, pair_counts, contexts, context_counts, prior / prior.sum())
+
+    def look_up(self, other: Pairs) -> tuple[npt.NDArray[Any], ...]:
+        """For every pixel: times its colour was seen in its context, the context's, the prior."""
+        context, color = other
+        seen = _look_up(self.pairs, self.pair_counts, context * self.k + color)
+        total = _look_up(self.contexts, self.context_counts, context)
+        return seen, total, self.prior[color]
+
+
+def _nats(found: tuple[npt.NDArray[Any], ...], strength: float) -> float:
+    """Mean -ln p(colour | context), p = (seen + strength * prior) / (total + strength)."""
+    seen, total, prior = found
+    return float(-np.log((seen + strength * prior) / (total + strength)).mean())
 
 
 def _look_up(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -16,18 +17,22 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Row = dict[str, float | int]
+Seen = dict[str, float | int | None]  # a row read back: what was no number is None
 
 
-def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics file; a last line that a kill cut short is left out."""
-    rows: list[Row] = []
-    if not path.is_file():
-        return rows
-    for line in path.read_text(encoding="utf-8").splitlines():
+def read_metrics(path: Path) -> list[Seen]:
+    """The rows of a metrics file; a last line that a kill cut short is left out.
+
+    Raises UserError when any other line is not JSON.
+    """
+    rows: list[Seen] = []
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            rows += [json.loads(line)] if line else []
+        except ValueError as error:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number}: not a row of metrics") from error
     return rows
 
 
@@ -47,12 +52,12 @@ class Monitor:
         self._wandb = _start_wandb(run_dir) if wandb else None
         self._began = time.monotonic()
         self._progress: Progress | None = None
-        self._last_loss = math.nan
 
     def __enter__(self) -> Monitor:
         from igpt.checkpoint import write_text
 
-        kept = [row for row in read_metrics(self.path) if row["step"] <= self.start_step]
+        rows = read_metrics(self.path)
+        kept = [row for row in rows if (row["step"] or 0) <= self.start_step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept if self.start_step))
         self._file = self.path.open("a", encoding="utf-8")
         self._tensorboard = _start_tensorboard(self._run_dir, self.start_step)
@@ -135,7 +140,11 @@ def _start_wandb(run_dir: Path) -> Any:
         raise UserError(
             "train.wandb asks for Weights & Biases: pip install 'igpt[wandb]'"
         ) from error
-    return wandb.init(project="igpt", dir=str(run_dir), name=run_dir.name, resume="allow")
+    # The same id for the same directory, so that a resumed run goes on in the same place.
+    identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(
+        project="igpt", dir=str(run_dir), name=run_dir.name, id=identity, resume="allow"
+    )
 
 
 def _start_progress() -> Progress:

@@ -20,7 +20,8 @@ Pixels = npt.NDArray[np.uint8]
 
 GUTTER = 4  # pixels between the pictures of a sheet
 MARGIN = 12
-PAPER, INK, HIDDEN = (255, 255, 255), (70, 70, 70), (222, 224, 228)
+# The paper is a light grey, so that a white picture has an edge.
+PAPER, INK, HIDDEN = (238, 239, 241), (70, 70, 70), (205, 208, 213)
 CELL = 96  # pixels that a picture is enlarged to, or the next whole multiple of its side
 # Okabe and Ito's colours, told apart by the colour-blind.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
@@ -147,9 +148,12 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _smooth(values: npt.NDArray[np.float64], span: int = 10) -> npt.NDArray[np.float64]:
-    """Mean of each value and up to `span` - 1 before it."""
+def _smooth(values: npt.NDArray[np.float64], reach: int = 5) -> npt.NDArray[np.float64]:
+    """Mean of each value and as many on its left as on its right, `reach` or what there is.
+
+    A window that is not centred would show the loss of earlier steps.
+    """
     sums = np.cumsum(np.concatenate(([0.0], values)))
-    end = np.arange(1, len(values) + 1)
-    begin = np.maximum(0, end - span)
-    return np.asarray((sums[end] - sums[begin]) / (end - begin))
+    place = np.arange(len(values))
+    arm = np.minimum(np.minimum(place, place[::-1]), reach)
+    return np.asarray((sums[place + arm + 1] - sums[place - arm]) / (2 * arm + 1))

@@ -173,10 +173,7 @@ class Trainer:
     def _require_finite(self) -> None:
         for step, rate, loss in self._pending:
             if not math.isfinite(loss.item()):
-                raise UserError(
-                    f"the loss is {loss.item()} at step {step}, with learning rate {rate:.3g}; "
-                    "the last checkpoint is intact: try a smaller train.lr or train.grad_clip=1"
-                )
+                raise _diverged(f"loss is {loss.item()}", step, rate)
 
     def _validate(self) -> float:
         self._require_finite()
@@ -190,11 +187,17 @@ class Trainer:
 
     def _save(self) -> None:
         self._require_finite()
-        self.run.save_checkpoint(
-            TrainingState(
-                self.step,
-                self.best_loss,
-                self.model.state_dict(),
-                optimizer_tensors(self.model, self.optimizer),
-            )
-        )
+        weights = self.model.state_dict()
+        # A finite loss says nothing of the step that followed it.
+        if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+            rate = learning_rate(self.step - 1, self.config)
+            raise _diverged("weights are not finite", self.step, rate)
+        moments = optimizer_tensors(self.model, self.optimizer)
+        self.run.save_checkpoint(TrainingState(self.step, self.best_loss, weights, moments))
+
+
+def _diverged(what: str, step: int, rate: float) -> UserError:
+    return UserError(
+        f"the {what} at step {step}, with learning rate {rate:.3g}; the last checkpoint is intact: "
+        "try a smaller train.lr or train.grad_clip=1"
+    )
