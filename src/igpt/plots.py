@@ -119,15 +119,18 @@ def loss_figure(
     if held_out:
         steps, losses = np.array(held_out, dtype=float).T
         axes.plot(steps, losses, color=ORANGE, marker="o", markersize=4, label="held out")
-    for name, level in (references or {}).items():
+    levels = sorted((references or {}).items(), key=lambda item: -item[1])
+    for i, (name, level) in enumerate(levels):
         axes.axhline(level, color=GREY, linestyle="--", linewidth=1)
+        # The highest is named above its line and the others below theirs: they may be close.
         axes.annotate(
             name,
             (1, level),
             xycoords=("axes fraction", "data"),
-            xytext=(-4, 3),
+            xytext=(-4, 3 if i == 0 else -3),
             textcoords="offset points",
             ha="right",
+            va="bottom" if i == 0 else "top",
             fontsize=9,
             color="#555555",
         )
