@@ -61,6 +61,15 @@ def test_fitting_is_a_function_of_the_seed_and_better_than_a_random_palette() ->
     assert palette.psnr(images) > Palette(some.astype(np.float32)).psnr(images) + 1
 
 
+def test_many_colours_are_fitted_in_bins_and_hardly_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = random_images(4, n=4, side=128)  # 65,000 distinct colours
+    binned = Palette.fit(images, 16).psnr(images)
+    monkeypatch.setattr("igpt.palette.EXACT", 10**6)
+    exact = Palette.fit(images, 16).psnr(images)
+    assert binned != exact  # else the bins were not taken
+    assert binned > exact - 0.1
+
+
 def test_fewer_colours_than_asked_are_kept_exactly_and_said() -> None:
     images = np.zeros((1, 2, 2, 3), np.uint8)
     images[0, 0, 0] = (200, 10, 3)
