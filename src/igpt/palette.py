@@ -169,7 +169,7 @@ class Palette:
             self._table[_pack(colors)] = nearest
 
 
-def _binned(colors: Pixels, counts: Floats) -> tuple[Floats, Floats]:
+def _binned(colors: Pixels, counts: Floats) -> tuple[Floats, npt.NDArray[Any]]:
     """Mean colours [M, 3] in [-1, 1] of the bins that `colors` [U, 3] fall in, and their pixels.
 
     What is lost is each colour's distance from its bin's mean, which hardly moves a centre.
