@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from igpt.cli import main
 from igpt.config import Recipe, load_recipe
 from igpt.pretrain import pretrain
 
-torch.set_num_threads(2)
+# More threads than cores wait for each other.
+torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 
 # Small enough for seconds, and with every moving part: float32, so that it repeats to the bit.
 TINY = [
@@ -51,3 +54,27 @@ def picture_bytes(seed: int, size: tuple[int, int] = (9, 7), image_format: str =
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, image_format)
     return buffer.getvalue()
+
+
+class Result:
+    """Exit status and output of one call of the command line."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def igpt(capfd: pytest.CaptureFixture[str]):
+    def call(*argv: object) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in argv])
+        captured = capfd.readouterr()
+        return Result(int(stop.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def is_sheet(path: Path) -> bool:
+    with Image.open(path) as image:
+        return len(np.unique(np.asarray(image))) > 3

@@ -56,7 +56,7 @@ def test_the_top_of_the_run_is_the_model_of_the_best_validation(tiny_run: Path) 
     rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
     assert set(losses) == {4, 8, 12}
-    assert state.best_loss == min(losses.values())
+    assert state.best == min(losses.values())
     assert min(losses, key=losses.__getitem__) == 12  # it still falls so early
     model, _ = load_model(tiny_run)
     for name, tensor in model.state_dict().items():
@@ -148,7 +148,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def state(step: int) -> TrainingState:
     tensors = {"w": torch.full((1000,), float(step))}
-    return TrainingState(step, None, tensors, {"exp_avg/w": tensors["w"] * 2})
+    return TrainingState(step, None, 0, tensors, {"exp_avg/w": tensors["w"] * 2})
 
 
 def test_checkpoints_come_back_and_only_the_newest_two_are_kept(tmp_path: Path) -> None:

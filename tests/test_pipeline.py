@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import igpt
+from igpt.config import UserError
 from igpt.data import decode_all, open_source
 
 
@@ -105,3 +106,20 @@ def test_a_part_that_leaves_nothing_to_paint_is_refused(
 ) -> None:
     with pytest.raises(igpt.UserError, match="keep"):
         pipeline.complete(digits, keep=keep)
+
+
+def test_features_are_pooled_layers_by_the_batch(tiny_run: Path) -> None:
+    p = igpt.load(tiny_run)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    every = p.features(images)
+    assert every.shape == (3, 3, 16)
+    assert np.allclose(p.features(images, layer=1), every[:, 1], atol=1e-6)
+    assert np.allclose(p.features(images, layer="0:1"), every[:, :2].reshape(3, -1), atol=1e-6)
+    assert p.features(images, layer=2, pool="grid:2").shape == (3, 4 * 16)
+    with pytest.raises(UserError, match="0 to 2"):
+        p.features(images, layer=3)
+
+
+def test_a_model_without_head_or_probe_cannot_predict(tiny_run: Path) -> None:
+    with pytest.raises(UserError, match="no probe in"):
+        igpt.load(tiny_run).predict(np.zeros((8, 8), np.uint8))

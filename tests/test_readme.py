@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import picture_bytes
+from conftest import picture_bytes, silent
 from igpt.cli import COMMANDS, command_parser
+from igpt.config import TrainConfig
+from igpt.finetune import default_recipe, finetune
+from igpt.pipeline import load
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,17 +47,23 @@ def test_the_example_of_every_command_parses(name: str) -> None:
     command_parser(name).parse_intermixed_args(words[2:])
 
 
-def test_the_python_of_the_first_screen_runs(
+def test_the_python_of_the_readme_runs(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    first, labels = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     for name in ("digit.png", "other.png"):
         (tmp_path / name).write_bytes(picture_bytes(0, (8, 8)))
     monkeypatch.chdir(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 3), dtype=np.uint8)
     names: dict[str, object] = {"images": images}
-    exec(block.replace("runs/demo", str(tiny_run)), names)
+    exec(first.replace("runs/demo", str(tiny_run)), names)
     assert names["tokens"].shape == (2, 81)  # type: ignore[attr-defined]
+
+    classes = tmp_path / "classes"
+    recipe = replace(default_recipe(tiny_run), train=TrainConfig(steps=1, batch_size=2))
+    finetune(recipe, classes, resume=False, say=silent)
+    names["p"] = load(classes)
+    exec(labels.replace("layer=4", "layer=1"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

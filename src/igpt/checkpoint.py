@@ -41,7 +41,8 @@ class TrainingState:
     """What a run needs, beside its recipe, to go on: what is random is a function of the step."""
 
     step: int  # optimizer steps done
-    best_loss: float | None  # smallest validation loss so far
+    best: float | None  # smallest criterion of validation so far
+    best_step: int  # when it was reached
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]  # "exp_avg/blocks.0..." and so on, and "step/..."
 
@@ -81,13 +82,16 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def save_model(folder: Path, model: ImageGPT, codec: Codec) -> None:
+def save_model(
+    folder: Path, model: ImageGPT, codec: Codec, class_names: tuple[str, ...] = ()
+) -> None:
     """Write the Hugging Face model folder; `igpt.load` and `transformers` read it.
 
     Weights come last, so that a folder with weights is whole.
     """
     config = model.config
-    write_json(folder / "config.json", huggingface.config_to_hf(config, codec.order))
+    theirs = huggingface.config_to_hf(config, codec.order, class_names)
+    write_json(folder / "config.json", theirs)
     processor = huggingface.processor_to_hf(codec.palette.clusters, codec.image_size)
     write_json(folder / "preprocessor_config.json", processor)
     weights = huggingface.weights_to_hf(model.state_dict(), config)
@@ -160,6 +164,11 @@ def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
     return model.eval(), _codec(folder, config, order)
 
 
+def load_class_names(folder: Path) -> tuple[str, ...]:
+    """Names of the classes that the model in `folder` predicts; none without a head."""
+    return huggingface.class_names_from_hf(read_json(folder / "config.json"))
+
+
 def _codec(folder: Path, config: ModelConfig, order: str) -> Codec:
     path = folder / "preprocessor_config.json"
     palette = Palette(huggingface.clusters_from_hf(read_json(path)))
@@ -213,7 +222,7 @@ class RunDirectory:
         with self._new_folder(name) as folder:
             save_file(state.model, folder / "model.safetensors")
             save_file(state.optimizer, folder / "optimizer.safetensors")
-            header = {"step": state.step, "best_loss": state.best_loss}
+            header = {"step": state.step, "best": state.best, "best_step": state.best_step}
             (folder / "state.json").write_text(json.dumps(header), encoding="utf-8")
         write_text(self.checkpoints / "latest", name + "\n")
         for old in sorted(self.checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
@@ -252,7 +261,8 @@ class RunDirectory:
         header = read_json(folder / "state.json")
         return TrainingState(
             step=int(header["step"]),
-            best_loss=header["best_loss"],
+            best=header["best"],
+            best_step=int(header["best_step"]),
             model=read_tensors(folder / "model.safetensors"),
             optimizer=read_tensors(folder / "optimizer.safetensors"),
         )

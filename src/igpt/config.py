@@ -141,6 +141,8 @@ class TrainConfig:
     lr: float = 3e-3  # peak
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 100
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    patience: int | None = None  # validations without a better one that end the run; None: never
     grad_clip: float | None = None  # largest norm of the gradient; None: no clipping
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False  # torch.compile the training step: slower start, faster steps
@@ -156,6 +158,10 @@ class TrainConfig:
             _require(value >= 1, f"train.{name} must be at least 1, got {value}")
         _require(self.lr > 0, f"train.lr must be positive, got {self.lr}")
         _require(self.seed >= 0, f"train.seed must not be negative, got {self.seed}")
+        _require(
+            self.patience is None or self.patience >= 1,
+            f"train.patience must be at least 1, got {self.patience}",
+        )
         _require(self.warmup_steps >= 0, f"train.warmup_steps is negative: {self.warmup_steps}")
         micro = self.micro_batch_size or self.batch_size
         _require(
@@ -166,8 +172,41 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """L_GEN + lambda L_CLF from a pretrained model (paper, sections 2.3 and 3.4)."""
+
+    start: str = ""  # the run or model folder that it starts from
+    from_scratch: bool = False  # the same network with new weights, to compare with
+    clf_weight: float = 1.0  # lambda
+    gen_weight: float = 1.0  # 0: L_CLF alone
+    freeze: int = 0  # first blocks, and the embeddings, that stay as they are
+    layer_decay: float = 1.0  # each layer learns at this times the rate of the one above
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: each class counts the same
+    labels_per_class: int | None = None  # None: all there are
+    metric: Literal["accuracy", "balanced_accuracy"] = "accuracy"  # of the best checkpoint
+
+    def __post_init__(self) -> None:
+        for name in ("clf_weight", "gen_weight", "freeze"):
+            value = getattr(self, name)
+            _require(value >= 0, f"finetune.{name} must not be negative, got {value}")
+        _require(
+            0 < self.layer_decay <= 1,
+            f"finetune.layer_decay must be above 0 and at most 1, got {self.layer_decay}",
+        )
+        _require(
+            0 <= self.label_smoothing < 1,
+            f"finetune.label_smoothing must lie in [0, 1), got {self.label_smoothing}",
+        )
+        _require(
+            self.labels_per_class is None or self.labels_per_class >= 1,
+            f"finetune.labels_per_class must be at least 1, got {self.labels_per_class}",
+        )
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """All that a pretraining run is told."""
+    """All that a run is told."""
 
     data: DataConfig = field(default_factory=DataConfig)
     palette: PaletteConfig = field(default_factory=PaletteConfig)
@@ -176,6 +215,7 @@ class Recipe:
     mask_probability: float = 0.15  # BERT only (paper, section 2.1)
     model: ModelChoice = field(default_factory=ModelChoice)
     train: TrainConfig = field(default_factory=TrainConfig)
+    finetune: FinetuneConfig | None = None  # None: pretraining
 
     def __post_init__(self) -> None:
         _require(

@@ -10,7 +10,12 @@ import torch
 from igpt.data import Batch
 from igpt.device import autocast
 from igpt.model import ImageGPT
-from igpt.objectives import Objective
+from igpt.objectives import Objective, token_nats
+from igpt.rng import torch_rng
+
+# BERT hides its positions in as many turns: a seventh is nearest to the 0.15 of its training
+# (paper, section 2.1), so that the model is asked what it has learned to answer.
+TURNS = 7
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,47 @@ def picture_nats(
         with autocast(device, dtype):
             values.append(objective(model, *objective.inputs(batch)))
     return torch.cat(values).cpu()
+
+
+@torch.inference_mode()
+def pixel_nats(
+    model: ImageGPT,
+    tokens: torch.Tensor,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """-ln p of every token of the pictures `tokens` [N, T] in the model's order: nats, [N, T].
+
+    Autoregressive: given the tokens before it, so that a picture's sum is its exact likelihood.
+    BERT: a fixed random partition of the positions into 7 groups, each hidden in a pass of its own;
+    a token's value is from the pass that hid its group, given all others. The sum is then no
+    likelihood of the picture but a pseudo-likelihood (Besag, 1975).
+
+    Raises ValueError when there are no pictures.
+    """
+    if len(tokens) == 0:
+        raise ValueError("no pictures to evaluate")
+    device = model.wte.device
+    values = []
+    for start in range(0, len(tokens), batch_size):
+        part = tokens[start : start + batch_size].to(device)
+        with autocast(device, dtype):
+            values.append(_batch_nats(model, part).cpu())
+    return torch.cat(values)
+
+
+def _batch_nats(model: ImageGPT, tokens: torch.Tensor) -> torch.Tensor:
+    """`pixel_nats` of one batch [B, T]."""
+    if model.config.causal:
+        return token_nats(model(tokens), tokens)
+    n_tokens = tokens.shape[1]
+    # The same for every picture: its value does not depend on which others are in the set.
+    turns = torch.randperm(n_tokens, generator=torch_rng(0, "turns", n_tokens)) % TURNS  # [T]
+    nats = torch.zeros(tokens.shape, device=tokens.device)
+    for turn in range(TURNS):
+        hidden = (turns == turn).to(tokens.device).expand_as(tokens)  # [B, T]
+        nats = torch.where(hidden, token_nats(model(tokens, hidden), tokens), nats)
+    return nats
 
 
 def likelihood(

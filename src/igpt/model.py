@@ -12,6 +12,7 @@ colours, files, processes or sampling.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +140,17 @@ class ImageGPT(nn.Module):
     def trunk(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """n^L [B, T, d]: the last block's output after the final norm."""
         return self.ln_f(self._run_blocks(self.embed(tokens, masked)))
+
+    def features(self, tokens: Tensor, masked: Tensor | None = None) -> Iterator[Tensor]:
+        """n^0 to n^L in turn, each [B, T, d]: a block's normalised input, at last `trunk`'s output.
+
+        Each is computed when it is asked for, so nothing above the last one taken is.
+        """
+        h = self.embed(tokens, masked)
+        for layer, block in enumerate(self.blocks):
+            yield block.get_submodule("ln_1")(h)
+            h = block(h, None, layer)
+        yield self.ln_f(h)
 
     def classify(self, n: Tensor) -> Tensor:
         """Class logits [B, C] of n^L [B, T, d], averaged over the sequence (paper, section 2.3)."""

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,17 @@ def read_metrics(path: Path) -> list[Seen]:
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: not a row of metrics") from error
     return rows
+
+
+def training_minutes(rows: Sequence[Seen], batch_size: int) -> float:
+    """Minutes that a run's optimizer steps took, by the throughput of its metric rows."""
+    minutes, last = 0.0, 0
+    for row in rows:
+        if rate := row.get("pictures_per_second"):
+            step = int(row["step"] or 0)
+            minutes += (step - last) * batch_size / rate / 60
+            last = step
+    return minutes
 
 
 class Monitor:
@@ -82,7 +94,7 @@ class Monitor:
             self._wandb.finish()
 
     def log(self, row: Row) -> None:
-        """Append a row; it has `step`, and `loss`, `lr`, `pictures_per_second` or `val_loss`."""
+        """Append a row; it has `step`, and `loss`, `lr`, `pictures_per_second` or `val_...`."""
         finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
@@ -99,22 +111,23 @@ class Monitor:
 
     def _line(self, row: Row) -> str:
         head = f"step {row['step']}/{self.total_steps}"
-        if "val_loss" in row:
-            return f"{head}  validation {row['val_loss']:.4f} nats/token"
+        if "loss" not in row:
+            values = (f"{k.removeprefix('val_')} {v:.4f}" for k, v in row.items() if k != "step")
+            return f"{head}  validation {', '.join(values)}"
         return (
-            f"{head}  loss {row['loss']:.4f} nats/token  lr {row['lr']:.1e}  "
+            f"{head}  loss {row['loss']:.4f} nats  lr {row['lr']:.1e}  "
             f"{row['pictures_per_second']:.1f} pictures/s  ETA {self._eta(int(row['step']))}"
         )
 
     def _advance(self, row: Row) -> None:
         assert self._progress is not None
-        if "val_loss" in row:
+        if "loss" not in row:
             self._progress.console.print(self._line(row))
             return
         self._progress.update(
             self._task,
             completed=row["step"],
-            loss=f"loss {row['loss']:.4f} nats/token",
+            loss=f"loss {row['loss']:.4f} nats",
             rate=f"{row['pictures_per_second']:.1f} pictures/s",
         )
 

@@ -42,15 +42,25 @@ class Objective(Protocol):
     def __call__(self, model: ImageGPT, *inputs: Tensor) -> Tensor: ...
 
 
+class Generative(Objective, Protocol):
+    """L_GEN: an objective of the model's token logits; `inputs` are what its trunk takes."""
+
+    def nats(self, logits: Tensor, *inputs: Tensor) -> Tensor: ...
+
+
 class AR:
     """L_AR: every token from those before it, averaged over the sequence."""
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return (batch.tokens,)
 
-    def __call__(self, model: ImageGPT, *inputs: Tensor) -> Tensor:
+    def nats(self, logits: Tensor, *inputs: Tensor) -> Tensor:
+        """[B] of logits [B, T, K] and tokens [B, T]."""
         (tokens,) = inputs
-        return token_nats(model(tokens), tokens).mean(dim=1)
+        return token_nats(logits, tokens).mean(dim=1)
+
+    def __call__(self, model: ImageGPT, *inputs: Tensor) -> Tensor:
+        return self.nats(model(*inputs), *inputs)
 
 
 class BERT:
@@ -69,12 +79,58 @@ class BERT:
         draws = torch.rand(shape, generator=generator)[batch.rows.start :]
         return batch.tokens, (draws < self.probability).to(batch.tokens.device)
 
-    def __call__(self, model: ImageGPT, *inputs: Tensor) -> Tensor:
+    def nats(self, logits: Tensor, *inputs: Tensor) -> Tensor:
+        """[B] of logits [B, T, K], tokens [B, T] and their mask [B, T]."""
         tokens, masked = inputs
-        return masked_mean(token_nats(model(tokens, masked), tokens), masked)
+        return masked_mean(token_nats(logits, tokens), masked)
+
+    def __call__(self, model: ImageGPT, *inputs: Tensor) -> Tensor:
+        return self.nats(model(*inputs), *inputs)
 
 
-def make_objective(name: str, mask_probability: float, seed: int, stream: str) -> Objective:
+class Joint:
+    """gen_weight * L_GEN + clf_weight * L_CLF, from one pass (paper, section 2.3).
+
+    L_CLF is the cross-entropy of the class in nats, with `label_smoothing`, times the weight of the
+    picture's class in `class_weights` [C].
+    """
+
+    def __init__(
+        self,
+        generative: Generative,
+        class_weights: Tensor,
+        *,
+        gen_weight: float = 1.0,
+        clf_weight: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self.generative, self.class_weights = generative, class_weights
+        self.gen_weight, self.clf_weight = gen_weight, clf_weight
+        self.label_smoothing = label_smoothing
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Labels [B], the weights of their classes [B], and those of L_GEN."""
+        assert batch.labels is not None
+        weights = self.class_weights[batch.labels]
+        return batch.labels, weights, *self.generative.inputs(batch)
+
+    def __call__(self, model: ImageGPT, *inputs: Tensor) -> Tensor:
+        labels, weights, *generative = inputs
+        n = model.trunk(*generative)  # [B, T, d]
+        logits = model.classify(n).float()  # [B, C]
+        loss = (
+            self.clf_weight
+            * weights
+            * F.cross_entropy(
+                logits, labels, reduction="none", label_smoothing=self.label_smoothing
+            )
+        )
+        if self.gen_weight:
+            loss = loss + self.gen_weight * self.generative.nats(model.head(n), *generative)
+        return loss
+
+
+def make_objective(name: str, mask_probability: float, seed: int, stream: str) -> Generative:
     """The objective called `name`, "ar" or "bert"; `stream` is "train" or "evaluate"."""
     if name == "ar":
         return AR()

@@ -60,6 +60,9 @@ class Palette:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __reduce__(self) -> tuple[type[Palette], tuple[npt.NDArray[np.float32]]]:
+        return Palette, (self.clusters,)  # a copy fills a table of its own
+
     @classmethod
     def fit(cls, images: Pixels, n_colors: int = 512, seed: int = 0) -> Palette:
         """k-means on the pixels of uint8 `images` [B, H, W, 3], its clusters from dark to light.

@@ -11,15 +11,18 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from igpt.checkpoint import load_model
+from igpt.checkpoint import load_class_names, load_model
+from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
 from igpt.config import UserError
 from igpt.data import UnreadablePicture, fit_square, open_files, to_rgb
 from igpt.device import default_device
-from igpt.evaluate import Likelihood, likelihood, picture_nats
+from igpt.evaluate import Likelihood, likelihood, picture_nats, pixel_nats
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, make_objective
 from igpt.order import Codec
 from igpt.palette import Palette
+from igpt.probe.features import Masking, extract, make_pool, parse_layers
+from igpt.probe.store import load_probe, mark
 from igpt.sample import Sampling, generate
 
 # What people hold: one picture or several, as PIL images, paths of files, or uint8 arrays or
@@ -35,9 +38,17 @@ MASK_PROBABILITY = 0.15  # BERT's, when a picture is scored (paper, section 2.1)
 class Pipeline:
     """A model and all that stands between it and pictures."""
 
-    def __init__(self, model: ImageGPT, codec: Codec) -> None:
+    def __init__(
+        self,
+        model: ImageGPT,
+        codec: Codec,
+        class_names: tuple[str, ...] = (),
+        folder: Path | None = None,
+    ) -> None:
         self.model = model.to(default_device()).eval()
         self.codec = codec
+        self.class_names = class_names  # of the model's own head, if it has one
+        self.folder = folder  # where it was loaded from, and where its probe is
 
     @property
     def palette(self) -> Palette:
@@ -108,6 +119,51 @@ class Pipeline:
         tokens = self.tokens(images)
         return likelihood(self.model, self._objective(), tokens, EVAL_BATCH, dtype)
 
+    def features(
+        self, images: Images, layer: int | str = "all", pool: str = "mean"
+    ) -> npt.NDArray[np.float32]:
+        """What the layers know of the pictures: n^l, pooled over positions.
+
+        `layer` is one of 0 to n_layer, giving [B, F]; "a:b", those side by side, [B, (b-a+1) F]; or
+        "all", [B, n_layer + 1, F]. `pool` is mean, grid:G, last or flatten.
+        """
+        layers = parse_layers(str(layer), self.model.config.n_layer)
+        batches = extract(self.model, self.tokens(images), layers, make_pool(pool, self.codec))
+        features = np.concatenate(list(batches))  # [B, layers, F]
+        return features if layer == "all" else features.reshape(len(features), -1)
+
+    def predict(self, images: Images) -> Prediction:
+        """Class `labels` [B] and `probabilities` [B, C], by the model's head or its run's probe."""
+        return self.classifier().predict(self.tokens(images))
+
+    def classifier(
+        self, probe: Path | None = None, ensemble: Ensemble = "modal", masks: int = MASKS
+    ) -> Classifier:
+        """The model's own head, else the probe in the folder `probe`, by default the run's.
+
+        `ensemble` and `masks` say how the masks of a BERT model with a head vote. Raises UserError
+        when there is neither, and for a probe of another model.
+        """
+        if probe is None and self.model.config.n_classes:
+            masking = Masking(count=masks)
+            return HeadClassifier(self.model, self.class_names, masking, ensemble)
+        if probe is None and self.folder is None:
+            raise UserError("this model has no classification head and no folder with a probe")
+        folder = probe or Path(self.folder or ".") / "probe"
+        saved = load_probe(folder, mark(self.model, self.codec))
+        return ProbeClassifier(self.model, self.codec, saved)
+
+    def surprise(self, images: Images) -> npt.NDArray[np.float32]:
+        """-ln p of each pixel at its place in the picture, nats, [B, H, W].
+
+        Given the pixels that the model reads before it; for a BERT model, given all but a random
+        seventh of the pixels, of which it is one.
+        """
+        nats = pixel_nats(self.model, self.tokens(images), EVAL_BATCH).numpy()  # [B, T]
+        raster = np.empty_like(nats)
+        raster[:, self.codec.pi] = nats
+        return raster.reshape(-1, self.image_size, self.image_size)
+
     def _objective(self) -> Objective:
         name = "ar" if self.model.config.causal else "bert"
         return make_objective(name, MASK_PROBABILITY, seed=0, stream="evaluate")
@@ -138,7 +194,9 @@ def load(path: str | Path) -> Pipeline:
 
     Raises UserError, one line, when there is none or it is broken.
     """
-    return Pipeline(*load_model(Path(path)))
+    folder = Path(path)
+    model, codec = load_model(folder)
+    return Pipeline(model, codec, load_class_names(folder), folder)
 
 
 def as_pixels(images: Images, size: int) -> npt.NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from igpt.study import Summary
+
 Pixels = npt.NDArray[np.uint8]
 
 GUTTER = 4  # pixels between the pictures of a sheet
 MARGIN = 12
+TITLE = 20  # height of the titles of columns
 # The paper is a light grey, so that a white picture has an edge.
 PAPER, INK, HIDDEN = (238, 239, 241), (70, 70, 70), (205, 208, 213)
 CELL = 96  # pixels that a picture is enlarged to, or the next whole multiple of its side
 # Okabe and Ito's colours, told apart by the colour-blind.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#D55E00", "#56B4E9", GREY)
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -44,7 +49,7 @@ def picture_sheet(images: Pixels, columns: int | None = None) -> Image.Image:
     """Pictures [N, H, W, 3] in rows, enlarged without blur."""
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
-    return _grid(rows)
+    return grid(rows)
 
 
 def completion_sheet(
@@ -63,15 +68,15 @@ def completion_sheet(
         for g, c, o in zip(given, completions, originals, strict=True)
     ]
     n = completions.shape[1]
-    return _grid(rows, {0: "given", 1: "completions" if n > 1 else "completion", n + 1: "original"})
+    return grid(rows, {0: "given", 1: "completions" if n > 1 else "completion", n + 1: "original"})
 
 
-def _grid(rows: Sequence[Pixels], titles: Mapping[int, str] | None = None) -> Image.Image:
+def grid(rows: Sequence[Pixels], titles: Mapping[int, str] | None = None) -> Image.Image:
     """Rows of pictures on paper; `titles` stand above columns."""
     height, width = rows[0].shape[1:3]
     scale = max(1, -(-CELL // max(height, width)))
     step_x, step_y = width * scale + GUTTER, height * scale + GUTTER
-    top = MARGIN + (20 if titles else 0)
+    top = MARGIN + (TITLE if titles else 0)
     columns = max(len(row) for row in rows)
     size = (2 * MARGIN + columns * step_x - GUTTER, top + MARGIN + len(rows) * step_y - GUTTER)
     sheet = Image.new("RGB", size, PAPER)
@@ -138,6 +143,74 @@ def loss_figure(
     axes.set_ylabel("nats / pixel")
     if train or held_out:
         axes.legend(frameon=False, loc="lower left" if references else "upper right")
+    figure.savefig(path, format="png", dpi=150)
+
+
+def layers_figure(by_layer: Mapping[str, float], path: Path) -> None:
+    """Validation metric, 0 to 1, of a probe at each layer, as a PNG."""
+    figure, axes = _figure()
+    percent = [100 * value for value in by_layer.values()]
+    axes.plot(list(by_layer), percent, color=BLUE, marker="o", markersize=4)
+    best = max(by_layer, key=lambda layer: by_layer[layer])
+    axes.plot([best], [100 * by_layer[best]], color=ORANGE, marker="o", markersize=8)
+    axes.annotate(
+        f"{100 * by_layer[best]:.1f}",
+        (best, 100 * by_layer[best]),
+        xytext=(0, -16),
+        textcoords="offset points",
+        ha="center",
+    )
+    axes.set_xlabel("layer")
+    axes.set_ylabel("probe on validation, %")
+    figure.savefig(path, format="png", dpi=150)
+
+
+def few_labels_figure(summaries: Sequence[Summary], path: Path, metric: str = "accuracy") -> None:
+    """Test metric of every method against labels per class, mean and deviation, as a PNG."""
+    figure, axes = _figure()
+    methods = list(dict.fromkeys(row.method for row in summaries))
+    sizes = [row.labels_per_class for row in summaries if row.labels_per_class is not None]
+    for method, color in zip(methods, itertools.cycle(CYCLE)):
+        rows = [row for row in summaries if row.method == method]
+        # "All labels" stands to the right of the numbers, ten times the largest.
+        x = [10 * max(sizes, default=1) if r.labels_per_class is None else r.labels_per_class
+             for r in rows]  # fmt: skip
+        means, spreads = np.array([getattr(row, metric) for row in rows]).T * 100
+        axes.errorbar(x, means, spreads, color=color, marker="o", markersize=3, label=method,
+                      linewidth=2 if method == methods[0] else 1, capsize=2)  # fmt: skip
+    axes.set_xscale("log")
+    ticks = sorted(set(sizes))
+    labels = [str(tick) for tick in ticks]
+    if any(row.labels_per_class is None for row in summaries):
+        ticks, labels = [*ticks, 10 * max(sizes, default=1)], [*labels, "all"]
+    axes.set_xticks(ticks, labels)
+    axes.minorticks_off()
+    axes.set_xlabel("labels per class")
+    axes.set_ylabel(f"{metric.replace('_', ' ')} on test, %")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, format="png", dpi=150)
+
+
+def confusion_figure(
+    confusion: npt.NDArray[np.int64], class_names: Sequence[str], path: Path
+) -> None:
+    """Share of each true class (rows) that was taken for each class (columns), as a PNG."""
+    from matplotlib.figure import Figure
+
+    n = len(class_names)
+    side = max(4.0, 0.45 * n + 2)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if n <= 30:  # more numbers than that cannot be read
+        for i, j in np.argwhere(confusion > 0):
+            ink = "white" if share[i, j] > 0.5 else "#333333"
+            axes.text(j, i, str(confusion[i, j]), ha="center", va="center", fontsize=7, color=ink)
+        axes.set_xticks(range(n), class_names, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(n), class_names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
     figure.savefig(path, format="png", dpi=150)
 
 

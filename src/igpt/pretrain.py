@@ -30,7 +30,7 @@ from igpt.objectives import make_objective
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.rng import numpy_rng, torch_rng
-from igpt.train import Callbacks, Outcome, Trainer
+from igpt.train import Callbacks, Outcome, Trainer, Validation
 
 # Pictures that a palette is fitted on when they do not all fit in memory.
 PALETTE_SAMPLE = 20_000
@@ -132,7 +132,7 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
     holds a run already, a recipe that differs from the run's, and all that can be wrong with data.
     """
     run = RunDirectory(out)
-    recipe = _settle_recipe(recipe, run, resume)
+    recipe = settle_recipe(recipe, run, resume)
     prepared = prepare(recipe, run.palette() if resume else None, say)
     codec, config = prepared.codec, recipe.train
     model = build_model(recipe, codec)
@@ -141,9 +141,10 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
     )
     dtype = compute_dtype(config.precision, default_device())
 
-    def validation_loss() -> float:
+    def validate() -> Validation:
         batch = config.micro_batch_size or config.batch_size
-        return likelihood(model, held_out, prepared.validation, batch, dtype).nats_per_pixel
+        loss = likelihood(model, held_out, prepared.validation, batch, dtype).nats_per_pixel
+        return Validation({"val_loss": loss}, loss)
 
     trainer = Trainer(
         model,
@@ -151,7 +152,7 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
         prepared.loader,
         config,
         run,
-        Callbacks(validation_loss, lambda: save_model(run.path, model, codec)),
+        Callbacks(validate, lambda: save_model(run.path, model, codec)),
     )
     state = run.latest_checkpoint() if resume else None
     if state is not None:
@@ -164,7 +165,8 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
     return Pretrained(outcome, sorted({*prepared.skipped, *prepared.loader.skipped}))
 
 
-def _settle_recipe(recipe: Recipe | None, run: RunDirectory, resume: bool) -> Recipe:
+def settle_recipe(recipe: Recipe | None, run: RunDirectory, resume: bool) -> Recipe:
+    """The recipe of a new run, or the one that a run to resume was begun with."""
     if not run.exists():
         if recipe is None:
             raise UserError(f"no run at {run.path} to resume, and no recipe to begin one")

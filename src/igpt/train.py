@@ -2,7 +2,7 @@
 
 It knows a model, an objective and a loader that is addressed by step; it does not know pictures,
 foreign formats or how a model is split. All that it needs to go on after a kill is in the
-checkpoint: weights, Adam's moments, the step and the best validation loss.
+checkpoint: weights, Adam's moments, the step, the best validation and when it was.
 """
 
 from __future__ import annotations
@@ -34,18 +34,28 @@ from igpt.objectives import Objective
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of step 0, 1, …: linear warm-up, then cosine to zero (paper, section 3.4)."""
+    """Rate of step 0, 1, …: linear warm-up, then cosine to zero, or constant (section 3.4)."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the model as it is now is worth on validation data."""
+
+    metrics: dict[str, float]  # for the log
+    criterion: float  # what is to be small: the best model is the one with the smallest
 
 
 @dataclass(frozen=True)
 class Callbacks:
     """What the loop calls and does not know the inside of."""
 
-    validation_loss: Callable[[], float]  # of the model as it is now, nats per token
+    validate: Callable[[], Validation]
     save_best: Callable[[], None]  # keep the model as it is now
 
 
@@ -54,8 +64,16 @@ class Outcome:
     """How a run ended."""
 
     step: int  # optimizer steps done
-    best_loss: float | None
+    best: float | None  # the smallest criterion
     signal: signal.Signals | None = None  # that stopped it before its last step
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters whose learning rate is `scale` times the schedule's."""
+
+    parameters: list[torch.nn.Parameter]
+    scale: float = 1.0
 
 
 @dataclass
@@ -93,15 +111,21 @@ class Trainer:
     config: TrainConfig
     run: RunDirectory
     callbacks: Callbacks
+    groups: list[ParameterGroup] | None = None  # None: all parameters, at the schedule's rate
     step: int = 0
-    best_loss: float | None = None
+    best: float | None = None
+    best_step: int = 0
     _pending: list[tuple[int, float, Tensor]] = field(default_factory=list)  # step, rate, loss
 
     def __post_init__(self) -> None:
         self.device = self.model.wte.device
         self.dtype = compute_dtype(self.config.precision, self.device)
+        groups = self.groups or [ParameterGroup(list(self.model.parameters()))]
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=self.config.lr, betas=self.config.betas, fused=True
+            [{"params": group.parameters, "scale": group.scale} for group in groups],
+            lr=self.config.lr,
+            betas=self.config.betas,
+            fused=True,
         )
         # Dynamo would retrace for every new model object, hence the closure over one.
         self._values = torch.compile(self._objective_values, disable=not self.config.compile)
@@ -113,14 +137,18 @@ class Trainer:
         """Go on from a checkpoint; UserError when it is another model's."""
         load_into(self.model, state.model, self.run.checkpoints)
         restore_optimizer(self.model, self.optimizer, state.optimizer)
-        self.step, self.best_loss = state.step, state.best_loss
+        self.step, self.best, self.best_step = state.step, state.best, state.best_step
 
     def train(self, monitor: Monitor) -> Outcome:
-        """Run to the last step, or until a signal. Raises UserError when the loss is not finite."""
+        """Run to the last step, until validation has not improved for long, or until a signal.
+
+        Raises UserError when the loss is not finite.
+        """
         stop = Stop()
         with stop.on_signals():
             clock, since = time.monotonic(), self.step
-            for batch in prefetch(self.loader, range(self.step, self.config.steps)):
+            last = self.step if self._exhausted() else self.config.steps
+            for batch in prefetch(self.loader, range(self.step, last)):
                 self._optimizer_step(batch)
                 if self._due(self.config.log_every):
                     row = self._log_row()
@@ -129,13 +157,19 @@ class Trainer:
                     monitor.log({**row, "pictures_per_second": pictures / (now - clock)})
                     clock, since = now, self.step
                 if self._due(self.config.eval_every):
-                    monitor.log({"step": self.step, "val_loss": self._validate()})
+                    monitor.log({"step": self.step, **self._validate()})
                     clock, since = time.monotonic(), self.step
-                if stop.signal or self._due(self.config.checkpoint_every):
+                ending = bool(stop.signal) or self._exhausted()
+                if ending or self._due(self.config.checkpoint_every):
                     self._save()
-                if stop.signal:
+                if ending:
                     break
-        return Outcome(self.step, self.best_loss, stop.signal)
+        return Outcome(self.step, self.best, stop.signal)
+
+    def _exhausted(self) -> bool:
+        """Whether the last `patience` validations brought nothing better."""
+        patience, every = self.config.patience, self.config.eval_every
+        return patience is not None and self.step - self.best_step >= patience * every
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -144,7 +178,7 @@ class Trainer:
         """One step of Adam on the mean objective of the batch, over its micro-batches."""
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         total = torch.zeros((), device=self.device)
         inputs = [x.to(self.device, non_blocking=True) for x in self.objective.inputs(batch)]
         micro = self.config.micro_batch_size or self.config.batch_size
@@ -175,15 +209,15 @@ class Trainer:
             if not math.isfinite(loss.item()):
                 raise _diverged(f"loss is {loss.item()}", step, rate)
 
-    def _validate(self) -> float:
+    def _validate(self) -> dict[str, float]:
         self._require_finite()
         self.model.eval()
-        loss = self.callbacks.validation_loss()
+        validation = self.callbacks.validate()
         self.model.train()
-        if self.best_loss is None or loss < self.best_loss:
-            self.best_loss = loss
+        if self.best is None or validation.criterion < self.best:
+            self.best, self.best_step = validation.criterion, self.step
             self.callbacks.save_best()
-        return loss
+        return validation.metrics
 
     def _save(self) -> None:
         self._require_finite()
@@ -193,7 +227,9 @@ class Trainer:
             rate = learning_rate(self.step - 1, self.config)
             raise _diverged("weights are not finite", self.step, rate)
         moments = optimizer_tensors(self.model, self.optimizer)
-        self.run.save_checkpoint(TrainingState(self.step, self.best_loss, weights, moments))
+        self.run.save_checkpoint(
+            TrainingState(self.step, self.best, self.best_step, weights, moments)
+        )
 
 
 def _diverged(what: str, step: int, rate: float) -> UserError:

@@ -9,34 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from conftest import TINY, picture_bytes
-from igpt.cli import COMMANDS, main
-
-
-class Result:
-    """Exit status and output of one call of the command line."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def igpt(capfd: pytest.CaptureFixture[str]):
-    def call(*argv: object) -> Result:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in argv])
-        captured = capfd.readouterr()
-        return Result(int(stop.value.code or 0), captured.out, captured.err)
-
-    return call
-
-
-def is_sheet(path: Path) -> bool:
-    with Image.open(path) as image:
-        return len(np.unique(np.asarray(image))) > 3
+from conftest import TINY, is_sheet, picture_bytes
+from igpt.cli import COMMANDS
 
 
 def test_help_lists_every_command_and_each_has_an_example(igpt) -> None:

@@ -22,6 +22,10 @@ COMMANDS = {
     "eval": "likelihood of a data set under a trained model",
     "sample": "paint new pictures",
     "complete": "complete pictures from their first part",
+    "score": "how surprising pictures are, where, and which do not belong",
+    "probe": "classify from a frozen model's layers, with few labels or all",
+    "finetune": "train a model's head, and the model, on labelled pictures",
+    "predict": "classes of pictures, and how well they fit known labels",
     "palette": "fit a colour palette to your pictures",
 }
 

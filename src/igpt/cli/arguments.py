@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from igpt.config import DataConfig
+    from igpt.data import Task
     from igpt.sample import Sampling
 
 
@@ -18,7 +21,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="run directory or model folder")
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
+def add_data(parser: argparse.ArgumentParser, *, limit: bool = True) -> None:
     parser.add_argument(
         "--data",
         metavar="D",
@@ -27,7 +30,23 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="default: the run's test split")
     parser.add_argument("--image-column", metavar="NAME", help="column of the pictures")
     parser.add_argument("--label-column", metavar="NAME", help="column of the labels")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+    if limit:
+        parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+
+
+def add_features(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pool",
+        default="mean",
+        metavar="P",
+        help="over positions: mean (default), grid:G (means of GxG regions), last or flatten",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the model's products; default: what the device is made for",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -68,16 +87,51 @@ def data_config(args: argparse.Namespace) -> DataConfig:
     )
 
 
-def load_pictures(args: argparse.Namespace, size: int) -> npt.NDArray[np.uint8]:
-    """The pictures that `add_data`'s arguments name, as the model takes them: [N, size, size, 3].
+def load_task(args: argparse.Namespace, size: int) -> Task:
+    """Labelled train, validation and test pictures of the size that the model takes.
+
+    The validation pictures are those that were held out when the run was trained.
+    """
+    from igpt.checkpoint import RunDirectory
+    from igpt.data import open_source, open_task
+
+    config, run = data_config(args), RunDirectory(args.run)
+    source = open_source(
+        config.source, image_column=config.image_column, label_column=config.label_column
+    )
+    return open_task(source, config, size, run.recipe().train.seed if run.exists() else 0)
+
+
+@dataclass(frozen=True)
+class Named:
+    """Readable pictures, as the model takes them."""
+
+    images: npt.NDArray[np.uint8]  # [N, size, size, 3]
+    names: list[str]
+    labels: npt.NDArray[np.int64] | None  # [N], -1 where one is missing
+
+
+def load_named(args: argparse.Namespace, size: int) -> Named:
+    """The files of `args.images`, or else the pictures that `add_data`'s arguments name.
 
     A run trained on ImageNet's random crops is given the centre crop (paper, section 3.1).
     """
     import numpy as np
 
     from igpt.config import UserError
-    from igpt.data import decode_all, evaluation_split, fit_square, imagenet_centre, open_source
+    from igpt.data import (
+        decode_all,
+        evaluation_split,
+        fit_square,
+        imagenet_centre,
+        open_files,
+        open_source,
+    )
 
+    if getattr(args, "images", None):
+        pictures = open_files(args.images)
+        decoded = decode_all(pictures, size)
+        return Named(decoded.images, [pictures.name(int(i)) for i in decoded.kept], None)
     config = data_config(args)
     source = open_source(
         config.source, image_column=config.image_column, label_column=config.label_column
@@ -88,4 +142,21 @@ def load_pictures(args: argparse.Namespace, size: int) -> npt.NDArray[np.uint8]:
             raise UserError(f"--limit must be at least 1, got {args.limit}")
         pictures = pictures.select(np.arange(min(args.limit, len(pictures))))
     crop = imagenet_centre if config.augmentation == "imagenet" else fit_square
-    return decode_all(pictures, size, crop).images
+    decoded = decode_all(pictures, size, crop)
+    names = [pictures.name(int(i)) for i in decoded.kept]
+    labels = None if pictures.labels is None else pictures.labels[decoded.kept]
+    return Named(decoded.images, names, labels)
+
+
+def load_pictures(args: argparse.Namespace, size: int) -> npt.NDArray[np.uint8]:
+    """The pictures [N, size, size, 3] of `load_named`."""
+    return load_named(args, size).images
+
+
+def overrides(args: argparse.Namespace, short: Mapping[str, tuple[str, str]]) -> list[str]:
+    """ "field=value" for every short flag that the command line has, of flag -> (field, help)."""
+    return [
+        f"{name}={value}"
+        for name, _ in short.values()
+        if (value := getattr(args, name)) is not None
+    ]

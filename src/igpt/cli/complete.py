@@ -5,15 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from igpt.cli.arguments import add_data, add_run, add_sampling, load_pictures, sampling
 from igpt.cli.report import Report
 from igpt.config import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 EXAMPLE = "igpt complete runs/digits --images photo.png --keep 0.5 -n 4 --out sheet.png"
 
@@ -36,7 +31,7 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     size = pipeline.image_size
     if args.images and args.data:
         raise UserError("give --images or --data, not both")
-    images = _read(args.images, size) if args.images else load_pictures(args, size)
+    images = load_pictures(args, size)
     completed = pipeline.continue_from(images, args.keep, args.n, sampling(args))
     sheet = completion_sheet(pipeline.known(args.keep), completed, pipeline.quantize(images))
     save_image(sheet, args.out)
@@ -45,9 +40,3 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
         f"{args.n} completions of {count} pictures: {args.out}",
         {"out": str(args.out), "count": count, "n": args.n},
     )
-
-
-def _read(paths: list[Path], size: int) -> npt.NDArray[np.uint8]:
-    from igpt.data import decode_all, open_files
-
-    return decode_all(open_files(paths), size).images

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from igpt.cli.arguments import overrides
 from igpt.cli.report import INTERRUPTED, Report
 from igpt.config import PRESETS, UserError, load_recipe, shipped_recipes
 
@@ -55,12 +56,12 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     from igpt.plots import loss_figure
     from igpt.pretrain import pretrain
 
-    name, overrides = _recipe_and_overrides(args)
-    if args.resume and name is None and overrides:
-        raise UserError(f"--resume repeats the run's own recipe: {overrides[0]} cannot change it")
+    name, changes = _recipe_and_changes(args)
+    if args.resume and name is None and changes:
+        raise UserError(f"--resume repeats the run's own recipe: {changes[0]} cannot change it")
     if name is None and not args.resume:
         raise UserError(f"name a recipe: a .yaml file or one of {', '.join(shipped_recipes())}")
-    recipe = None if name is None else load_recipe(name, overrides)
+    recipe = None if name is None else load_recipe(name, changes)
     done = pretrain(recipe, args.out, resume=args.resume, say=say)
     outcome, folder = done.outcome, RunDirectory(args.out)
     write_atomically(
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     values = {
         "run": str(args.out),
         "step": outcome.step,
-        "best_val_loss": outcome.best_loss,
+        "best_val_loss": outcome.best,
         "skipped": len(done.skipped),
     }
     skipped = f"; {len(done.skipped)} unreadable pictures skipped" if done.skipped else ""
@@ -78,20 +79,15 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
         status = INTERRUPTED if outcome.signal == signal.SIGINT else 0
         text = f"stopped at step {outcome.step}{skipped}; go on with: {again}"
         return Report(text, {**values, "signal": outcome.signal.name}, status)
-    best = outcome.best_loss
+    best = outcome.best
     loss = "" if best is None else f", best validation {best:.4f} nats/pixel"
     return Report(f"{args.out}: {outcome.step} steps{loss}{skipped}", values)
 
 
-def _recipe_and_overrides(args: argparse.Namespace) -> tuple[str | None, list[str]]:
+def _recipe_and_changes(args: argparse.Namespace) -> tuple[str | None, list[str]]:
     """The recipe's name, and "field=value" for all that the command line says."""
     names = [word for word in args.words if "=" not in word]
     if len(names) > 1:
         raise UserError(f"expected one recipe, got {' '.join(names)}")
-    short = [
-        f"{name}={value}"
-        for name, _ in SHORT.values()
-        if (value := getattr(args, name)) is not None
-    ]
     dotted = [word for word in args.words if "=" in word]
-    return (names[0] if names else None), short + dotted
+    return (names[0] if names else None), overrides(args, SHORT) + dotted

@@ -21,26 +21,34 @@ SHORT_SIDE = (256, 384)  # range of the short side before the crop (paper, secti
 def move_tokens(
     tokens: npt.NDArray[Any], size: int, augmentation: str, rng: np.random.Generator
 ) -> npt.NDArray[Any]:
-    """Augment raster tokens [B, size*size] by moving them: `none`, `flip` or `cifar`.
+    """Augment raster tokens [B, size*size] by moving them, as `move_pixels` does."""
+    return move_pixels(tokens.reshape(-1, size, size), augmentation, rng).reshape(tokens.shape)
+
+
+def move_pixels(
+    images: npt.NDArray[Any], augmentation: str, rng: np.random.Generator
+) -> npt.NDArray[Any]:
+    """Augment pictures [B, S, S] or [B, S, S, C] by moving pixels: `none`, `flip` or `cifar`.
 
     flip: half of the pictures mirrored. cifar: reflect-pad 4, random crop of the picture or of its
     mirror image. Raises ValueError for any other augmentation: it does more than move pixels.
     """
     if augmentation not in ("none", "flip", "cifar"):
-        raise ValueError(f"'{augmentation}' cannot be done by moving tokens")
+        raise ValueError(f"'{augmentation}' cannot be done by moving pixels")
     if augmentation == "none":
-        return tokens
-    batch = len(tokens)
-    grid = tokens.reshape(batch, size, size)
+        return images
+    batch, size = images.shape[:2]
     mirrored = rng.random(batch) < 0.5
-    grid = np.where(mirrored[:, None, None], grid[:, :, ::-1], grid)
+    moved = images.copy()
+    moved[mirrored] = images[mirrored, :, ::-1]
     if augmentation == "cifar":
-        padded = np.pad(grid, ((0, 0), (PAD, PAD), (PAD, PAD)), mode="reflect")
+        sides = ((0, 0), (PAD, PAD), (PAD, PAD), *[(0, 0)] * (images.ndim - 3))
+        padded = np.pad(moved, sides, mode="reflect")
         top, left = rng.integers(0, 2 * PAD + 1, (2, batch))
-        rows = top[:, None] + np.arange(size)  # [B, size]
+        rows = top[:, None] + np.arange(size)  # [B, S]
         columns = left[:, None] + np.arange(size)
-        grid = padded[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return grid.reshape(batch, -1)
+        moved = padded[np.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return moved
 
 
 def imagenet_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Pixels:

@@ -37,8 +37,12 @@ LINEAR = {
 }
 
 
-def config_to_hf(config: ModelConfig, order: str) -> dict[str, Any]:
+def config_to_hf(
+    config: ModelConfig, order: str, class_names: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Our configuration as the contents of their `config.json`."""
+    classes = {str(i): name for i, name in enumerate(class_names)}
+    labels = {name: i for i, name in enumerate(class_names)}
     return {
         **FIXED,
         "architectures": ["ImageGPTForCausalImageModeling"],
@@ -51,8 +55,16 @@ def config_to_hf(config: ModelConfig, order: str) -> dict[str, Any]:
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
+        **({"id2label": classes, "label2id": labels} if class_names else {}),
         "igpt": {"order": order, "causal": config.causal, "n_classes": config.n_classes},
     }
+
+
+def class_names_from_hf(theirs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names in `config.json` of the classes that the model has a head for."""
+    n_classes = int(theirs.get("igpt", {}).get("n_classes", 0))
+    names = theirs.get("id2label", {})
+    return tuple(str(names.get(str(i), i)) for i in range(n_classes))
 
 
 def config_from_hf(theirs: Mapping[str, Any], bias: bool) -> tuple[ModelConfig, str]:

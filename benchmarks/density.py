@@ -1,0 +1,103 @@
+"""Better density, better features? Probe accuracy against held-out nats/pixel (paper, figure 3).
+
+python benchmarks/density.py RUN... [--data D] [--labels-per-class 100] [--pool mean] --out density
+
+Every run is probed at each layer with the same labels, five subsets of them, and scored on its
+validation pictures. Writes density.json and density.png. Runs measured already are not measured
+again, so that the campaign may be interrupted. Runs called NAME-stepN are drawn as a line that
+ends in NAME.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from igpt.checkpoint import write_atomically, write_text
+from igpt.cli.arguments import add_data, load_task
+from igpt.device import compute_dtype
+from igpt.pipeline import load
+from igpt.plots import BLUE, ORANGE
+from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets, summarise
+
+SEEDS, TESTED = 5, 2_000  # subsets of labels; first test pictures
+
+
+def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Nats/pixel on validation, and the probe's accuracy at its best layer on test."""
+    pipeline = load(run)
+    args.run, args.split = run, None
+    task = load_task(args, pipeline.image_size)
+    task = replace(task, test=task.test.select(np.arange(min(TESTED, len(task.test)))))
+    chosen = subsets(task, [args.labels_per_class], SEEDS)
+    features = ModelFeatures(pipeline, ["all"], args.pool, "auto")
+    linear = LinearMethod(
+        "probe", features, task, needed_pictures(task, chosen), components=None, metric="accuracy"
+    )
+    outcomes = compare([linear], task, chosen, lambda line: print(line, file=sys.stderr))
+    (summary,) = summarise(outcomes)
+    dtype = compute_dtype("auto", torch.device("cpu"))
+    layers = [fitted.by_layer for fitted in linear.fitted.values()]
+    return {
+        "nats_per_pixel": pipeline.likelihood(task.validation.images, dtype).nats_per_pixel,
+        "accuracy": summary.accuracy,
+        "layer": outcomes[0].layer,
+        "by_layer": {name: float(np.mean([one[name] for one in layers])) for name in layers[0]},
+        "parameters": sum(p.numel() for p in pipeline.model.parameters()),
+    }
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for name, result in results.items():
+        match = re.fullmatch(r"(.*)-step(\d+)", name)
+        base, step = (match[1], int(match[2])) if match else (name, sys.maxsize)
+        lines.setdefault(base, []).append((step, result))
+    for base, points in lines.items():
+        points.sort(key=lambda point: point[0])
+        x = [result["nats_per_pixel"] for _, result in points]
+        y, error = np.array([result["accuracy"] for _, result in points]).T * 100
+        axes.errorbar(x, y, error, color=BLUE, marker=".", linewidth=1, capsize=2)
+        axes.plot(x[-1:], y[-1:], color=ORANGE, marker="o")
+        axes.annotate(base, (x[-1], y[-1]), xytext=(6, -10), textcoords="offset points", fontsize=8)
+    axes.invert_xaxis()
+    axes.set_xlabel("validation nats/pixel (better to the right)")
+    axes.set_ylabel("probe on test, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png", dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    add_data(parser, limit=False)
+    parser.add_argument("--labels-per-class", type=int, default=100)
+    parser.add_argument("--pool", default="mean")
+    parser.add_argument("--out", type=Path, default=Path("density"))
+    args = parser.parse_args()
+    saved = args.out.with_suffix(".json")
+    results = json.loads(saved.read_text()) if saved.exists() else {}
+    for run in args.runs:
+        if run.name not in results:
+            results[run.name] = measure(run, args)
+            write_text(saved, json.dumps(results, indent=2) + "\n")
+        row = results[run.name]
+        mean, deviation = (100 * value for value in row["accuracy"])
+        print(f"{row['nats_per_pixel']:.4f}  {mean:.1f} ± {deviation:.1f}  layer {row['layer']}  "
+              f"{row['parameters']:,}  {run.name}", flush=True)  # fmt: skip
+    write_atomically(args.out.with_suffix(".png"), lambda path: draw(results, path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What fine-tuning adds (paper, sections 2.3, 4.6 and table 5), with the same labels for all.
+
+python benchmarks/finetuning.py RUN [--labels-per-class 100] [--seeds 3] --out runs/finetuning \
+    [section.field=value ...]
+
+Variants: L_CLF alone and L_GEN + L_CLF, from the pretrained weights and from scratch. Every
+fine-tuning of a BERT model is tested with one mask, five masks' modal class, and five masks' mean
+logits. Runs that are there are gone on with, so that the campaign may be interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from igpt.checkpoint import write_text
+from igpt.cli.arguments import add_data, data_config
+from igpt.config import parse_recipe, recipe_yaml
+from igpt.data import evaluation_split, open_source
+from igpt.data.labels import labelled
+from igpt.finetune import default_recipe, finetune
+from igpt.pipeline import load
+from igpt.probe.linear import score
+
+VARIANTS = {
+    "L_CLF from scratch": ("finetune.gen_weight=0", "finetune.from_scratch=true"),
+    "L_GEN + L_CLF from scratch": ("finetune.from_scratch=true",),
+    "L_CLF": ("finetune.gen_weight=0",),
+    "L_GEN + L_CLF": (),
+}
+VOTES = {"one mask": ("modal", 1), "modal of 5": ("modal", 5), "mean logits of 5": ("logits", 5)}
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Test accuracy of a fine-tuned run, by the way that masks vote; one way for AR."""
+    pipeline = load(run)
+    config = data_config(args)
+    source = open_source(config.source)
+    test = labelled(
+        evaluation_split(source, config.test_split),
+        source.name,
+        pipeline.class_names,
+        config,
+        pipeline.image_size,
+    )
+    tokens = pipeline.tokens(test.images)
+    ways = {"": ("modal", 1)} if pipeline.model.config.causal else VOTES
+    found = {}
+    for way, (ensemble, masks) in ways.items():
+        predicted = pipeline.classifier(None, ensemble, masks).predict(tokens)
+        found[way] = score("accuracy", test.labels, predicted.labels)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    add_data(parser, limit=False)
+    parser.add_argument("--labels-per-class", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/finetuning"))
+    args = parser.parse_intermixed_args()
+    rows: dict[str, list[float]] = {}
+    for variant, changes in VARIANTS.items():
+        for seed in range(args.seeds):
+            name = variant.replace(" ", "-").replace("+", "and")
+            out = args.out / f"{args.run.name}-{name}-{seed}"
+            options = [
+                *changes,
+                *args.overrides,
+                f"train.seed={seed}",
+                f"finetune.labels_per_class={args.labels_per_class}",
+            ]
+            recipe = parse_recipe(recipe_yaml(default_recipe(args.run)), options, "benchmark")
+            finetune(recipe, out, resume=out.exists(), say=say)
+            for way, accuracy in accuracies(out, args).items():
+                rows.setdefault(f"{variant}{', ' if way else ''}{way}", []).append(accuracy)
+            text = json.dumps(rows, indent=2) + "\n"
+            write_text(args.out / f"{args.run.name}.json", text)
+    print(f"| {args.run.name}, {args.labels_per_class} labels a class | test accuracy, % |")
+    print("|---|---|")
+    for name, values in rows.items():
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"| {name} | {100 * statistics.mean(values):.1f} ± {100 * spread:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

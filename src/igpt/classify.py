@@ -1,0 +1,156 @@
+"""From tokens to classes: by a fine-tuned head or by a probe, and how well.
+
+A BERT model is shown its pictures masked, as in training, and several masks vote (paper, section
+4.6): the modal class, ties at random, or the class of the averaged logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from igpt.config import UserError
+from igpt.device import autocast
+from igpt.model import ImageGPT
+from igpt.order import Codec
+from igpt.probe.features import BATCH, Masking, draw_mask, extract, make_pool
+from igpt.probe.store import SavedProbe
+from igpt.rng import numpy_rng
+
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
+Ensemble = Literal["modal", "logits"]
+
+MASKS = 5  # that vote on a picture (paper, section 4.6)
+CALIBRATION_BINS = 15  # Guo et al., 2017, On Calibration of Modern Neural Networks
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model thinks of N pictures."""
+
+    labels: Labels  # [N]
+    probabilities: Floats  # [N, C], averaged over masks where there are several
+
+
+class Classifier(Protocol):
+    """Classes of pictures given as tokens."""
+
+    class_names: tuple[str, ...]
+
+    def predict(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Prediction:
+        """Of pictures `tokens` [N, T] in the model's order."""
+        ...
+
+
+class HeadClassifier:
+    """The model's own classification head, as fine-tuning left it."""
+
+    def __init__(
+        self,
+        model: ImageGPT,
+        class_names: tuple[str, ...],
+        masking: Masking | None = None,
+        ensemble: Ensemble = "modal",
+    ) -> None:
+        self.model, self.class_names = model, class_names
+        self.masking, self.ensemble = masking or Masking(count=MASKS), ensemble
+
+    def predict(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Prediction:
+        logits = np.concatenate(list(self._logits(tokens, dtype)))  # [N, masks, C]
+        return vote(logits, self.ensemble, self.masking.seed)
+
+    @torch.inference_mode()
+    def _logits(self, tokens: Tensor, dtype: torch.dtype) -> Iterator[npt.NDArray[np.float32]]:
+        model, masking = self.model, self.masking
+        passes = 1 if model.config.causal else max(1, masking.count)
+        for start in range(0, len(tokens), BATCH):
+            part = tokens[start : start + BATCH].to(model.wte.device)
+            with autocast(model.wte.device, dtype):
+                shown = [
+                    model.classify(model.trunk(part, draw_mask(model, part, masking, start, i)))
+                    for i in range(passes)
+                ]
+            yield torch.stack(shown, dim=1).float().cpu().numpy()
+
+
+class ProbeClassifier:
+    """A linear probe on the features of a frozen model."""
+
+    def __init__(self, model: ImageGPT, codec: Codec, saved: SavedProbe) -> None:
+        self.model, self.codec, self.saved = model, codec, saved
+        self.class_names = saved.class_names
+
+    def predict(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Prediction:
+        saved = self.saved
+        pool = make_pool(saved.pool, self.codec)
+        batches = extract(self.model, tokens, saved.layers, pool, dtype=dtype)
+        logits = [saved.probe.logits(x.reshape(len(x), -1)) for x in batches]
+        return vote(np.concatenate(logits)[:, None], "logits", seed=0)
+
+
+def vote(logits: npt.NDArray[np.float32], ensemble: Ensemble, seed: int) -> Prediction:
+    """One prediction a picture from logits [N, masks, C]."""
+    n, _, n_classes = logits.shape
+    probabilities = _softmax(logits.astype(np.float64)).mean(axis=1)
+    if ensemble == "logits":
+        return Prediction(logits.mean(axis=1).argmax(axis=1), probabilities)
+    ballots = logits.argmax(axis=2)  # [N, masks]
+    counts = (ballots[:, :, None] == np.arange(n_classes)).sum(axis=1).astype(np.float64)
+    ties = numpy_rng(seed, "ties").random((n, n_classes))  # below one vote
+    return Prediction((counts + ties).argmax(axis=1), probabilities)
+
+
+def _softmax(logits: Floats) -> Floats:
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Report:
+    """How predictions compare with labels."""
+
+    accuracy: float
+    balanced_accuracy: float  # mean of the recalls of the classes that occur
+    precision: Floats  # [C]; 0 for a class that was never predicted
+    recall: Floats  # [C]; 0 for a class that never occurs
+    support: Labels  # [C], pictures of each class
+    confusion: Labels  # [C, C], rows are true classes
+    calibration_error: float  # expected, over 15 bins of confidence
+
+
+def report(labels: Labels, prediction: Prediction) -> Report:
+    """Compare with labels [N]; UserError for a label that the classifier does not have."""
+    from sklearn.metrics import confusion_matrix
+
+    n_classes = prediction.probabilities.shape[1]
+    if labels.max() >= n_classes:
+        raise UserError(f"label {labels.max()}: the classifier knows classes 0 to {n_classes - 1}")
+    confusion = confusion_matrix(labels, prediction.labels, labels=np.arange(n_classes))
+    right, support = np.diag(confusion).astype(np.float64), confusion.sum(axis=1)
+    recall = right / np.maximum(support, 1)
+    return Report(
+        accuracy=float(right.sum() / len(labels)),
+        balanced_accuracy=float(recall[support > 0].mean()),
+        precision=right / np.maximum(confusion.sum(axis=0), 1),
+        recall=recall,
+        support=support,
+        confusion=confusion,
+        calibration_error=calibration_error(labels, prediction),
+    )
+
+
+def calibration_error(labels: Labels, prediction: Prediction) -> float:
+    """Expected calibration error: the mean distance of confidence from accuracy, bin by bin."""
+    rows = np.arange(len(labels))
+    confidence = prediction.probabilities[rows, prediction.labels]
+    right = (prediction.labels == labels).astype(np.float64)
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, right - confidence, CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(labels))

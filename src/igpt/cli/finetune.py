@@ -1,0 +1,67 @@
+"""`igpt finetune`: a pretrained model learns to classify, by the same loop."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from igpt.cli.arguments import add_run, overrides
+from igpt.cli.report import INTERRUPTED, Report
+from igpt.config import UserError
+
+EXAMPLE = "igpt finetune runs/digits --out runs/digits-classes --steps 300 finetune.gen_weight=1"
+
+# short flag -> the recipe's field, and what it is
+SHORT = {
+    "--data": ("data.source", "labelled pictures: a Hub id, folder, .npz or `digits`"),
+    "--image-column": ("data.image_column", "column of the pictures"),
+    "--label-column": ("data.label_column", "column of the labels"),
+    "--augmentation": ("data.augmentation", "none, flip or cifar"),
+    "--labels-per-class": ("finetune.labels_per_class", "use so many; default all"),
+    "--freeze": ("finetune.freeze", "first blocks that stay as they are"),
+    "--steps": ("train.steps", "optimizer steps at most"),
+    "--batch-size": ("train.batch_size", "pictures a step"),
+    "--lr": ("train.lr", "learning rate after the warm-up"),
+    "--precision": ("train.precision", "auto, float32 or bfloat16"),
+    "--seed": ("train.seed", "of everything random"),
+    "--eval-every": ("train.eval_every", "steps between validations"),
+    "--checkpoint-every": ("train.checkpoint_every", "steps between checkpoints"),
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "igpt finetune RUN --out NEW [options] [section.field=value ...]"
+    add_run(parser)
+    parser.add_argument(
+        "words", metavar="section.field=value", nargs="*", help="any field of the recipe"
+    )
+    parser.add_argument("--out", metavar="NEW", type=Path, required=True, help="new run directory")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    for flag, (name, text) in SHORT.items():
+        parser.add_argument(flag, dest=name, metavar=name.split(".")[-1].upper(), help=text)
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.config import parse_recipe, recipe_yaml
+    from igpt.finetune import default_recipe, finetune
+
+    changes = [*overrides(args, SHORT), *args.words]
+    if args.resume and changes:
+        raise UserError(f"--resume repeats the run's own recipe: {changes[0]} cannot change it")
+    recipe = None
+    if not args.resume:
+        text = recipe_yaml(default_recipe(args.run))
+        recipe = parse_recipe(text, changes, f"of {args.run}")
+    done = finetune(recipe, args.out, resume=args.resume, say=say)
+    outcome = done.outcome
+    values = {"run": str(args.out), "step": outcome.step, f"best_val_{done.metric}": done.best}
+    if outcome.signal is not None:
+        again = f"igpt finetune {args.run} --out {args.out} --resume"
+        status = INTERRUPTED if outcome.signal == signal.SIGINT else 0
+        text = f"stopped at step {outcome.step}; go on with: {again}"
+        return Report(text, {**values, "signal": outcome.signal.name}, status)
+    best = "" if done.best is None else f", best validation {done.metric} {100 * done.best:.1f} %"
+    again = f"igpt predict {args.out} --split test"
+    return Report(f"{args.out}: {outcome.step} steps{best}; then: {again}", values)

@@ -1,0 +1,132 @@
+"""`igpt predict`: classes of pictures, by a fine-tuned model or a probe."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpt.cli.arguments import add_data, add_run, load_named
+from igpt.cli.report import Report
+from igpt.config import UserError
+
+if TYPE_CHECKING:
+    from igpt import classify
+
+EXAMPLE = "igpt predict runs/digits --data digits --split test --confusion confusion.png"
+
+SHOWN = 20  # pictures of the table on the terminal
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("images", nargs="*", type=Path, help="picture files or folders of them")
+    add_data(parser)
+    parser.add_argument(
+        "--probe", type=Path, metavar="FOLDER", help="default RUN/probe, for a run without a head"
+    )
+    parser.add_argument(
+        "--mask-ensemble",
+        choices=("modal", "logits"),
+        default="modal",
+        help="how the masks of a BERT model vote; default modal",
+    )
+    parser.add_argument("--masks", type=int, default=5, help="of a BERT model; default 5")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all predictions there")
+    parser.add_argument("--confusion", type=Path, metavar="PNG", help="draw the confusion matrix")
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.checkpoint import write_atomically, write_text
+    from igpt.classify import report
+    from igpt.device import compute_dtype
+    from igpt.pipeline import load
+    from igpt.plots import confusion_figure
+
+    if args.images and args.data:
+        raise UserError("give picture files or --data, not both")
+    if args.masks < 1:
+        raise UserError(f"--masks must be at least 1, got {args.masks}")
+    pipeline = load(args.run)
+    classifier = pipeline.classifier(args.probe, args.mask_ensemble, args.masks)
+    pictures = load_named(args, pipeline.image_size)
+    say(f"{len(pictures.images):,} pictures, {len(classifier.class_names)} classes")
+    dtype = compute_dtype(args.precision, pipeline.model.wte.device)
+    prediction = classifier.predict(pipeline.tokens(pictures.images), dtype)
+    rows = _rows(pictures.names, prediction, classifier.class_names)
+    values: dict[str, Any] = {"count": len(rows), "predictions": rows}
+    lines = [*_table(rows)]
+    known = pictures.labels
+    if known is not None and (known >= 0).any():
+        at = (known >= 0).nonzero()[0]
+        labelled = type(prediction)(prediction.labels[at], prediction.probabilities[at])
+        result = report(known[at], labelled)
+        values |= _report_values(result, classifier.class_names)
+        lines += ["", *_report_text(result, classifier.class_names)]
+        if args.confusion:
+            write_atomically(
+                args.confusion,
+                lambda path: confusion_figure(result.confusion, classifier.class_names, path),
+            )
+    elif args.confusion:
+        raise UserError("--confusion needs labelled pictures")
+    if args.csv:
+        write_text(args.csv, _csv(rows))
+    return Report("\n".join(lines), values)
+
+
+def _rows(
+    names: Sequence[str], prediction: classify.Prediction, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [
+        {"picture": name, "label": classes[label], "probability": round(float(p[label]), 6)}
+        for name, label, p in zip(names, prediction.labels, prediction.probabilities, strict=True)
+    ]
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    shown = [f"{row['probability']:6.3f}  {row['label']:<16}  {row['picture']}" for row in rows]
+    more = [f"… {len(rows) - SHOWN:,} more: --csv or --json gives all"]
+    return shown[:SHOWN] + (more if len(rows) > SHOWN else [])
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, ("picture", "label", "probability"))
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _report_values(result: classify.Report, classes: Sequence[str]) -> dict[str, Any]:
+    per_class = {
+        name: {"precision": p, "recall": r, "count": int(count)}
+        for name, p, r, count in zip(
+            classes,
+            result.precision.tolist(),
+            result.recall.tolist(),
+            result.support,
+            strict=True,
+        )
+    }
+    return {
+        "accuracy": result.accuracy,
+        "balanced_accuracy": result.balanced_accuracy,
+        "calibration_error": result.calibration_error,
+        "classes": per_class,
+        "confusion": result.confusion.tolist(),
+    }
+
+
+def _report_text(result: classify.Report, classes: Sequence[str]) -> list[str]:
+    rows = zip(classes, result.precision, result.recall, result.support, strict=True)
+    return [
+        f"accuracy {100 * result.accuracy:.1f} %   balanced {100 * result.balanced_accuracy:.1f} %"
+        f"   calibration error {100 * result.calibration_error:.1f} %",
+        "precision  recall  count",
+        *(f"{100 * p:8.1f} {100 * r:7.1f} {count:7,}  {name}" for name, p, r, count in rows),
+    ]

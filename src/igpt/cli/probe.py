@@ -1,0 +1,221 @@
+"""`igpt probe`: what a frozen model knows of the classes, layer by layer and with few labels."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpt.cli.arguments import add_data, add_features, add_run, load_task
+from igpt.cli.report import Report
+
+if TYPE_CHECKING:
+    from igpt.data import Task
+    from igpt.study import (
+        LinearMethod,
+        Method,
+        ModelFeatures,
+        Outcome,
+        ProbeMethod,
+        Subset,
+        Summary,
+    )
+
+EXAMPLE = "igpt probe runs/digits --labels-per-class 1 4 10 all --baselines"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_data(parser, limit=False)
+    parser.add_argument(
+        "--layer",
+        nargs="+",
+        default=["all"],
+        metavar="L",
+        help="layers to choose from: numbers from 0, a:b (side by side) or all; default all",
+    )
+    add_features(parser)
+    parser.add_argument(
+        "--pca",
+        type=int,
+        metavar="N",
+        help="principal components kept, 0: all features; default 256 where features outnumber "
+        "labels",
+    )
+    parser.add_argument(
+        "--labels-per-class",
+        nargs="+",
+        type=_size,
+        default=[None],
+        metavar="N",
+        help="numbers of labels, or all; default all",
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="subsets of each number; default 5")
+    parser.add_argument(
+        "--metric",
+        choices=("accuracy", "balanced_accuracy"),
+        default="accuracy",
+        help="what validation chooses by; default accuracy",
+    )
+    parser.add_argument("--head", choices=("linear", "attention"), default="linear")
+    parser.add_argument("--baselines", action="store_true", help="compare on the same labels")
+    parser.add_argument(
+        "--cnn-minutes",
+        type=float,
+        metavar="M",
+        help="longest training of the baseline network; default: as long as the run was trained",
+    )
+    parser.add_argument(
+        "--augmentation", choices=("none", "flip", "cifar"), default="cifar", help="of that network"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/probe")
+
+
+def _size(word: str) -> int | None:
+    """A number of labels; None for all."""
+    if word == "all":
+        return None
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError("expected 1 or more, or all")
+    return number
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.pipeline import load
+    from igpt.study import ModelFeatures, compare, subsets, summarise
+
+    pipeline, folder = load(args.run), args.out or args.run / "probe"
+    features = ModelFeatures(pipeline, args.layer, args.pool, args.precision)
+    features.check()
+    task = load_task(args, pipeline.image_size)
+    say(
+        f"{len(task.train):,} pictures to train on, {len(task.validation):,} to choose with, "
+        f"{len(task.test):,} to test on; {task.train.n_classes} classes"
+    )
+    chosen = subsets(task, args.labels_per_class, args.seeds)
+    probe, others = _methods(features, task, chosen, args)
+    outcomes = compare([probe, *others], task, chosen, say)
+    most = max(chosen, key=lambda subset: len(subset.indices))
+    summaries = summarise(outcomes)
+    values = _values(probe, most, outcomes, summaries, folder)
+    _write(folder, features, probe, most, values, summaries)
+    return Report(_text(probe, most, summaries, folder), values)
+
+
+def _methods(
+    features: ModelFeatures, task: Task, chosen: Sequence[Subset], args: argparse.Namespace
+) -> tuple[ProbeMethod, list[Method]]:
+    """The probe, and what it is compared with."""
+    from igpt.config import UserError
+    from igpt.study import AttentionMethod, LinearMethod, needed_pictures
+
+    if args.head == "attention":
+        if args.pool != "mean" or args.pca is not None or args.baselines:
+            raise UserError("--head attention pools by itself: no --pool, --pca or --baselines")
+        return AttentionMethod(features, task, args.metric), []
+    needed = needed_pictures(task, chosen)
+    linear = LinearMethod(
+        "linear probe", features, task, needed, components=args.pca, metric=args.metric
+    )
+    return linear, _baselines(features, linear, args) if args.baselines else []
+
+
+def _baselines(
+    features: ModelFeatures, linear: LinearMethod, args: argparse.Namespace
+) -> list[Method]:
+    from igpt.checkpoint import RunDirectory
+    from igpt.config import UserError
+    from igpt.monitor import read_metrics, training_minutes
+    from igpt.study import CnnMethod, make_baselines
+
+    minutes, run = args.cnn_minutes, RunDirectory(args.run)
+    if minutes is None:
+        if not run.exists():
+            raise UserError(f"{args.run} does not say how long it was trained: give --cnn-minutes")
+        minutes = training_minutes(read_metrics(run.metrics), run.recipe().train.batch_size)
+    cnn = CnnMethod(linear.task, minutes, args.augmentation, args.metric)
+    return [*make_baselines(features, linear), cnn]
+
+
+def _values(
+    probe: ProbeMethod,
+    most: Subset,
+    outcomes: Sequence[Outcome],
+    summaries: Sequence[Summary],
+    folder: Path,
+) -> dict[str, Any]:
+    fitted = probe.fitted[most]
+    return {
+        "validation_by_layer": fitted.by_layer,
+        "layer": fitted.layer,
+        "strength": fitted.strength,
+        "summaries": [asdict(summary) for summary in summaries],
+        "outcomes": [asdict(outcome) for outcome in outcomes],
+        "out": str(folder),
+    }
+
+
+def _write(
+    folder: Path,
+    features: ModelFeatures,
+    probe: ProbeMethod,
+    most: Subset,
+    values: dict[str, Any],
+    summaries: Sequence[Summary],
+) -> None:
+    """The probe of the most labels, all numbers, and the figures that they make."""
+    from igpt.checkpoint import write_atomically, write_json
+    from igpt.plots import few_labels_figure, layers_figure
+    from igpt.probe.attention import AttentionHead
+    from igpt.probe.store import SavedProbe, mark, save_probe
+
+    fitted, pipeline = probe.fitted[most], features.pipeline
+    saved = SavedProbe(
+        fitted.probe,
+        features.groups()[fitted.layer],
+        "flatten" if isinstance(fitted.probe, AttentionHead) else features.pool,
+        probe.task.train.class_names,
+        mark(pipeline.model, pipeline.codec),
+    )
+    save_probe(folder, saved)
+    write_json(folder / "results.json", values)
+    if len(fitted.by_layer) > 1:
+        write_atomically(
+            folder / "accuracy_by_layer.png", lambda path: layers_figure(fitted.by_layer, path)
+        )
+    sizes = {summary.labels_per_class for summary in summaries}
+    if len(sizes) > 1:
+        write_atomically(folder / "few_labels.png", lambda path: few_labels_figure(summaries, path))
+
+
+def _text(probe: ProbeMethod, most: Subset, summaries: Sequence[Summary], folder: Path) -> str:
+    fitted = probe.fitted[most]
+    layers = [
+        f"  {layer:>5}  {100 * value:5.1f}{'  <- chosen' if layer == fitted.layer else ''}"
+        for layer, value in fitted.by_layer.items()
+    ]
+    rows = [
+        f"  {'all' if row.labels_per_class is None else row.labels_per_class:>5}  "
+        f"{_percent(row.accuracy, row.seeds)}  {_percent(row.balanced_accuracy, row.seeds)}  "
+        f"{row.method}"
+        for row in summaries
+    ]
+    return "\n".join(
+        [
+            f"  layer  {probe.metric.replace('_', ' ')} on validation, %",
+            *layers,
+            "",
+            "  labels a class, accuracy on test, balanced accuracy, %",
+            *rows,
+            "",
+            f"probe, figures and results.json: {folder}",
+        ]
+    )
+
+
+def _percent(spread: tuple[float, float], seeds: int) -> str:
+    mean, deviation = (100 * value for value in spread)
+    return f"{mean:5.1f} ± {deviation:3.1f}" if seeds > 1 else f"{mean:5.1f}      "

@@ -1,0 +1,206 @@
+"""`igpt score`: how surprising each picture is and where, and which set does not belong."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igpt.cli.arguments import Named, add_data, add_run, load_named
+from igpt.cli.report import Report
+from igpt.config import UserError
+
+if TYPE_CHECKING:
+    from igpt.pipeline import Pipeline
+    from igpt.plots import Pixels
+    from igpt.score import Scores, Signal
+
+EXAMPLE = "igpt score runs/digits --split test --ood FOLDER --out scores"
+
+SHOWN = 8  # pictures on the surprise sheet
+LISTED = 20  # pictures that the report names
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGES",
+        type=Path,
+        help="picture files or folders of them; default: those of --data",
+    )
+    add_data(parser)
+    parser.add_argument(
+        "--ood",
+        metavar="OTHER",
+        help="pictures to tell apart from these: anything that --data takes",
+    )
+    parser.add_argument("--ood-split", metavar="S", help="of OTHER; default test")
+    parser.add_argument(
+        "--top", type=int, default=8, metavar="N", help="pictures on each end; default 8"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("scores"), metavar="FOLDER", help="default scores"
+    )
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.checkpoint import write_text
+    from igpt.pipeline import load
+    from igpt.score import out_of_distribution, score
+
+    _check(args)
+    pipeline = load(args.run)
+    given = load_named(args, pipeline.image_size)
+    other = _load_other(args, pipeline.image_size) if args.ood else None
+    say(f"{len(given.images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
+    scores = score(pipeline, given.images, given.names)
+    outside = score(pipeline, other.images, other.names) if other else None
+
+    table = args.out / "scores.csv"
+    values = _values(scores)
+    write_text(table, _csv(values["pictures"]))
+    files = [table, *_sheets(args, pipeline, given.images, scores)]
+    if outside:
+        signals = out_of_distribution(scores, outside)
+        files.append(_figure(args, scores, outside, signals))
+        values["ood"] = _ood_values(args.ood, outside, signals)
+    values["files"] = [str(file) for file in files]
+    return Report(_text(values, table), values)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.images and args.data:
+        raise UserError("give pictures or --data, not both")
+    if args.ood_split and not args.ood:
+        raise UserError("--ood-split is of --ood's pictures: give --ood")
+    if args.top < 1:
+        raise UserError(f"--top must be at least 1, got {args.top}")
+
+
+def _load_other(args: argparse.Namespace, size: int) -> Named:
+    """The pictures of --ood, loaded as those of --data are."""
+    columns = {"image_column": None, "label_column": None}
+    other = argparse.Namespace(
+        run=args.run, data=args.ood, split=args.ood_split, limit=args.limit, **columns
+    )
+    return load_named(other, size)
+
+
+def _sheets(
+    args: argparse.Namespace, pipeline: Pipeline, images: Pixels, scores: Scores
+) -> list[Path]:
+    """Draw the surprise of the first pictures and, of a large set, its extremes."""
+    from igpt.plots import save_image
+    from igpt.plots_score import extremes_sheet, surprise_sheet
+
+    first = images[:SHOWN]
+    surprise, extremes = args.out / "surprise.png", args.out / "extremes.png"
+    save_image(surprise_sheet(pipeline.quantize(first), pipeline.surprise(first)), surprise)
+    if len(images) <= 2 * args.top:
+        return [surprise]
+    ranking, bits = scores.ranking, scores.bits_per_pixel
+    likely, unlikely = ranking[: args.top], ranking[::-1][: args.top]
+    shown = [pipeline.quantize(images[ends]) for ends in (likely, unlikely)]
+    save_image(extremes_sheet(shown[0], bits[likely], shown[1], bits[unlikely]), extremes)
+    return [surprise, extremes]
+
+
+def _figure(
+    args: argparse.Namespace, inside: Scores, outside: Scores, signals: tuple[Signal, Signal]
+) -> Path:
+    from igpt.checkpoint import write_atomically
+    from igpt.plots_score import ood_figure
+
+    figure: Path = args.out / "ood.png"
+    labels = (
+        f"the scored pictures ({len(inside.names):,})",
+        f"{Path(args.ood).name or args.ood} ({len(outside.names):,})",
+    )
+    write_atomically(figure, lambda path: ood_figure(*signals, *labels, path))
+    return figure
+
+
+def _rows(scores: Scores) -> list[dict[str, Any]]:
+    """A row a picture, for scores.csv and --json."""
+    columns = (
+        scores.names,
+        scores.nats_per_pixel.tolist(),
+        scores.bits_per_pixel.tolist(),
+        scores.compressed_bits_per_pixel.tolist(),
+    )
+    keys = ("name", "nats_per_pixel", "bits_per_pixel", "compressed_bits_per_pixel")
+    return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _values(scores: Scores) -> dict[str, Any]:
+    ranking = scores.ranking
+    return {
+        "count": len(scores.names),
+        "nats_per_pixel": float(scores.nats_per_pixel.mean()),
+        "bits_per_pixel": float(scores.bits_per_pixel.mean()),
+        "compressed_bits_per_pixel": float(scores.compressed_bits_per_pixel.mean()),
+        "most_likely": scores.names[ranking[0]],
+        "least_likely": scores.names[ranking[-1]],
+        "pictures": _rows(scores),
+    }
+
+
+def _ood_values(name: str, outside: Scores, signals: tuple[Signal, Signal]) -> dict[str, Any]:
+    raw, corrected = signals
+    return {
+        "data": name,
+        "count": len(outside.names),
+        "bits_per_pixel": float(outside.bits_per_pixel.mean()),
+        "compressed_bits_per_pixel": float(outside.compressed_bits_per_pixel.mean()),
+        "auroc_raw": raw.auroc,
+        "auroc_corrected": corrected.auroc,
+    }
+
+
+def _text(values: dict[str, Any], table: Path) -> str:
+    listed = values["pictures"][:LISTED]
+    width = max(len("picture"), *(len(row["name"]) for row in listed))
+    lines = [f"{'picture':<{width}}  nats/pixel  bits/pixel  compressed"]
+    for row in listed:
+        name, *numbers = row.values()
+        lines.append(f"{name:<{width}}" + "".join(f"  {number:10.4f}" for number in numbers))
+    if values["count"] > LISTED:
+        lines.append(f"… {values['count'] - LISTED:,} more in {table}")
+    lines += [
+        "",
+        f"{values['count']:,} pictures: {values['nats_per_pixel']:.4f} nats/pixel   "
+        f"{values['bits_per_pixel']:.4f} bits/pixel   "
+        f"compressed {values['compressed_bits_per_pixel']:.4f} bits/pixel",
+    ]
+    if values["count"] > 1:
+        lines.append(f"most likely {values['most_likely']}, least likely {values['least_likely']}")
+    if ood := values.get("ood"):
+        lines += _ood_lines(ood)
+    return "\n".join([*lines, "", *values["files"]])
+
+
+def _ood_lines(ood: dict[str, Any]) -> list[str]:
+    lines = [
+        "",
+        f"{ood['count']:,} pictures of {ood['data']}: {ood['bits_per_pixel']:.4f} bits/pixel   "
+        f"compressed {ood['compressed_bits_per_pixel']:.4f} bits/pixel",
+        "AUROC of telling them apart (1: always, 0.5: by chance)",
+        f"  {ood['auroc_raw']:.3f}  raw likelihood",
+        f"  {ood['auroc_corrected']:.3f}  corrected for complexity: bits/pixel less compressed",
+    ]
+    if round(ood["auroc_raw"], 3) < 0.5:
+        lines.append("below 0.5: the model finds the other pictures likelier than these")
+    return lines

@@ -1,0 +1,217 @@
+"""Fine-tuning: the pretraining loop with L_GEN + lambda L_CLF, from a pretrained model's weights.
+
+Average pool of n^L, a linear head that starts at zero, Adam at a constant rate, and the checkpoint
+with the best validation accuracy kept (paper, sections 2.3 and 3.4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from igpt.checkpoint import RunDirectory, load_model, save_model
+from igpt.classify import HeadClassifier
+from igpt.config import DataConfig, FinetuneConfig, ModelChoice, Recipe, TrainConfig, UserError
+from igpt.data import Labelled, Task, TokenLoader, few_labels, open_source, open_task
+from igpt.device import compute_dtype, default_device
+from igpt.model import ImageGPT
+from igpt.monitor import Monitor
+from igpt.objectives import Joint, make_objective
+from igpt.order import Codec
+from igpt.pretrain import Say, settle_recipe
+from igpt.probe.features import Masking
+from igpt.probe.linear import score
+from igpt.rng import torch_rng
+from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
+
+# What a fine-tuning is told unless the command line says otherwise: the paper searches the rate
+# again and often ends ten times lower (section 3.4).
+STEPS, BATCH_SIZE, RATE_FACTOR, PATIENCE, EVAL_EVERY = 2000, 64, 0.1, 5, 100
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """How a fine-tuning ended."""
+
+    outcome: Outcome
+    metric: str
+    best: float | None  # of the metric on validation
+
+
+def default_recipe(start: Path) -> Recipe:
+    """The recipe of a fine-tuning from the model at `start`, before what the user changes in it.
+
+    Raises UserError when there is no model.
+    """
+    model, codec = load_model(start)
+    run, config = RunDirectory(start), model.config
+    theirs = run.recipe() if run.exists() else Recipe(data=DataConfig(source=""))
+    crops = theirs.data.augmentation == "imagenet"
+    return replace(
+        theirs,
+        data=replace(
+            theirs.data,
+            image_size=codec.image_size,
+            augmentation="none" if crops else theirs.data.augmentation,
+        ),
+        order=codec.order,
+        objective="ar" if config.causal else "bert",
+        palette=replace(theirs.palette, colors=codec.vocab_size, path=None),
+        model=ModelChoice(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd),
+        train=TrainConfig(
+            steps=STEPS,
+            batch_size=BATCH_SIZE,
+            lr=theirs.train.lr * RATE_FACTOR,
+            warmup_steps=50,
+            schedule="constant",
+            patience=PATIENCE,
+            grad_clip=1.0,
+            eval_every=EVAL_EVERY,
+            checkpoint_every=EVAL_EVERY,
+            compile=theirs.train.compile,
+            precision=theirs.train.precision,
+            seed=theirs.train.seed,
+        ),
+        finetune=FinetuneConfig(start=str(start)),
+    )
+
+
+def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Finetuned:
+    """Fine-tune as `recipe` says into the run directory `out`, or go on with the run there.
+
+    Raises UserError as `pretrain` does, and for data without labels.
+    """
+    run = RunDirectory(out)
+    recipe = settle_recipe(recipe, run, resume)
+    options, config = recipe.finetune, recipe.train
+    if options is None:
+        raise UserError(f"{out} holds a pretraining run: `igpt pretrain --resume` goes on with it")
+    start, codec = load_model(Path(options.start))
+    _check(recipe, start, codec)
+    task = _open_task(recipe, say)
+    model = _build(recipe, start, task.train.n_classes)
+    classifier = HeadClassifier(model, task.train.class_names, Masking(recipe.mask_probability))
+    dtype = compute_dtype(config.precision, default_device())
+    held_out = torch.from_numpy(codec.encode(task.validation.images))
+
+    def validate() -> Validation:
+        prediction = classifier.predict(held_out, dtype)
+        value = score(options.metric, task.validation.labels, prediction.labels)
+        return Validation({f"val_{options.metric}": value}, -value)
+
+    generative = make_objective(
+        recipe.objective, recipe.mask_probability, config.seed, stream="train"
+    )
+    trainer = Trainer(
+        model,
+        Joint(
+            generative,
+            _class_weights(task.train, options),
+            gen_weight=options.gen_weight,
+            clf_weight=options.clf_weight,
+            label_smoothing=options.label_smoothing,
+        ),
+        TokenLoader(
+            codec.palette.encode(task.train.images),
+            task.train.labels,
+            codec,
+            config.batch_size,
+            config.seed,
+            recipe.data.augmentation,
+        ),
+        config,
+        run,
+        Callbacks(validate, lambda: save_model(out, model, codec, task.train.class_names)),
+        parameter_groups(model, options),
+    )
+    state = run.latest_checkpoint() if resume else None
+    if state is not None:
+        trainer.resume(state)
+        say(f"resuming at step {state.step} of {config.steps}")
+    run.save_recipe(recipe)
+    run.save_palette(codec.palette)
+    with Monitor(run.path, trainer.step, config.steps, config.wandb) as monitor:
+        outcome = trainer.train(monitor)
+    return Finetuned(outcome, options.metric, None if outcome.best is None else -outcome.best)
+
+
+def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[ParameterGroup]:
+    """Parameters by depth: the first `freeze` blocks stay as they are, deeper ones learn faster.
+
+    Depth 0 is the embeddings, l is block l - 1, and n_layer + 1 is what follows the blocks.
+    """
+    top = model.config.n_layer + 1
+    by_depth: dict[int, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        depth = 0 if name in ("wte", "wpe", "start") else top
+        if name.startswith("blocks."):
+            depth = int(name.split(".")[1]) + 1
+        if options.freeze and depth <= options.freeze:
+            parameter.requires_grad_(False)
+        else:
+            by_depth.setdefault(depth, []).append(parameter)
+    return [
+        ParameterGroup(parameters, options.layer_decay ** (top - depth))
+        for depth, parameters in sorted(by_depth.items())
+    ]
+
+
+def _check(recipe: Recipe, start: ImageGPT, codec: Codec) -> None:
+    """UserError for a recipe that asks for another model than the one it starts from."""
+    assert recipe.finetune is not None
+    config, data = start.config, recipe.data
+    causal = recipe.objective == "ar"
+    if recipe.model.resolve(config.vocab_size, config.n_positions, causal) != replace(
+        config, n_classes=0, bias=False
+    ) or (recipe.order, data.image_size) != (codec.order, codec.image_size):
+        raise UserError(
+            "objective, order, size and model of a fine-tuning are those of the model it starts "
+            f"from, {recipe.finetune.start}"
+        )
+    if recipe.finetune.freeze > config.n_layer:
+        raise UserError(f"finetune.freeze: the model has {config.n_layer} blocks")
+    if data.augmentation == "imagenet":
+        raise UserError("fine-tuning augments by none, flip or cifar, not imagenet")
+
+
+def _open_task(recipe: Recipe, say: Say) -> Task:
+    data, seed = recipe.data, recipe.train.seed
+    if not data.source:
+        raise UserError(f"{recipe.finetune and recipe.finetune.start} names no data: give --data")
+    source = open_source(
+        data.source, image_column=data.image_column, label_column=data.label_column
+    )
+    task = open_task(source, data, data.image_size, seed)
+    assert recipe.finetune is not None
+    if recipe.finetune.labels_per_class is not None:
+        few = few_labels(task.train.labels, recipe.finetune.labels_per_class, seed)
+        task = replace(task, train=task.train.select(few))
+    say(
+        f"{len(task.train):,} labelled pictures to train on, {len(task.validation):,} held out, "
+        f"{task.train.n_classes} classes"
+    )
+    return task
+
+
+def _build(recipe: Recipe, start: ImageGPT, n_classes: int) -> ImageGPT:
+    """The starting model with a head of zeros for the classes."""
+    assert recipe.finetune is not None
+    model = ImageGPT(replace(start.config, n_classes=n_classes))
+    if recipe.finetune.from_scratch:
+        model.init_weights(torch_rng(recipe.train.seed, "init"))
+    else:
+        trunk = {k: v for k, v in start.state_dict().items() if not k.startswith("clf.")}
+        model.load_state_dict({**trunk, "clf.weight": model.clf.weight.detach()})
+    return model.to(default_device())
+
+
+def _class_weights(train: Labelled, options: FinetuneConfig) -> torch.Tensor:
+    """A weight [C] for each class's loss, 1 on average over the pictures."""
+    counts = np.bincount(train.labels, minlength=train.n_classes)
+    if options.class_weights == "none":
+        return torch.ones(train.n_classes)
+    occurring = (counts > 0).sum()
+    return torch.from_numpy(len(train) / (occurring * np.maximum(counts, 1))).float()

@@ -1,0 +1,1 @@
+"""Features of the layers, and probes that read classes off them."""

@@ -1,0 +1,138 @@
+"""What the model knows of a picture: n^l, pooled over positions (paper, section 2.4).
+
+Layer l is the normalised input of block l, from 0 to L; L stands for the output after the final
+norm. All layers come from one pass, and none above the highest one asked for is computed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from igpt.config import UserError
+from igpt.device import autocast
+from igpt.model import ImageGPT
+from igpt.order import Codec
+from igpt.rng import torch_rng
+
+Features = npt.NDArray[np.float32]
+Pool = Callable[[Tensor], Tensor]  # n^l [B, T, d] -> [B, F]
+
+BATCH = 32  # pictures a forward pass
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How a BERT model is shown its pictures: masked as in training, several times, averaged.
+
+    A model that never saw a whole picture is out of its element with one (paper, section 4.6).
+    """
+
+    probability: float = 0.15
+    count: int = 1  # masks a picture; 0: the whole picture
+    seed: int = 0
+
+
+def parse_layers(text: str, n_layer: int) -> tuple[int, ...]:
+    """Layers of `all`, one number, or `a:b` with both ends; UserError outside 0 to n_layer."""
+    if text == "all":
+        return tuple(range(n_layer + 1))
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+    if not first <= last <= n_layer:
+        raise UserError(f"layer '{text}': expected all, a layer of 0 to {n_layer}, or a range a:b")
+    return tuple(range(first, last + 1))
+
+
+def make_pool(name: str, codec: Codec) -> Pool:
+    """What reduces n^l [B, T, d] to [B, F].
+
+    mean: over all positions (the paper's). grid:G: over each of GxG regions of the picture, which
+    stay in their places, F = G*G*d. last: the last position. flatten: all of them, in raster order.
+
+    Raises UserError for any other name, and a grid finer than the picture.
+    """
+    raster = torch.from_numpy(np.argsort(codec.pi))
+    match = re.fullmatch(r"grid:([1-9]\d*)", name)
+    if match and int(match[1]) <= codec.image_size:
+        return partial(_region_means, _regions(codec, int(match[1])), int(match[1]) ** 2)
+    pools: dict[str, Pool] = {
+        "mean": lambda n: n.mean(dim=1),
+        "last": lambda n: n[:, -1],
+        "flatten": lambda n: n[:, raster.to(n.device)].flatten(1),
+    }
+    if name not in pools:
+        size = codec.image_size
+        raise UserError(
+            f"pool '{name}': expected mean, last, flatten or grid:G with G up to {size}"
+        )
+    return pools[name]
+
+
+def _regions(codec: Codec, side: int) -> Tensor:
+    """Which of side x side regions each position of the model's order lies in, [T]."""
+    place = torch.arange(codec.image_size) * side // codec.image_size
+    return (place[:, None] * side + place[None, :]).flatten()[torch.from_numpy(codec.pi)]
+
+
+def _region_means(region: Tensor, count: int, n: Tensor) -> Tensor:
+    """Means [B, count * d] of n [B, T, d] over the positions of each region."""
+    region = region.to(n.device)
+    sums = n.new_zeros(len(n), count, n.shape[2]).index_add_(1, region, n)
+    return (sums / region.bincount(minlength=count)[:, None]).flatten(1)
+
+
+@torch.inference_mode()
+def extract(
+    model: ImageGPT,
+    tokens: Tensor,
+    layers: Sequence[int],
+    pool: Pool,
+    *,
+    dtype: torch.dtype = torch.float32,
+    masking: Masking | None = None,
+) -> Iterator[Features]:
+    """Features [B, len(layers), F] of pictures `tokens` [N, T] in the model's order, by batch.
+
+    A BERT model is masked as `masking` says, by default as in training.
+    """
+    masking = masking or Masking()
+    passes = 1 if model.config.causal else max(1, masking.count)
+    for start in range(0, len(tokens), BATCH):
+        part = tokens[start : start + BATCH].to(model.wte.device)
+        with autocast(model.wte.device, dtype):
+            shown = (
+                _pooled(model, part, draw_mask(model, part, masking, start, i), layers, pool)
+                for i in range(passes)
+            )
+            yield (sum(shown) / passes).cpu().numpy()  # type: ignore[union-attr]
+
+
+def draw_mask(
+    model: ImageGPT, tokens: Tensor, masking: Masking, start: int, number: int
+) -> Tensor | None:
+    """The positions [B, T] hidden from a BERT model, by the first picture's place and the pass."""
+    if model.config.causal or masking.count == 0:
+        return None
+    generator = torch_rng(masking.seed, "mask", "features", start, number)
+    return (torch.rand(tokens.shape, generator=generator) < masking.probability).to(tokens.device)
+
+
+def _pooled(
+    model: ImageGPT, tokens: Tensor, masked: Tensor | None, layers: Sequence[int], pool: Pool
+) -> Tensor:
+    """[B, len(layers), F]"""
+    pooled = {}
+    for layer, n in enumerate(model.features(tokens, masked)):
+        if layer in layers:
+            pooled[layer] = pool(n.float())
+        if layer == max(layers):
+            break
+    return torch.stack([pooled[layer] for layer in layers], dim=1)

@@ -1,0 +1,107 @@
+"""A probe on the disk, and the mark of the model that it was made for.
+
+probe.safetensors   weight [C, F], bias [C]
+probe.json          layers, pooling, names of the classes, the model's mark
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from igpt.checkpoint import read_json, read_tensors, write_atomically, write_text
+from igpt.config import UserError
+from igpt.model import ImageGPT
+from igpt.order import Codec
+from igpt.probe.attention import AttentionHead
+from igpt.probe.linear import LinearProbe, Probe
+
+WEIGHTS, HEADER = "probe.safetensors", "probe.json"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a probe's features depend on."""
+
+    weights: str  # hash of the model's, heads left out
+    palette: str  # hash of the clusters
+    image_size: int
+    order: str
+
+
+@dataclass(frozen=True)
+class SavedProbe:
+    """A probe with all that predicting with it needs."""
+
+    probe: Probe
+    layers: tuple[int, ...]  # side by side, where there are several
+    pool: str
+    class_names: tuple[str, ...]
+    mark: Mark
+
+
+def mark(model: ImageGPT, codec: Codec) -> Mark:
+    """The mark of a model with its codec."""
+    trunk = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(("head.", "clf.")):
+            trunk.update(name.encode() + tensor.cpu().numpy().tobytes())
+    clusters = hashlib.sha256(codec.palette.clusters.tobytes()).hexdigest()
+    return Mark(trunk.hexdigest()[:16], clusters[:16], codec.image_size, codec.order)
+
+
+def save_probe(folder: Path, saved: SavedProbe) -> None:
+    """Write the probe; the weights come last, so that a folder with weights is whole."""
+    probe = saved.probe
+    header = {
+        "head": "linear" if isinstance(probe, LinearProbe) else "attention",
+        "layers": list(saved.layers),
+        "pool": saved.pool,
+        "class_names": list(saved.class_names),
+        "made_for": asdict(saved.mark),
+    }
+    write_text(folder / HEADER, json.dumps(header, indent=2) + "\n")
+    if isinstance(probe, LinearProbe):
+        arrays = {"weight": probe.weight, "bias": probe.bias}
+        tensors = {name: torch.from_numpy(a).contiguous() for name, a in arrays.items()}
+    else:
+        assert isinstance(probe, AttentionHead)
+        tensors = probe.state_dict()
+    write_atomically(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary))
+
+
+def load_probe(folder: Path, expected: Mark) -> SavedProbe:
+    """Read a probe; UserError when there is none, it is broken, or made for something else."""
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"no probe in {folder}: `igpt probe` makes one")
+    header, tensors = read_json(folder / HEADER), read_tensors(folder / WEIGHTS)
+    try:
+        made_for = Mark(**header["made_for"])
+        probe = _build(header["head"], tensors)
+        layers, names = tuple(header["layers"]), tuple(header["class_names"])
+        saved = SavedProbe(probe, layers, header["pool"], names, made_for)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{folder} does not hold a probe: {error}") from error
+    for part, what in (
+        ("image_size", "pictures of another size"),
+        ("palette", "another palette"),
+        ("order", "another order"),
+        ("weights", "another model"),
+    ):
+        theirs, ours = getattr(made_for, part), getattr(expected, part)
+        if theirs != ours:
+            raise UserError(f"the probe in {folder} was made for {what} ({theirs}, not {ours})")
+    return saved
+
+
+def _build(head: str, tensors: dict[str, torch.Tensor]) -> Probe:
+    if head == "linear":
+        return LinearProbe(tensors["weight"].numpy(), tensors["bias"].numpy())
+    attention = AttentionHead(len(tensors["mean"]), len(tensors["out.bias"]))
+    attention.load_state_dict(tensors)
+    return attention

@@ -1,0 +1,147 @@
+"""probe, finetune and predict through the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import is_sheet, picture_bytes
+
+FAST = ("--steps", 6, "--batch-size", 16, "--eval-every", 3, "--checkpoint-every", 3)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy that may be written into."""
+    return Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("classify") / "run"))
+
+
+def test_probe_chooses_a_layer_and_predict_uses_it(igpt, run: Path, tmp_path: Path) -> None:
+    result = igpt("probe", run, "--pool", "grid:4", "--json")
+    assert result.status == 0, result.err
+    values = json.loads(result.out)
+    assert list(values["validation_by_layer"]) == ["0", "1", "2"]
+    assert values["validation_by_layer"][values["layer"]] == max(
+        values["validation_by_layer"].values()
+    )
+    (summary,) = values["summaries"]
+    assert summary["accuracy"][0] > 0.7
+    assert is_sheet(run / "probe" / "accuracy_by_layer.png")
+    assert json.loads((run / "probe" / "results.json").read_text()) == values
+
+    table, matrix = tmp_path / "p.csv", tmp_path / "c.png"
+    words = ("predict", run, "--csv", table, "--confusion", matrix)
+    predicted = json.loads(igpt(*words, "--json").out)
+    assert predicted["accuracy"] == pytest.approx(summary["accuracy"][0], abs=0.01)
+    assert predicted["count"] == 297
+    assert np.sum(predicted["confusion"]) == 297
+    assert 0 <= predicted["calibration_error"] < 0.5
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 297
+    assert rows[0] == {k: str(v) for k, v in predicted["predictions"][0].items()}
+    assert is_sheet(matrix)
+    text = igpt(*words).out
+    assert "277 more" in text
+    assert "accuracy" in text
+
+
+def test_few_labels_beside_every_baseline(igpt, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "few"
+    words = ("--labels-per-class", 1, 5, "all", "--seeds", 2, "--baselines")
+    result = igpt("probe", run, *words, "--cnn-minutes", 0.02, "--out", out)
+    assert result.status == 0, result.err
+    values = json.loads((out / "results.json").read_text())
+    methods = dict.fromkeys(row["method"] for row in values["summaries"])
+    assert len(methods) == 6
+    for method in methods:
+        sizes = [r["labels_per_class"] for r in values["summaries"] if r["method"] == method]
+        assert sizes == [1, 5, None]
+        assert method in result.out
+    assert len(values["outcomes"]) == 6 * (2 + 2 + 1)
+    assert is_sheet(out / "few_labels.png")
+
+
+def test_an_attentive_probe_is_saved_and_used(igpt, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "attention"
+    words = ("--head", "attention", "--layer", 1, "--labels-per-class", 20, "--seeds", 1)
+    values = json.loads(igpt("probe", run, *words, "--out", out, "--json").out)
+    accuracy = values["summaries"][0]["accuracy"][0]
+    assert accuracy > 0.2  # chance is 0.1
+    predicted = json.loads(igpt("predict", run, "--probe", out, "--json").out)
+    assert predicted["accuracy"] == pytest.approx(accuracy, abs=0.01)
+
+
+def test_finetune_then_predict_files(igpt, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "classes"
+    words = ("finetune", run, "--out", out, *FAST, "--freeze", 1, "finetune.label_smoothing=0.1")
+    values = json.loads(igpt(*words, "--json").out)
+    assert values["step"] == 6
+    assert 0 < values["best_val_accuracy"] <= 1
+    assert json.loads(igpt("finetune", run, "--out", out, "--resume", "--json").out)["step"] == 6
+    recipe = (out / "recipe.yaml").read_text()
+    for line in ("freeze: 1", "label_smoothing: 0.1", "schedule: constant"):
+        assert line in recipe
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture_bytes(i))
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    files = sorted(tmp_path.glob("*.png"))
+    result = igpt("predict", out, *files, "--json")
+    predictions = json.loads(result.out)["predictions"]
+    assert [p["picture"] for p in predictions] == [str(file) for file in files[:3]]
+    assert all(p["label"] in "0123456789" for p in predictions)
+    assert "skipped 1 unreadable" in result.err
+
+
+MISTAKES = [
+    (["probe", "{run}", "--layer", "3"], "a layer of 0 to 2"),
+    (["probe", "{run}", "--pool", "grid:9"], "grid:G with G up to 8"),
+    (["probe", "{run}", "--labels-per-class", "900"], "labelled pictures to train on, 900"),
+    (["probe", "{run}", "--labels-per-class", "some"], "--labels-per-class"),
+    (["probe", "{run}", "--data", "{tmp}/bare.npz"], "no labels"),
+    (["probe", "{run}", "--data", "{tmp}/one.npz"], "of one class"),
+    (["probe", "{run}", "--data", "{tmp}/test.npz"], "test split: the pictures have no labels"),
+    (["probe", "{run}", "--head", "attention", "--pool", "last"], "pools by itself"),
+    (["probe", "{run}", "--head", "attention", "--layer", "0:1"], "single layers"),
+    (["finetune", "{run}", "--out", "{tmp}/r", "--data", "{tmp}/bare.npz"], "no labels"),
+    (["finetune", "{run}", "--out", "{tmp}/r", "finetune.rate=1"], "unknown field 'finetune.rate'"),
+    (["finetune", "{run}", "--out", "{tmp}/r", "--freeze", "5"], "2 blocks"),
+    (["finetune", "{run}", "--out", "{run}"], "holds a run already"),
+    (["finetune", "{run}", "--out", "{tmp}/r", "--resume"], "no run"),
+    (["finetune", "{tmp}/none", "--out", "{tmp}/r"], "no run at"),
+    (["predict", "{run}", "--probe", "{tmp}/none"], "no probe in"),
+    (["predict", "{run}", "--probe", "{tmp}/foreign"], "made for another model"),
+    (["predict", "{run}", "{tmp}/none.png", "--probe", "{run}/probe"], "no picture"),
+    (["predict", "{run}", "--data", "{tmp}/bare.npz", "--split", "train", "--confusion",
+      "{tmp}/c.png"], "needs labelled pictures"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "complaint"), MISTAKES)
+def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
+    igpt, run: Path, tmp_path: Path, argv: list[str], complaint: str
+) -> None:
+    if not (run / "probe" / "probe.json").is_file():
+        assert igpt("probe", run).status == 0
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    labels = np.arange(40) % 4
+    np.savez(tmp_path / "bare.npz", images=images)
+    np.savez(tmp_path / "one.npz", images=images, labels=labels * 0)
+    np.savez(tmp_path / "test.npz", x_train=images, y_train=labels, x_test=images)
+    foreign = Path(shutil.copytree(run / "probe", tmp_path / "foreign"))
+    header = json.loads((foreign / "probe.json").read_text())
+    header["made_for"]["weights"] = "0" * 16
+    (foreign / "probe.json").write_text(json.dumps(header))
+    before = sorted(p.name for p in tmp_path.iterdir())
+    result = igpt(*[word.format(tmp=tmp_path, run=run) for word in argv])
+    lines = [line for line in result.err.splitlines() if "error:" in line]
+    assert result.status == 2, result.err
+    assert len(lines) == 1
+    assert complaint in lines[0]
+    assert result.out == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == before

@@ -1,0 +1,159 @@
+"""`igpt score` through its entry point: files, values, and mistakes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import igpt as package
+from conftest import is_sheet, picture_bytes, silent, tiny_recipe
+from igpt.pretrain import pretrain
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of three pictures of random colours."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(picture_bytes(i))
+    return folder
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "scores.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_files_are_scored_one_by_one(igpt, tiny_run: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    file = pictures / "1.png"
+    result = igpt("score", tiny_run, pictures, file, "--out", out, "--json")
+    assert result.status == 0, result.err
+    values = json.loads(result.out)
+    paths = [str(pictures / f"{i}.png") for i in (0, 1, 2, 1)]
+    nats = package.load(tiny_run).nll(paths)
+    assert values["count"] == 4
+    assert values["nats_per_pixel"] == pytest.approx(nats.mean())
+    assert values["bits_per_pixel"] == pytest.approx(nats.mean() / math.log(2))
+    assert values["least_likely"] == paths[int(nats.argmax())]
+    assert [row["name"] for row in rows(out)] == paths
+    assert [float(row["nats_per_pixel"]) for row in rows(out)] == pytest.approx(list(nats))
+    assert [float(row["bits_per_pixel"]) for row in rows(out)] == pytest.approx(
+        list(nats / math.log(2))
+    )
+    assert names(out) == ["scores.csv", "surprise.png"]  # too few for extremes
+    assert values["files"] == [str(out / name) for name in names(out)]
+    assert "ood" not in values
+
+
+def test_the_runs_own_test_split_is_the_default_and_has_extremes(
+    igpt, tiny_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = igpt("score", tiny_run, "--limit", 25, "--top", 3, "--out", out)
+    assert result.status == 0, result.err
+    assert names(out) == ["extremes.png", "scores.csv", "surprise.png"]
+    assert len(rows(out)) == 25
+    assert result.out.count("digits/test[") == 20 + 2  # the listed, and the two extremes
+    assert f"… 5 more in {out / 'scores.csv'}" in result.out
+    assert "25 pictures: " in result.out
+    for name in ("extremes.png", "surprise.png"):
+        assert str(out / name) in result.out
+        assert is_sheet(out / name)
+
+
+def test_two_sets_are_told_apart_raw_and_corrected(
+    igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    black = np.zeros((20, 8, 8), np.uint8)  # as a digit's background, of which it is certain
+    np.savez(tmp_path / "black.npz", x_train=black[:3], x_test=black)
+    monkeypatch.chdir(tmp_path)
+    words = ("score", tiny_run, "--limit", 30, "--ood", "black.npz")
+    result = igpt(*words, "--json")
+    assert result.status == 0, result.err
+    values = json.loads(result.out)
+    ood = values["ood"]
+    assert (ood["data"], ood["count"]) == ("black.npz", 20)
+    assert ood["compressed_bits_per_pixel"] < values["compressed_bits_per_pixel"]
+    # Raw likelihood takes what is simplest for what is most familiar; the correction does not.
+    assert ood["auroc_raw"] < 0.1
+    assert ood["auroc_corrected"] > 0.9
+    assert names(tmp_path / "scores") == [  # the default folder
+        *("extremes.png", "ood.png", "scores.csv", "surprise.png"),
+    ]
+    text = igpt(*words, "--ood-split", "train").out
+    assert "3 pictures of black.npz" in text
+    assert "below 0.5: the model finds the other pictures likelier than these" in text
+    assert "corrected for complexity" in text
+
+
+def test_the_runs_other_split_can_be_the_other_set(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    words = ("--limit", 40, "--ood", "digits", "--out", tmp_path / "out", "--json")
+    same = json.loads(igpt("score", tiny_run, *words).out)["ood"]
+    assert same["auroc_raw"] == same["auroc_corrected"] == pytest.approx(0.5)
+    train = json.loads(igpt("score", tiny_run, *words, "--ood-split", "train").out)["ood"]
+    assert 0.3 < train["auroc_raw"] < 0.7
+
+
+def test_one_unreadable_picture_is_skipped_and_named(
+    igpt, tiny_run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "1.png").write_bytes(b"")
+    result = igpt("score", tiny_run, pictures, "--out", tmp_path / "out")
+    assert result.status == 0
+    assert "1.png" in result.err
+    assert [Path(row["name"]).name for row in rows(tmp_path / "out")] == ["0.png", "2.png"]
+
+
+MISTAKES = [
+    (["{tmp}/none.png"], "no picture"),
+    (["{tmp}/text.npy"], "can be read"),
+    (["{tmp}/empty"], "no pictures"),
+    (["{tmp}/text.npy", "--data", "digits"], "not both"),
+    (["--data", "{tmp}/nothing"], "no data at"),
+    (["--split", "dev"], "train, test"),
+    (["--limit", "0"], "--limit"),
+    (["--top", "0"], "--top must be at least 1"),
+    (["--limit", "2", "--ood", "{tmp}/nothing"], "no data at"),
+    (["--limit", "2", "--ood", "digits", "--ood-split", "dev"], "train, test"),
+    (["--limit", "2", "--ood-split", "train"], "give --ood"),
+    (["--limit", "2", "--out", "{tmp}/text.npy/out"], "cannot write"),
+]
+
+
+@pytest.mark.parametrize(("words", "complaint"), MISTAKES)
+def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
+    igpt, tiny_run: Path, tmp_path: Path, words: list[str], complaint: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.npy").write_text("hello")
+    filled = [word.format(tmp=tmp_path) for word in words]
+    out = [] if "--out" in words else ["--out", tmp_path / "out"]
+    result = igpt("score", tiny_run, *filled, *out)
+    lines = [line for line in result.err.splitlines() if "error:" in line]
+    assert result.status == 2
+    assert len(lines) == 1
+    assert complaint in lines[0]
+    assert "Traceback" not in result.err
+    assert result.out == ""
+    assert names(tmp_path) == ["empty", "text.npy"]
+
+
+def test_a_bert_run_is_scored_too(igpt, tmp_path: Path, pictures: Path) -> None:
+    overrides = ("objective=bert", "order=hilbert", "train.steps=4")
+    pretrain(tiny_recipe(*overrides), tmp_path / "run", resume=False, say=silent)
+    result = igpt("score", tmp_path / "run", pictures, "--out", tmp_path / "out", "--json")
+    assert result.status == 0, result.err
+    surprise = package.load(tmp_path / "run").surprise(str(pictures / "0.png"))
+    first = json.loads(result.out)["pictures"][0]
+    assert first["nats_per_pixel"] == pytest.approx(surprise.mean(), rel=1e-5)

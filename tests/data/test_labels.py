@@ -1,0 +1,84 @@
+"""Labelled splits and small subsets of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igpt.config import DataConfig, UserError
+from igpt.data import few_labels, open_source, open_task
+
+CONFIG = DataConfig(source="", image_size=8)
+
+
+def save(path: Path, labels: np.ndarray, test_labels: np.ndarray | None = None) -> Path:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (len(labels), 8, 8), dtype=np.uint8)
+    arrays = {"x_train": images, "y_train": labels, "x_test": images}
+    np.savez(path, **arrays, **({} if test_labels is None else {"y_test": test_labels}))
+    return path
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), per_class=st.integers(1, 5), n_classes=st.integers(2, 6))
+def test_few_labels_are_as_many_of_each_class_and_a_function_of_the_seed(
+    seed: int, per_class: int, n_classes: int
+) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(n_classes), 9))
+    chosen = few_labels(labels, per_class, seed)
+    assert np.bincount(labels[chosen]).tolist() == [per_class] * n_classes
+    assert len(set(chosen)) == len(chosen)
+    assert (np.diff(chosen) > 0).all()
+    assert np.array_equal(chosen, few_labels(labels, per_class, seed))
+    more = few_labels(labels, per_class + 1, seed)
+    assert set(chosen) <= set(more)  # a curve over sizes adds labels, it does not change them
+
+
+def test_subsets_of_other_seeds_are_others() -> None:
+    labels = np.repeat(np.arange(3), 100)
+    assert not np.array_equal(few_labels(labels, 5, 0), few_labels(labels, 5, 1))
+
+
+def test_a_task_has_three_splits_that_do_not_overlap() -> None:
+    task = open_task(open_source("digits"), DataConfig(), 8, seed=0)
+    assert (len(task.train), len(task.validation), len(task.test)) == (1350, 150, 297)
+    assert task.train.n_classes == 10
+    seen = {image.tobytes() for image in task.train.images}
+    shared = sum(image.tobytes() in seen for image in task.test.images)
+    assert shared < 3  # two scans may be equal
+
+
+def test_pictures_without_a_label_are_left_out_and_said(tmp_path: Path) -> None:
+    labels = np.arange(40) % 4
+    holes = np.where(np.arange(40) < 6, -1, labels)
+    source = open_source(str(save(tmp_path / "d.npz", holes, labels)))
+    with pytest.warns(UserWarning, match="left out"):
+        task = open_task(source, CONFIG, 8, seed=0)
+    assert len(task.train) + len(task.validation) == 34
+    assert (task.train.labels >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "test_labels", "complaint"),
+    [
+        (np.arange(40) % 4, None, "test split: the pictures have no labels"),
+        (np.full(40, -1), np.zeros(40, int), "train split: the pictures have no labels"),
+        (np.zeros(40, int), np.zeros(40, int), "of one class"),
+        (np.arange(40) + 10**6, np.zeros(40, int), "no class number"),
+    ],
+)
+def test_labels_that_teach_nothing_are_refused(
+    tmp_path: Path, labels: np.ndarray, test_labels: np.ndarray | None, complaint: str
+) -> None:
+    source = open_source(str(save(tmp_path / "d.npz", labels, test_labels)))
+    with pytest.raises(UserError, match=complaint):
+        open_task(source, CONFIG, 8, seed=0)
+
+
+def test_a_class_with_too_few_is_named() -> None:
+    with pytest.raises(UserError, match="class 2 has 1 labelled pictures to train on, 3 were"):
+        few_labels(np.array([0, 0, 0, 2, 1, 1, 1]), 3, seed=0)

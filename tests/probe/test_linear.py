@@ -1,0 +1,96 @@
+"""Linear probes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from igpt.config import UserError
+from igpt.probe.linear import Basis, LayerData, fit_probe, logistic_path, score
+
+
+def clusters(n: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures' features [n, width] about three centres, and which [n]."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(3, width))
+    labels = np.concatenate((np.arange(3), rng.integers(0, 3, n - 3)))
+    noise = rng.normal(size=(n, width)) * 1.5
+    return ((centres[labels] + noise) * 5 + 3).astype(np.float32), labels
+
+
+def test_the_folded_probe_is_scikit_learns_on_standardised_features() -> None:
+    x, y = clusters(200, 12)
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300)).fit(x, y)
+    basis = Basis.fit(x)
+    ((weight, bias),) = logistic_path(basis(x), y, 3, (0.1,))
+    logits = basis.fold(weight, bias).logits(x)
+    difference = logits - logits.mean(1, keepdims=True) - theirs.decision_function(x)
+    assert np.abs(difference).max() < 2e-3
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(6, 20))
+def test_more_features_than_labels_give_the_same_probe_on_their_span(seed: int, n: int) -> None:
+    x, y = clusters(n, 40, seed)
+    ((weight, bias),) = logistic_path(x, y, 3, (0.01,))
+    direct = LogisticRegression(C=0.01, max_iter=2000, tol=1e-6).fit(x, y)
+    ours = x @ weight.T + bias
+    ours -= ours.mean(axis=1, keepdims=True)
+    theirs = direct.decision_function(x)
+    assert np.abs(ours - theirs).max() < 0.02 * np.abs(theirs).max()
+
+
+def test_principal_components_are_folded_too() -> None:
+    x, y = clusters(100, 30)
+    basis = Basis.fit(x, components=5)
+    assert basis(x).shape == (100, 5)
+    ((weight, bias),) = logistic_path(basis(x), y, 3, (1.0,))
+    assert np.allclose(basis.fold(weight, bias).logits(x), basis(x) @ weight.T + bias, atol=1e-3)
+
+
+def test_validation_chooses_the_layer_that_knows_the_class() -> None:
+    x, y = clusters(300, 10)
+    noise = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    layers = {
+        "noise": LayerData(noise[:200], noise[200:], Basis.fit(noise)),
+        "signal": LayerData(x[:200], x[200:], Basis.fit(x)),
+    }
+    fitted = fit_probe(layers, y[:200], y[200:], 3)
+    assert fitted.layer == "signal"
+    assert fitted.by_layer["noise"] < 0.6 < fitted.by_layer["signal"] == fitted.validation
+    assert score("accuracy", y[200:], fitted.probe.predict(x[200:])) == fitted.validation
+
+
+def test_two_classes_and_classes_without_a_label_are_no_special_case() -> None:
+    x, y = clusters(90, 8)
+    x, y = x[y != 1], y[y != 1]
+    fitted = fit_probe({"0": LayerData(x, x, Basis.fit(x))}, y, y, n_classes=5)
+    assert set(fitted.probe.predict(x)) == {0, 2}
+    assert fitted.validation > 0.8
+    assert fitted.probe.logits(x).shape == (len(x), 5)
+
+
+def test_a_constant_feature_is_no_division_by_zero() -> None:
+    x, y = clusters(50, 6)
+    x[:, 2] = 7
+    fitted = fit_probe({"0": LayerData(x, x, Basis.fit(x))}, y, y, 3)
+    assert np.isfinite(fitted.probe.weight).all()
+
+
+def test_one_class_only_is_refused() -> None:
+    x, _ = clusters(10, 4)
+    with pytest.raises(UserError, match="two classes"):
+        fit_probe({"0": LayerData(x, x, Basis.fit(x))}, np.zeros(10, int), np.zeros(10, int), 3)
+
+
+def test_metrics_are_what_they_are_called() -> None:
+    labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])
+    assert score("accuracy", labels, predicted) == 0.75
+    assert score("balanced_accuracy", labels, predicted) == 0.5
+    with pytest.raises(UserError, match="unknown metric"):
+        score("f1", labels, predicted)

@@ -1,0 +1,84 @@
+"""A probe on the disk, and what it refuses to be used with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from igpt.checkpoint import load_model
+from igpt.config import UserError
+from igpt.probe.attention import AttentionHead
+from igpt.probe.linear import LinearProbe
+from igpt.probe.store import Mark, SavedProbe, load_probe, mark, save_probe
+from igpt.rng import torch_rng
+
+MARK = Mark("abc", "def", 8, "raster")
+
+
+def linear() -> LinearProbe:
+    rng = np.random.default_rng(0)
+    return LinearProbe(rng.normal(size=(3, 5)).astype(np.float32), np.zeros(3, np.float32))
+
+
+def attention() -> AttentionHead:
+    head = AttentionHead(8, 3)
+    head.init_weights(torch_rng(0, "test"))
+    torch.nn.init.normal_(head.out.weight, generator=torch_rng(1, "test"))
+    return head
+
+
+@pytest.mark.parametrize("kind", ["linear", "attention"])
+def test_a_probe_survives_the_disk(tmp_path: Path, kind: str) -> None:
+    probe = linear() if kind == "linear" else attention()
+    width = 5 if kind == "linear" else 6 * 8
+    save_probe(tmp_path, SavedProbe(probe, (1, 2), "mean", ("a", "b", "ü"), MARK))
+    back = load_probe(tmp_path, MARK)
+    assert (back.layers, back.pool, back.class_names) == ((1, 2), "mean", ("a", "b", "ü"))
+    features = np.random.default_rng(1).normal(size=(4, width)).astype(np.float32)
+    assert np.array_equal(back.probe.logits(features), probe.logits(features))
+
+
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        (Mark("abd", "def", 8, "raster"), "another model"),
+        (Mark("abc", "dee", 8, "raster"), "another palette"),
+        (Mark("abc", "def", 9, "raster"), "another size"),
+        (Mark("abc", "def", 8, "snake"), "another order"),
+    ],
+)
+def test_a_probe_of_something_else_is_refused(tmp_path: Path, other: Mark, complaint: str) -> None:
+    save_probe(tmp_path, SavedProbe(linear(), (1,), "mean", ("a", "b", "c"), MARK))
+    with pytest.raises(UserError, match=complaint):
+        load_probe(tmp_path, other)
+
+
+def test_the_mark_tells_models_apart_but_not_their_heads(tiny_run: Path) -> None:
+    model, codec = load_model(tiny_run)
+    before = mark(model, codec)
+    with torch.no_grad():
+        model.head.weight += 1
+        assert mark(model, codec) == before
+        model.wte[0, 0] += 1
+    assert mark(model, codec) != before
+
+
+def test_broken_probes_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no probe in"):
+        load_probe(tmp_path, MARK)
+    save_probe(tmp_path, SavedProbe(linear(), (1,), "mean", ("a", "b", "c"), MARK))
+    weights = tmp_path / "probe.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-5])
+    with pytest.raises(UserError, match="truncated"):
+        load_probe(tmp_path, MARK)
+    weights.write_bytes(whole)
+    header = json.loads((tmp_path / "probe.json").read_text())
+    del header["layers"]
+    (tmp_path / "probe.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match="does not hold a probe"):
+        load_probe(tmp_path, MARK)

@@ -1,0 +1,73 @@
+"""From logits to classes, and how good they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, precision_score, recall_score
+
+from igpt.classify import HeadClassifier, Prediction, calibration_error, report, vote
+from igpt.config import ModelConfig, UserError
+from igpt.probe.features import Masking
+from test_model import random_model
+
+SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 11, "n_positions": 36}
+
+
+def test_the_modal_class_wins_even_where_the_mean_of_the_logits_says_otherwise() -> None:
+    logits = np.array([[[9.0, 0, 0], [0, 1, 0], [0, 1, 0]]], np.float32)  # [1, 3 masks, 3]
+    assert vote(logits, "modal", seed=0).labels.tolist() == [1]
+    assert vote(logits, "logits", seed=0).labels.tolist() == [0]
+    probabilities = vote(logits, "modal", seed=0).probabilities
+    assert probabilities.sum() == pytest.approx(1)
+
+
+def test_ties_of_votes_are_broken_at_random_by_the_seed() -> None:
+    logits = np.tile(np.array([[[1.0, 0, -1], [0, 1.0, -1]]], np.float32), (200, 1, 1))
+    labels = vote(logits, "modal", seed=0).labels
+    assert set(labels) == {0, 1}
+    assert 60 < (labels == 0).sum() < 140
+    assert np.array_equal(labels, vote(logits, "modal", seed=0).labels)
+
+
+def test_the_report_is_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(4), 200)
+    labels = rng.integers(0, 4, 200)
+    predicted = probabilities.argmax(axis=1)
+    result = report(labels, Prediction(predicted, probabilities))
+    assert result.accuracy == (labels == predicted).mean()
+    assert result.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert result.precision == pytest.approx(precision_score(labels, predicted, average=None))
+    assert result.recall == pytest.approx(recall_score(labels, predicted, average=None))
+    assert result.confusion.sum() == 200
+    assert result.support.tolist() == np.bincount(labels).tolist()
+
+
+def test_calibration_is_zero_for_honest_confidence_and_large_for_boasting() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(20_000) < 0.3).astype(np.int64)
+    honest = Prediction(np.zeros(20_000, int), np.tile([0.7, 0.3], (20_000, 1)))
+    assert calibration_error(labels, honest) < 0.01
+    boasting = Prediction(np.zeros(20_000, int), np.tile([1.0, 0.0], (20_000, 1)))
+    assert calibration_error(labels, boasting) == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_label_that_the_classifier_does_not_have_is_named() -> None:
+    with pytest.raises(UserError, match="label 2: the classifier knows classes 0 to 1"):
+        report(np.array([0, 2]), Prediction(np.array([0, 1]), np.full((2, 2), 0.5)))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_head_averages_the_trunk_and_bert_sees_masked_pictures(causal: bool) -> None:
+    model = random_model(ModelConfig(**SIZES, n_classes=3, causal=causal))
+    tokens = torch.randint(11, (5, 36), generator=torch.Generator().manual_seed(0))
+    whole = model.clf(model.trunk(tokens).mean(dim=1)).detach()
+    names = ("a", "b", "c")
+    unmasked = HeadClassifier(model, names, Masking(count=0)).predict(tokens)
+    assert np.allclose(unmasked.probabilities, whole.softmax(dim=1).numpy(), atol=1e-6)
+    masked = HeadClassifier(model, names).predict(tokens)
+    assert np.allclose(masked.probabilities, unmasked.probabilities, atol=1e-6) == causal
+    again = HeadClassifier(model, names).predict(tokens)
+    assert np.array_equal(masked.probabilities, again.probabilities)

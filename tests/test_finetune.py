@@ -1,0 +1,158 @@
+"""Fine-tuning: the same loop, checkpoints and resumption, with classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import igpt
+from conftest import silent
+from igpt.checkpoint import RunDirectory, load_model
+from igpt.config import FinetuneConfig, Recipe, UserError, parse_recipe, recipe_yaml
+from igpt.data import Batch
+from igpt.finetune import default_recipe, finetune, parameter_groups
+from igpt.monitor import read_metrics
+from igpt.objectives import AR, Joint
+from test_model import AR as AR_CONFIG
+from test_model import random_model
+
+FAST = (
+    "train.steps=12",
+    "train.batch_size=16",
+    "train.eval_every=4",
+    "train.checkpoint_every=4",
+    "train.warmup_steps=2",
+    "train.log_every=1",
+    "train.lr=0.003",
+)
+
+
+def recipe(start: Path, *changes: str) -> Recipe:
+    return parse_recipe(recipe_yaml(default_recipe(start)), [*FAST, *changes], "test")
+
+
+def losses(out: Path) -> list[object]:
+    rows = read_metrics(out / "metrics.jsonl")
+    return [(row["step"], row.get("loss"), row.get("val_accuracy")) for row in rows]
+
+
+def test_the_loss_is_the_sum_of_both_and_each_can_be_left_out() -> None:
+    model = random_model(replace(AR_CONFIG, n_classes=3))
+    tokens = torch.randint(11, (4, 9), generator=torch.Generator().manual_seed(0))
+    batch = Batch(tokens, torch.tensor([0, 2, 1, 2]), 0, range(4))
+
+    def value(**options: float) -> torch.Tensor:
+        objective = Joint(AR(), torch.tensor([1.0, 1.0, 2.0]), **options)
+        return objective(model, *objective.inputs(batch)).detach()
+
+    logits = model.classify(model.trunk(tokens))
+    picked = -logits.log_softmax(dim=1)[range(4), batch.labels] * torch.tensor([1, 2, 1, 2])
+    assert torch.allclose(value(gen_weight=0), picked, atol=1e-6)
+    generative = AR()(model, tokens)
+    assert torch.allclose(value(clf_weight=0), generative, atol=1e-6)
+    assert torch.allclose(value(clf_weight=0.5), generative + 0.5 * picked, atol=1e-6)
+
+
+def test_a_model_learns_the_digits_and_the_best_one_is_kept(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "classes"
+    longer = ("train.steps=160", "train.batch_size=32", "train.lr=0.01", "train.eval_every=20")
+    done = finetune(recipe(tiny_run, *longer), out, resume=False, say=silent)
+    assert done.best is not None
+    assert done.best > 0.3
+    best = max(row["val_accuracy"] or 0 for row in read_metrics(out / "metrics.jsonl")
+               if "val_accuracy" in row)  # fmt: skip
+    assert done.best == best
+    pipeline = igpt.load(out)
+    assert pipeline.class_names == tuple("0123456789")
+    prediction = pipeline.predict(np.zeros((2, 8, 8, 3), np.uint8))
+    assert prediction.probabilities.shape == (2, 10)
+    # It is still a model of pictures.
+    assert len(pipeline.sample(2)) == 2
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_bit(tiny_run: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    same = ("data.augmentation=cifar",)
+    finetune(recipe(tiny_run, *same), whole, resume=False, say=silent)
+    finetune(recipe(tiny_run, *same, "train.steps=8"), parts, resume=False, say=silent)
+    RunDirectory(parts).save_recipe(recipe(tiny_run, *same))
+    finetune(None, parts, resume=True, say=silent)
+    assert losses(whole) == losses(parts)
+    for a, b in zip(load_model(whole)[0].parameters(), load_model(parts)[0].parameters(),
+                    strict=True):  # fmt: skip
+        assert torch.equal(a, b)
+
+
+def test_it_stops_when_validation_has_not_improved_for_long(tiny_run: Path, tmp_path: Path) -> None:
+    still = ("train.lr=1e-12", "train.patience=2", "train.steps=100")
+    done = finetune(recipe(tiny_run, *still), tmp_path / "r", resume=False, say=silent)
+    rows = [row for row in read_metrics(tmp_path / "r" / "metrics.jsonl") if "val_accuracy" in row]
+    first_best = max(rows, key=lambda row: row["val_accuracy"] or 0)["step"]
+    assert done.outcome.step == first_best + 8 < 100  # two validations, four steps apart
+    again = finetune(None, tmp_path / "r", resume=True, say=silent)
+    assert again.outcome.step == done.outcome.step
+
+
+def test_frozen_blocks_stay_and_the_others_move(tiny_run: Path, tmp_path: Path) -> None:
+    finetune(recipe(tiny_run, "finetune.freeze=1"), tmp_path / "r", resume=False, say=silent)
+    before, after = (load_model(p)[0].state_dict() for p in (tiny_run, tmp_path / "r"))
+    for name, tensor in before.items():
+        frozen = name.startswith(("wte", "wpe", "start", "blocks.0."))
+        assert torch.equal(tensor, after[name]) == frozen, name
+
+
+def test_deeper_layers_learn_slower_by_the_decay() -> None:
+    model = random_model(replace(AR_CONFIG, n_classes=3))
+    groups = parameter_groups(model, FinetuneConfig(layer_decay=0.5))
+    n_layer = model.config.n_layer
+    assert [g.scale for g in groups] == [0.5 ** (n_layer + 1 - i) for i in range(n_layer + 2)]
+    assert sum(len(g.parameters) for g in groups) == len(list(model.parameters()))
+
+
+def test_from_scratch_takes_none_of_the_weights(tiny_run: Path, tmp_path: Path) -> None:
+    changes = ("finetune.from_scratch=true", "train.lr=1e-12", "train.steps=1")
+    finetune(recipe(tiny_run, *changes), tmp_path / "r", resume=False, say=silent)
+    before, after = (load_model(p)[0] for p in (tiny_run, tmp_path / "r"))
+    assert not torch.allclose(before.wte, after.wte, atol=1e-3)
+
+
+def test_few_labels_are_few_and_a_bert_model_is_fine_tuned_too(tmp_path: Path) -> None:
+    from conftest import tiny_recipe
+    from igpt.pretrain import pretrain
+
+    start, said = tmp_path / "bert", []
+    pretrain(tiny_recipe("objective=bert", "train.steps=4"), start, resume=False, say=silent)
+    changes = ("finetune.labels_per_class=3", "finetune.class_weights=balanced")
+    done = finetune(recipe(start, *changes), tmp_path / "r", resume=False, say=said.append)
+    assert any(line.startswith("30 labelled pictures") for line in said)
+    assert done.outcome.step == 12
+    assert igpt.load(tmp_path / "r").predict(np.zeros((8, 8), np.uint8)).labels.shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("order=column", "those of the model it starts from"),
+        ("data.image_size=9", "those of the model it starts from"),
+        ("model.n_layer=3", "those of the model it starts from"),
+        ("finetune.freeze=3", "the model has 2 blocks"),
+        ("finetune.labels_per_class=999", "class 0 has"),
+        ("data.augmentation=imagenet", "none, flip or cifar"),
+        ("data.source=''", "names no data"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    tiny_run: Path, tmp_path: Path, change: str, complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        finetune(recipe(tiny_run, change), tmp_path / "r", resume=False, say=silent)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_pretraining_run_is_not_gone_on_with(tiny_run: Path) -> None:
+    with pytest.raises(UserError, match="holds a pretraining run"):
+        finetune(None, tiny_run, resume=True, say=silent)
