@@ -79,8 +79,8 @@ def test_lines_tell_the_progress_where_stderr_is_no_terminal(
     out, err = capsys.readouterr()
     assert out == ""
     train, validation = err.splitlines()
-    assert train == ("step 10/10  loss 0.5000 nats/token  lr 3.0e-03  123.4 pictures/s  ETA 0:00")
-    assert validation == "step 10/10  validation 0.7500 nats/token"
+    assert train == ("step 10/10  loss 0.5000 nats  lr 3.0e-03  123.4 pictures/s  ETA 0:00")
+    assert validation == "step 10/10  validation loss 0.7500"
 
 
 def test_the_time_left_counts_the_steps_of_this_session_only(
@@ -109,11 +109,11 @@ def test_a_terminal_gets_a_bar_and_keeps_validation_lines(
         monitor.log(train_row(5))
         monitor.log({"step": 5, "val_loss": 0.75})
     shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", terminal.getvalue())  # without colours
-    assert "loss 0.5000 nats/token" in shown
+    assert "loss 0.5000 nats" in shown
     assert "123.4 pictures/s" in shown
     assert "━" in shown
     assert "step 5/10  loss" not in shown
-    assert "validation 0.7500 nats/token" in shown
+    assert "validation loss 0.7500" in shown
 
 
 def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from igpt.config import DataConfig
-    from igpt.data import Task
+    from igpt.data import Pictures, Task
     from igpt.sample import Sampling
 
 
@@ -118,34 +118,32 @@ def load_named(args: argparse.Namespace, size: int) -> Named:
     """
     import numpy as np
 
+    from igpt.checkpoint import RunDirectory
     from igpt.config import UserError
-    from igpt.data import (
-        decode_all,
-        evaluation_split,
-        fit_square,
-        imagenet_centre,
-        open_files,
-        open_source,
-    )
+    from igpt.data import decode_all, fit_square, imagenet_centre, open_files
 
-    if getattr(args, "images", None):
-        pictures = open_files(args.images)
-        decoded = decode_all(pictures, size)
-        return Named(decoded.images, [pictures.name(int(i)) for i in decoded.kept], None)
-    config = data_config(args)
-    source = open_source(
-        config.source, image_column=config.image_column, label_column=config.label_column
-    )
-    pictures = evaluation_split(source, config.test_split)
+    files = getattr(args, "images", None)
+    pictures = open_files(files) if files else _open_split(args)
     if args.limit is not None:
         if args.limit < 1:
             raise UserError(f"--limit must be at least 1, got {args.limit}")
         pictures = pictures.select(np.arange(min(args.limit, len(pictures))))
-    crop = imagenet_centre if config.augmentation == "imagenet" else fit_square
-    decoded = decode_all(pictures, size, crop)
+    run = RunDirectory(args.run)
+    crops = run.exists() and run.recipe().data.augmentation == "imagenet"
+    decoded = decode_all(pictures, size, imagenet_centre if crops else fit_square)
     names = [pictures.name(int(i)) for i in decoded.kept]
     labels = None if pictures.labels is None else pictures.labels[decoded.kept]
     return Named(decoded.images, names, labels)
+
+
+def _open_split(args: argparse.Namespace) -> Pictures:
+    from igpt.data import evaluation_split, open_source
+
+    config = data_config(args)
+    source = open_source(
+        config.source, image_column=config.image_column, label_column=config.label_column
+    )
+    return evaluation_split(source, config.test_split)
 
 
 def load_pictures(args: argparse.Namespace, size: int) -> npt.NDArray[np.uint8]:

@@ -98,20 +98,20 @@ def extract(
     *,
     dtype: torch.dtype = torch.float32,
     masking: Masking | None = None,
+    first: int = 0,
 ) -> Iterator[Features]:
     """Features [B, len(layers), F] of pictures `tokens` [N, T] in the model's order, by batch.
 
-    A BERT model is masked as `masking` says, by default as in training.
+    A BERT model is masked as `masking` says, by default as in training. `first` is the place of the
+    first picture, where they are a part of a larger set.
     """
     masking = masking or Masking()
     passes = 1 if model.config.causal else max(1, masking.count)
     for start in range(0, len(tokens), BATCH):
         part = tokens[start : start + BATCH].to(model.wte.device)
         with autocast(model.wte.device, dtype):
-            shown = (
-                _pooled(model, part, draw_mask(model, part, masking, start, i), layers, pool)
-                for i in range(passes)
-            )
+            masks = (draw_mask(model, part, masking, first + start, i) for i in range(passes))
+            shown = (_pooled(model, part, mask, layers, pool) for mask in masks)
             yield (sum(shown) / passes).cpu().numpy()  # type: ignore[union-attr]
 
 
