@@ -87,6 +87,7 @@ def test_the_model_knows_neither_files_nor_processes_nor_sampling() -> None:
         allowed = {
             "__future__",
             "collections.abc",
+            "functools",
             "math",
             "torch",
             "torch.nn.functional",
@@ -109,7 +110,7 @@ def test_transformers_is_for_tests_and_nothing_is_unpickled() -> None:
         modules = {name.split(".")[0] for name in imports(path)}
         assert not modules & {"transformers", "pickle", "dill", "joblib"}, path
         text = path.read_text()
-        assert "torch.load(" not in text, path
+        assert text.count("torch.load(") == text.count("weights_only=True"), path
         assert text.count("np.load(") == text.count("allow_pickle=False"), path
 
 

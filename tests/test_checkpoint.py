@@ -104,7 +104,9 @@ def test_a_missing_tensor_a_strange_one_and_a_wrong_shape_are_named(run: Path) -
     ("change", "complaint"),
     [
         ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
-        ({"activation_function": "relu"}, "activation_function"),
+        ({"activation_function": "tanh"}, "activation 'tanh', expected one of"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
+        ({"add_cross_attention": True}, "add_cross_attention"),
         ({"n_embd": 32}, "shape"),
         ({"n_inner": 7}, "n_inner"),
         ({"igpt": {"order": "spiral"}}, "unknown order"),

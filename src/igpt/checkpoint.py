@@ -23,15 +23,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from igpt.config import ModelConfig, Recipe, UserError, parse_recipe, recipe_yaml
 from igpt.interop import huggingface
+from igpt.interop.files import read_tensors, read_weights
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
 
+GENERATIVE_HEAD = "lm_head.safetensors"  # of a model with classes, beside `model.safetensors`
 KEPT_CHECKPOINTS = 2  # the newest, and one to fall back to
 PARAMETER_SEPARATOR = "/"  # between an optimizer's slot and a parameter's name
 
@@ -95,6 +97,10 @@ def save_model(
     processor = huggingface.processor_to_hf(codec.palette.clusters, codec.image_size)
     write_json(folder / "preprocessor_config.json", processor)
     weights = huggingface.weights_to_hf(model.state_dict(), config)
+    if config.n_classes:
+        # Their classifier has no head for the next pixel, and would complain of one.
+        head = {huggingface.LM_HEAD: weights.pop(huggingface.LM_HEAD)}
+        write_atomically(folder / GENERATIVE_HEAD, lambda temporary: save_file(head, temporary))
     write_atomically(
         folder / "model.safetensors",
         lambda temporary: save_file(weights, temporary, metadata={"format": "pt"}),
@@ -122,16 +128,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return contents
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; UserError when it is missing, truncated or foreign."""
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"no weights: {path} does not exist") from error
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is truncated or not a safetensors file ({error})") from error
-
-
 def load_into(model: ImageGPT, state: Mapping[str, Tensor], source: Path) -> None:
     """Copy native weights into the model; UserError when names or shapes do not fit."""
     own = model.state_dict()
@@ -152,11 +148,12 @@ def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
     if not folder.is_dir():
         raise UserError(f"no run at {folder}: expected a folder that `igpt pretrain` made")
     theirs = read_json(folder / "config.json")
-    weights_path = folder / "model.safetensors"
-    weights = read_tensors(weights_path)
-    config, order = huggingface.config_from_hf(theirs, huggingface.has_bias(weights))
+    weights, weights_path = read_weights(folder)
+    if (folder / GENERATIVE_HEAD).is_file():
+        weights |= read_tensors(folder / GENERATIVE_HEAD)
+    config, order = huggingface.config_from_hf(theirs, weights)
     try:
-        state = huggingface.weights_from_hf(weights, config)
+        state = huggingface.weights_from_hf(weights, config, theirs)
     except UserError as error:
         raise UserError(f"{weights_path}: {error}") from error
     model = ImageGPT(config)
@@ -164,9 +161,9 @@ def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
     return model.eval(), _codec(folder, config, order)
 
 
-def load_class_names(folder: Path) -> tuple[str, ...]:
-    """Names of the classes that the model in `folder` predicts; none without a head."""
-    return huggingface.class_names_from_hf(read_json(folder / "config.json"))
+def load_class_names(folder: Path, n_classes: int) -> tuple[str, ...]:
+    """Names of the classes that the model in `folder` has a head for."""
+    return huggingface.class_names_from_hf(read_json(folder / "config.json"), n_classes)
 
 
 def _codec(folder: Path, config: ModelConfig, order: str) -> Codec:

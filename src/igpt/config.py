@@ -23,6 +23,10 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+# Of the MLP. OpenAI's is x * sigmoid(1.702 x); the others are for models made elsewhere.
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "relu", "silu")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of an Image GPT (paper, section 3.3).
@@ -38,6 +42,9 @@ class ModelConfig:
     n_classes: int = 0  # outputs of the classification head; 0: no head
     causal: bool = True  # AR: start token, shift and causal mask; False: BERT
     bias: bool = False  # OpenAI's models have none; some foreign checkpoints do
+    activation: str = "quick_gelu"  # one of ACTIVATIONS
+    # False: position i reads token i itself, as classifiers of transformers do; no next pixel then.
+    shift: bool = True
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
@@ -46,6 +53,10 @@ class ModelConfig:
         _require(
             self.n_embd % self.n_head == 0,
             f"model: n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})",
+        )
+        _require(
+            self.activation in ACTIVATIONS,
+            f"model: activation '{self.activation}', expected one of: {', '.join(ACTIVATIONS)}",
         )
 
 

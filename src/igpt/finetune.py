@@ -17,6 +17,7 @@ from igpt.classify import HeadClassifier
 from igpt.config import DataConfig, FinetuneConfig, ModelChoice, Recipe, TrainConfig, UserError
 from igpt.data import Labelled, Task, TokenLoader, few_labels, open_source, open_task
 from igpt.device import compute_dtype, default_device
+from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
 from igpt.monitor import Monitor
 from igpt.objectives import Joint, make_objective
@@ -46,8 +47,9 @@ def default_recipe(start: Path) -> Recipe:
 
     Raises UserError when there is no model.
     """
-    model, codec = load_model(start)
-    run, config = RunDirectory(start), model.config
+    folder = local_folder(start)
+    model, codec = load_model(folder)
+    run, config = RunDirectory(folder), model.config
     theirs = run.recipe() if run.exists() else Recipe(data=DataConfig(source=""))
     crops = theirs.data.augmentation == "imagenet"
     return replace(
@@ -89,7 +91,7 @@ def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Fin
     options, config = recipe.finetune, recipe.train
     if options is None:
         raise UserError(f"{out} holds a pretraining run: `igpt pretrain --resume` goes on with it")
-    start, codec = load_model(Path(options.start))
+    start, codec = load_model(local_folder(options.start))
     _check(recipe, start, codec)
     task = _open_task(recipe, say)
     model = _build(recipe, start, task.train.n_classes)
@@ -163,10 +165,11 @@ def _check(recipe: Recipe, start: ImageGPT, codec: Codec) -> None:
     """UserError for a recipe that asks for another model than the one it starts from."""
     assert recipe.finetune is not None
     config, data = start.config, recipe.data
-    causal = recipe.objective == "ar"
-    if recipe.model.resolve(config.vocab_size, config.n_positions, causal) != replace(
-        config, n_classes=0, bias=False
-    ) or (recipe.order, data.image_size) != (codec.order, codec.image_size):
+    asked = recipe.model.resolve(config.vocab_size, config.n_positions, recipe.objective == "ar")
+    sizes = ("n_layer", "n_head", "n_embd", "causal")
+    if any(getattr(asked, name) != getattr(config, name) for name in sizes) or (
+        (recipe.order, data.image_size) != (codec.order, codec.image_size)
+    ):
         raise UserError(
             "objective, order, size and model of a fine-tuning are those of the model it starts "
             f"from, {recipe.finetune.start}"

@@ -12,7 +12,8 @@ colours, files, processes or sampling.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -56,17 +57,31 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(B, t, d))
 
 
+def quick_gelu(h: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), image-gpt src/model.py, gelu()."""
+    return h * torch.sigmoid(1.702 * h)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
 class MLP(nn.Module):
-    """d -> 4d -> d with the activation x * sigmoid(1.702 x)."""
+    """d -> 4d -> d."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.fc(x)
-        return self.proj(h * torch.sigmoid(1.702 * h))
+        return self.proj(self.activation(self.fc(x)))
 
 
 class Block(nn.Module):
@@ -182,7 +197,7 @@ class ImageGPT(nn.Module):
 
     def embed(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """h^0 [B, T, d]. BERT zeroes the hidden tokens before positions are added."""
-        if self.config.causal:
+        if self.config.causal and self.config.shift:
             return self._embed_causal(tokens[:, :-1], range(tokens.shape[1]))
         h = F.embedding(tokens, self.wte)
         if masked is not None:

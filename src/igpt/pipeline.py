@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from igpt.checkpoint import load_class_names, load_model
+from igpt.checkpoint import load_class_names, load_model, save_model
 from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
 from igpt.config import UserError
 from igpt.data import UnreadablePicture, fit_square, open_files, to_rgb
 from igpt.device import default_device
 from igpt.evaluate import Likelihood, likelihood, picture_nats, pixel_nats
+from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, make_objective
 from igpt.order import Codec
@@ -49,6 +50,15 @@ class Pipeline:
         self.codec = codec
         self.class_names = class_names  # of the model's own head, if it has one
         self.folder = folder  # where it was loaded from, and where its probe is
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Pipeline:
+        """`igpt.load`, by the name that it has elsewhere."""
+        return load(path, **options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model folder that `igpt.load` and `transformers` read."""
+        save_model(Path(folder), self.model, self.codec, self.class_names)
 
     @property
     def palette(self) -> Palette:
@@ -189,14 +199,16 @@ class Pipeline:
         return mask.reshape(self.image_size, self.image_size)
 
 
-def load(path: str | Path) -> Pipeline:
-    """The pipeline of a run directory or a local ImageGPT model folder.
+def load(path: str | Path, **options: Any) -> Pipeline:
+    """The pipeline of a run, an ImageGPT model folder, or a Hub model like `openai/imagegpt-small`.
 
-    Raises UserError, one line, when there is none or it is broken.
+    `options` are for the Hub: revision, token, cache_dir, local_files_only. Raises UserError, one
+    line, when there is no model or it is broken.
     """
-    folder = Path(path)
+    folder = local_folder(path, **options)
     model, codec = load_model(folder)
-    return Pipeline(model, codec, load_class_names(folder), folder)
+    class_names = load_class_names(folder, model.config.n_classes)
+    return Pipeline(model, codec, class_names, folder)
 
 
 def as_pixels(images: Images, size: int) -> npt.NDArray[np.uint8]:

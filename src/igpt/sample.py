@@ -83,6 +83,8 @@ def generate(
     """
     if not model.config.causal:
         raise UserError("a BERT model cannot sample or complete: it has no order to paint in")
+    if not model.config.shift:
+        raise UserError("this model reads unshifted tokens to classify: it predicts no next pixel")
     n_positions, t = model.config.n_positions, prefix.shape[1]
     if t >= n_positions:
         raise UserError(f"nothing to complete: all {n_positions} pixels are given")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
 
+import igpt
 from igpt.checkpoint import load_model, save_model
-from igpt.config import ModelConfig
+from igpt.config import ACTIVATIONS, ModelConfig, UserError
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
+from igpt.sample import Sampling, generate
 
 transformers = pytest.importorskip("transformers")
 
@@ -75,19 +80,196 @@ def test_a_saved_model_gives_the_same_logits_in_transformers(
         )
 
 
-def test_a_model_saved_by_transformers_gives_the_same_logits_here(tmp_path: Path) -> None:
+def theirs_saved(folder: Path, config: object, kind: str, seed: int = 0) -> torch.nn.Module:
+    """A model of `transformers` with random weights everywhere, its processor beside it."""
+    theirs = getattr(transformers, kind)(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    theirs.save_pretrained(folder)
+    codec = random_codec(config.vocab_size - 1, round(config.n_positions**0.5))
+    transformers.ImageGPTImageProcessor(clusters=codec.palette.clusters).save_pretrained(folder)
+    return theirs
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    n_layer=st.integers(1, 3),
+    n_head=st.sampled_from([1, 2, 3]),
+    width=st.sampled_from([4, 8]),
+    vocab=st.integers(2, 30),
+    size=st.integers(2, 5),
+    tied=st.booleans(),
+    activation=st.sampled_from(ACTIVATIONS),
+    scaled=st.booleans(),
+    by_layer=st.booleans(),
+    upcast=st.booleans(),
+)
+def test_a_model_saved_by_transformers_gives_the_same_logits_here(
+    tmp_path_factory: pytest.TempPathFactory,
+    n_layer: int,
+    n_head: int,
+    width: int,
+    vocab: int,
+    size: int,
+    tied: bool,
+    activation: str,
+    scaled: bool,
+    by_layer: bool,
+    upcast: bool,
+) -> None:
+    folder = tmp_path_factory.mktemp("model")
     config = transformers.ImageGPTConfig(
-        vocab_size=17, n_positions=16, n_embd=24, n_layer=2, n_head=3, tie_word_embeddings=False
+        n_layer=n_layer,
+        n_head=n_head,
+        n_embd=n_head * width,
+        vocab_size=vocab + 1,
+        n_positions=size * size,
+        tie_word_embeddings=tied,
+        activation_function=activation,
+        scale_attn_weights=scaled,
+        scale_attn_by_inverse_layer_idx=by_layer,
+        reorder_and_upcast_attn=upcast,
     )
-    theirs = transformers.ImageGPTForCausalImageModeling(config).eval()
-    theirs.save_pretrained(tmp_path)
-    clusters = random_codec(16, 4).palette.clusters
-    transformers.ImageGPTImageProcessor(clusters=clusters).save_pretrained(tmp_path)
-    ours, codec = load_model(tmp_path)
-    assert np.array_equal(codec.palette.clusters, clusters)
-    tokens = torch.randint(16, (2, 16), generator=torch.Generator().manual_seed(1))
+    theirs = theirs_saved(folder, config, "ImageGPTForCausalImageModeling")
+    ours, _ = load_model(folder)
+    tokens = torch.randint(vocab, (2, size * size), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        torch.testing.assert_close(ours(tokens), their_logits(theirs, tokens), atol=1e-5, rtol=0)
+        # Tied to the embeddings, theirs has a logit for the start token too, which is no colour.
+        expected = their_logits(theirs, tokens)[..., :vocab]
+        torch.testing.assert_close(ours(tokens), expected, atol=1e-5, rtol=1e-5)
+    again = folder / "again"
+    save_model(again, ours, random_codec(vocab, size))
+    resaved = transformers.ImageGPTForCausalImageModeling.from_pretrained(again).eval()
+    torch.testing.assert_close(
+        their_logits(resaved, tokens), ours(tokens).detach(), atol=1e-5, rtol=1e-5
+    )
+
+
+CONFIG = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 12, "n_positions": 16}
+
+
+def random_tokens(n: int = 3) -> torch.Tensor:
+    return torch.randint(11, (n, 16), generator=torch.Generator().manual_seed(1))
+
+
+def test_their_classifier_reads_unshifted_tokens_and_so_does_ours_of_it(tmp_path: Path) -> None:
+    config = transformers.ImageGPTConfig(**CONFIG, num_labels=3, id2label={0: "a", 1: "b", 2: "c"})
+    theirs = theirs_saved(tmp_path, config, "ImageGPTForImageClassification")
+    with pytest.warns(UserWarning, match="no head for the next pixel"):
+        pipeline = igpt.load(tmp_path)
+    assert pipeline.class_names == ("a", "b", "c")
+    model, tokens = pipeline.model, random_tokens()
+    with torch.inference_mode():
+        ours = model.classify(model.trunk(tokens))
+        torch.testing.assert_close(ours, theirs(input_ids=tokens).logits, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="predicts no next pixel"):
+        pipeline.sample(1)
+
+
+def test_a_classifier_of_ours_is_theirs_with_the_start_token_first(tmp_path: Path) -> None:
+    ours, codec = random_model(ModelConfig(2, 2, 16, 11, 16, n_classes=3)), random_codec(11, 4)
+    save_model(tmp_path, ours, codec, ("cat", "dog", "emu"))
+    theirs, info = transformers.ImageGPTForImageClassification.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert theirs.config.id2label == {0: "cat", 1: "dog", 2: "emu"}
+    tokens = random_tokens()
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            ours.classify(ours.trunk(tokens)),
+            their_logits(theirs.eval(), tokens),
+            atol=1e-5,
+            rtol=0,
+        )
+    # And it still paints here.
+    assert torch.equal(load_model(tmp_path)[0].head.weight, ours.head.weight)
+
+
+def test_an_unshifted_classifier_works_in_their_pipeline(tmp_path: Path) -> None:
+    config = ModelConfig(2, 2, 16, 11, 64, n_classes=3, shift=False)
+    ours, codec = random_model(config), random_codec(11, 8)
+    save_model(tmp_path, ours, codec, ("cat", "dog", "emu"))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    classify = transformers.pipeline("image-classification", model=str(tmp_path))
+    theirs = {row["label"]: row["score"] for row in classify(Image.fromarray(pixels), top_k=3)}
+    found = igpt.load(tmp_path).predict(pixels).probabilities[0]
+    assert [theirs[name] for name in ("cat", "dog", "emu")] == pytest.approx(found, abs=1e-5)
+
+
+def test_a_base_model_gives_features(tmp_path: Path) -> None:
+    config = transformers.ImageGPTConfig(**CONFIG)
+    theirs = theirs_saved(tmp_path, config, "ImageGPTModel")
+    with pytest.warns(UserWarning, match="only features"):
+        ours, _ = load_model(tmp_path)
+    tokens = random_tokens()
+    start = torch.full((len(tokens), 1), 11)
+    with torch.inference_mode():
+        out = theirs(input_ids=torch.cat((start, tokens[:, :-1]), dim=1), output_hidden_states=True)
+        *_, last = ours.features(tokens)
+        torch.testing.assert_close(last, out.last_hidden_state, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("shards", [True, False])
+def test_weights_in_one_file_or_several_safe_or_not(
+    tmp_path: Path, safe: bool, shards: bool
+) -> None:
+    theirs = theirs_saved(
+        tmp_path, transformers.ImageGPTConfig(**CONFIG), "ImageGPTForCausalImageModeling"
+    )
+    (tmp_path / "model.safetensors").unlink()
+    state = theirs.state_dict()
+    names = sorted(state)
+    groups = [names[::2], names[1::2]] if shards else [names]
+    stem, suffix = ("model", "safetensors") if safe else ("pytorch_model", "bin")
+    files = [f"{stem}-{i}.{suffix}" if shards else f"{stem}.{suffix}" for i in range(len(groups))]
+    for file, group in zip(files, groups, strict=True):
+        part = {name: state[name].clone() for name in group}
+        if safe:
+            save_file(part, tmp_path / file)
+        else:
+            torch.save(part, tmp_path / file)
+    if shards:
+        where = {name: file for file, group in zip(files, groups, strict=True) for name in group}
+        (tmp_path / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": where}))
+    ours, _ = load_model(tmp_path)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            ours(random_tokens()), their_logits(theirs, random_tokens()), atol=1e-5, rtol=0
+        )
+
+
+def test_greedy_generation_is_theirs_token_for_token(tmp_path: Path) -> None:
+    theirs = theirs_saved(
+        tmp_path, transformers.ImageGPTConfig(**CONFIG), "ImageGPTForCausalImageModeling"
+    )
+    ours, _ = load_model(tmp_path)
+    start = torch.full((1, 1), 11)
+    expected = theirs.generate(input_ids=start, max_new_tokens=16, do_sample=False)[:, 1:]
+    found = generate(ours, torch.empty(1, 0, dtype=torch.long), 1, Sampling(temperature=0))[0]
+    assert found.tolist() == expected.tolist()
+
+
+class Bomb:
+    """Code in a pickle."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("it ran",)
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_does_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs_saved(tmp_path, transformers.ImageGPTConfig(**CONFIG), "ImageGPTForCausalImageModeling")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"transformer.wte.weight": Bomb()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="holds more than tensors"):
+        load_model(tmp_path)
+    assert "it ran" not in capsys.readouterr().out
 
 
 def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:

@@ -84,9 +84,12 @@ def _size(word: str) -> int | None:
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.config import UserError
     from igpt.pipeline import load
     from igpt.study import ModelFeatures, compare, subsets, summarise
 
+    if args.out is None and not args.run.is_dir():
+        raise UserError(f"{args.run} is no folder to keep a probe in: give --out FOLDER")
     pipeline, folder = load(args.run), args.out or args.run / "probe"
     features = ModelFeatures(pipeline, args.layer, args.pool, args.precision)
     features.check()

@@ -4,10 +4,14 @@ Their layout differs from ours in three ways: linear weights are stored [in, out
 the start token is the last row of their embedding, and their linear layers always have biases,
 written as zeros for a model that has none. What their configuration has no field for, the order of
 the pixels and whether the model is causal, stands under the key "igpt" of `config.json`.
+
+Scales of their attention that ours does not have are put into the weights of the queries, which
+gives the same model.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,12 +26,11 @@ from igpt.model import NORM_EPS
 # Fields of their configuration that ours can represent with one value only.
 FIXED: dict[str, Any] = {
     "model_type": "imagegpt",
-    "activation_function": "quick_gelu",
     "layer_norm_epsilon": NORM_EPS,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "tie_word_embeddings": False,
+    "add_cross_attention": False,
 }
+CLASSIFIER = "ImageGPTForImageClassification"  # reads unshifted tokens, unlike ours
+LM_HEAD, SCORE = "lm_head.weight", "score.weight"
 # native linear layer of a block -> theirs
 LINEAR = {
     "attn.qkv": "attn.c_attn",
@@ -45,7 +48,11 @@ def config_to_hf(
     labels = {name: i for i, name in enumerate(class_names)}
     return {
         **FIXED,
-        "architectures": ["ImageGPTForCausalImageModeling"],
+        "architectures": [CLASSIFIER if config.n_classes else "ImageGPTForCausalImageModeling"],
+        "activation_function": config.activation,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "tie_word_embeddings": False,
         "vocab_size": config.vocab_size + 1,  # theirs counts the start token
         "n_positions": config.n_positions,
         "n_embd": config.n_embd,
@@ -56,27 +63,35 @@ def config_to_hf(
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
         **({"id2label": classes, "label2id": labels} if class_names else {}),
-        "igpt": {"order": order, "causal": config.causal, "n_classes": config.n_classes},
+        "igpt": {
+            "order": order,
+            "causal": config.causal,
+            "n_classes": config.n_classes,
+            "shift": config.shift,
+        },
     }
 
 
-def class_names_from_hf(theirs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names in `config.json` of the classes that the model has a head for."""
-    n_classes = int(theirs.get("igpt", {}).get("n_classes", 0))
-    names = theirs.get("id2label", {})
+def class_names_from_hf(theirs: Mapping[str, Any], n_classes: int) -> tuple[str, ...]:
+    """Names of the classes from `config.json`; their numbers where it has none."""
+    names = theirs.get("id2label") or {}
     return tuple(str(names.get(str(i), i)) for i in range(n_classes))
 
 
-def config_from_hf(theirs: Mapping[str, Any], bias: bool) -> tuple[ModelConfig, str]:
-    """Configuration and order from `config.json`; `bias` tells whether the weights have any.
+def config_from_hf(
+    theirs: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> tuple[ModelConfig, str]:
+    """Configuration and order from `config.json` and the weights beside it.
 
-    Raises UserError that names a field which cannot be represented.
+    Raises UserError that names a field which is missing or cannot be represented.
     """
     for name, expected in FIXED.items():
         value = theirs.get(name, expected)
         if value != expected:
             raise UserError(f"config.json: {name} is {value!r}, only {expected!r} is supported")
     ours = theirs.get("igpt", {})
+    classifier = CLASSIFIER in (theirs.get("architectures") or ())
+    n_classes = len(weights[SCORE]) if SCORE in weights else 0
     try:
         config = ModelConfig(
             n_layer=int(theirs["n_layer"]),
@@ -84,9 +99,11 @@ def config_from_hf(theirs: Mapping[str, Any], bias: bool) -> tuple[ModelConfig, 
             n_embd=int(theirs["n_embd"]),
             vocab_size=int(theirs["vocab_size"]) - 1,
             n_positions=int(theirs["n_positions"]),
-            n_classes=int(ours.get("n_classes", 0)),
+            n_classes=n_classes,
             causal=bool(ours.get("causal", True)),
-            bias=bias,
+            bias=_has_bias(weights),
+            activation=str(theirs.get("activation_function", "quick_gelu")),
+            shift=bool(ours.get("shift", not classifier)),
         )
     except KeyError as error:
         raise UserError(f"config.json: field {error.args[0]} is missing") from error
@@ -104,10 +121,10 @@ def weights_to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
         "transformer.wte.weight": torch.cat((state["wte"], start[None])),  # [K + 1, d]
         "transformer.wpe.weight": state["wpe"],
         "transformer.ln_f.weight": state["ln_f.weight"],
-        "lm_head.weight": state["head.weight"],
+        LM_HEAD: state["head.weight"],
     }
     if config.n_classes:
-        theirs["score.weight"] = state["clf.weight"]
+        theirs[SCORE] = state["clf.weight"]
     for i in range(config.n_layer):
         ours_block, their_block = f"blocks.{i}", f"transformer.h.{i}"
         for norm in ("ln_1", "ln_2"):
@@ -122,20 +139,29 @@ def weights_to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
     return {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}
 
 
-def has_bias(theirs: Mapping[str, Tensor]) -> bool:
+def _has_bias(theirs: Mapping[str, Tensor]) -> bool:
     """Whether a linear layer's bias is other than zero."""
     linear = tuple(f"{foreign}.bias" for foreign in LINEAR.values())
     return any(name.endswith(linear) and bool(b.any()) for name, b in theirs.items())
 
 
-def weights_from_hf(theirs: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Native weights from theirs, the inverse of `weights_to_hf`.
+def weights_from_hf(
+    weights: Mapping[str, Tensor], config: ModelConfig, theirs: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Native weights from theirs and their `config.json`; a model of any of their three heads.
 
-    Raises UserError that names a tensor which is missing or left over.
+    Without a head for the next pixel, or with one that is tied to the embeddings, ours is zero, or
+    the embeddings of the colours. Raises UserError that names a tensor which is missing or left
+    over.
     """
     # Buffers that older versions of transformers saved with the weights.
     buffers = (".attn.bias", ".attn.masked_bias")
-    left = {name: tensor for name, tensor in theirs.items() if not name.endswith(buffers)}
+    base = not any(name.startswith("transformer.") for name in weights)
+    left = {
+        name if name in (LM_HEAD, SCORE) or not base else f"transformer.{name}": tensor.float()
+        for name, tensor in weights.items()
+        if not name.endswith(buffers)
+    }
 
     def take(name: str) -> Tensor:
         if name not in left:
@@ -143,16 +169,22 @@ def weights_from_hf(theirs: Mapping[str, Tensor], config: ModelConfig) -> dict[s
         return left.pop(name)
 
     wte = take("transformer.wte.weight")
+    head = left.pop(LM_HEAD, None)
+    if theirs.get("tie_word_embeddings", False):
+        head = wte
+    if head is None:
+        warnings.warn("the model has no head for the next pixel, only features", stacklevel=2)
+        head = torch.zeros_like(wte)
     state = {
         "wte": wte[:-1],
         "wpe": take("transformer.wpe.weight"),
         "ln_f.weight": take("transformer.ln_f.weight"),
-        "head.weight": take("lm_head.weight"),
+        "head.weight": head[: config.vocab_size],
     }
     if config.causal:
         state["start"] = wte[-1]
     if config.n_classes:
-        state["clf.weight"] = take("score.weight")
+        state["clf.weight"] = take(SCORE)
     for i in range(config.n_layer):
         ours_block, their_block = f"blocks.{i}", f"transformer.h.{i}"
         for norm in ("ln_1", "ln_2"):
@@ -162,9 +194,29 @@ def weights_from_hf(theirs: Mapping[str, Tensor], config: ModelConfig) -> dict[s
             bias = take(f"{their_block}.{foreign}.bias")
             if config.bias:
                 state[f"{ours_block}.{native}.bias"] = bias
+        _scale_queries(state, f"{ours_block}.attn.qkv", config, _attention_scale(theirs, config, i))
     if left:
         raise UserError(f"the weights have an unknown tensor {min(left)}")
-    return {name: tensor.float().contiguous() for name, tensor in state.items()}
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def _attention_scale(theirs: Mapping[str, Any], config: ModelConfig, layer: int) -> float:
+    """What their attention logits are multiplied by, over 1/sqrt(width of a head)."""
+    scale = 1.0
+    if not theirs.get("scale_attn_weights", True):
+        scale *= (config.n_embd / config.n_head) ** 0.5
+    if theirs.get("scale_attn_by_inverse_layer_idx", False):
+        scale /= layer + 1
+    return scale
+
+
+def _scale_queries(state: dict[str, Tensor], name: str, config: ModelConfig, scale: float) -> None:
+    if scale != 1:
+        factors = torch.ones(3 * config.n_embd)
+        factors[: config.n_embd] = scale
+        state[f"{name}.weight"] = state[f"{name}.weight"] * factors[:, None]
+        if config.bias:
+            state[f"{name}.bias"] = state[f"{name}.bias"] * factors
 
 
 def processor_to_hf(clusters: npt.NDArray[np.float32], image_size: int) -> dict[str, Any]:

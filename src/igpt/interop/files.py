@@ -1,0 +1,135 @@
+"""Model folders: weights in the files that `transformers` writes, and folders on the Hub.
+
+Weights are safetensors, or `pytorch_model.bin` read by PyTorch's restricted reader, which builds
+tensors and refuses everything else; one file or several with an index.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from igpt.config import UserError
+
+# What of a Hub repository is fetched.
+PATTERNS = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.yaml", "*.npy"]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; UserError when it is missing, truncated or foreign."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"no weights: {path} does not exist") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is truncated or not a safetensors file ({error})") from error
+
+
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
+    """All weights of a model folder, and the file that names or holds them.
+
+    Raises UserError when there are none, or one is broken, or holds more than tensors.
+    """
+    kinds: tuple[tuple[str, Callable[[Path], dict[str, Tensor]]], ...] = (
+        ("model.safetensors", read_tensors),
+        ("pytorch_model.bin", _read_bin),
+    )
+    for name, read in kinds:
+        path, index = folder / name, folder / f"{name}.index.json"
+        if path.is_file():
+            return read(path), path
+        if index.is_file():
+            parts = [read(folder / part) for part in _parts(index)]
+            return {name: tensor for part in parts for name, tensor in part.items()}, index
+    raise UserError(f"no weights: {folder / 'model.safetensors'} does not exist")
+
+
+def _parts(index: Path) -> list[str]:
+    """The files that an index names, each once; they lie beside it."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{index} is not an index of weights") from error
+    if any(Path(str(name)).name != name for name in names):
+        raise UserError(f"{index} names files outside its folder")
+    return sorted(names)
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"no weights: {path} does not exist")
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file makes the reader raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is truncated or holds more than tensors ({reason})") from error
+    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise UserError(f"{path} holds no tensors by name")
+    return found
+
+
+def local_folder(path: str | Path, **options: Any) -> Path:
+    """The folder `path`, or that of the Hub model of this name; see `fetch_folder` for `options`.
+
+    `owner/name` is a Hub model unless there is such a folder, or a folder `owner`.
+    """
+    folder = Path(path)
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) is not None
+    if folder.exists() or not is_id or folder.parent.exists():
+        return folder
+    return fetch_folder(str(path), **options)
+
+
+def fetch_folder(
+    model_id: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder of a Hub model, downloaded with progress unless it is in the cache.
+
+    Raises UserError, one line, when there is no such model, no access or no network.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        folder = snapshot_download(
+            model_id,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            allow_patterns=PATTERNS,
+        )
+    except HFValidationError as error:
+        raise UserError(f"'{model_id}' is no folder and no id of a Hub model") from error
+    except GatedRepoError as error:
+        raise UserError(f"{model_id} asks for an accepted licence: log in on the Hub") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{model_id} has no revision '{revision}'") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"no model '{model_id}' on the Hub, or no access to it") from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(f"{model_id} is not in the cache, and the Hub is out of reach") from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot fetch {model_id}: {reason}") from error
+    return Path(folder)
