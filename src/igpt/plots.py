@@ -165,7 +165,7 @@ def layers_figure(by_layer: Mapping[str, float], path: Path) -> None:
     figure.savefig(path, format="png", dpi=150)
 
 
-def few_labels_figure(summaries: Sequence[Summary], path: Path, metric: str = "accuracy") -> None:
+def few_labels_figure(summaries: Sequence[Summary], path: Path, metric: str) -> None:
     """Test metric of every method against labels per class, mean and deviation, as a PNG."""
     figure, axes = _figure()
     methods = list(dict.fromkeys(row.method for row in summaries))

@@ -191,7 +191,10 @@ def _write(
         )
     sizes = {summary.labels_per_class for summary in summaries}
     if len(sizes) > 1:
-        write_atomically(folder / "few_labels.png", lambda path: few_labels_figure(summaries, path))
+        write_atomically(
+            folder / "few_labels.png",
+            lambda path: few_labels_figure(summaries, path, probe.metric),
+        )
 
 
 def _text(probe: ProbeMethod, most: Subset, summaries: Sequence[Summary], folder: Path) -> str:
