@@ -16,11 +16,14 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from igpt.checkpoint import write_text
 from igpt.cli.arguments import add_data, data_config
 from igpt.config import parse_recipe, recipe_yaml
 from igpt.data import evaluation_split, open_source
 from igpt.data.labels import labelled
+from igpt.device import compute_dtype
 from igpt.finetune import default_recipe, finetune
 from igpt.pipeline import load
 from igpt.probe.linear import score
@@ -31,6 +34,7 @@ VARIANTS = {
     "L_CLF": ("finetune.gen_weight=0",),
     "L_GEN + L_CLF": (),
 }
+TESTED = 2_000  # first test pictures
 VOTES = {"one mask": ("modal", 1), "modal of 5": ("modal", 5), "mean logits of 5": ("logits", 5)}
 
 
@@ -43,8 +47,9 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
     pipeline = load(run)
     config = data_config(args)
     source = open_source(config.source)
+    pictures = evaluation_split(source, config.test_split)
     test = labelled(
-        evaluation_split(source, config.test_split),
+        pictures.select(np.arange(min(TESTED, len(pictures)))),
         source.name,
         pipeline.class_names,
         config,
@@ -52,9 +57,10 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
     )
     tokens = pipeline.tokens(test.images)
     ways = {"": ("modal", 1)} if pipeline.model.config.causal else VOTES
+    dtype = compute_dtype("auto", pipeline.model.wte.device)
     found = {}
     for way, (ensemble, masks) in ways.items():
-        predicted = pipeline.classifier(None, ensemble, masks).predict(tokens)
+        predicted = pipeline.classifier(None, ensemble, masks).predict(tokens, dtype)
         found[way] = score("accuracy", test.labels, predicted.labels)
     return found
 
