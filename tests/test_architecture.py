@@ -42,6 +42,7 @@ ROOMS = [
     "score",
     "plots",
     "plots_score",
+    "share",
     "cli",
 ]
 

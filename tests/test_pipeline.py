@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +124,33 @@ def test_features_are_pooled_layers_by_the_batch(tiny_run: Path) -> None:
 def test_a_model_without_head_or_probe_cannot_predict(tiny_run: Path) -> None:
     with pytest.raises(UserError, match="no probe in"):
         igpt.load(tiny_run).predict(np.zeros((8, 8), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("nobody/nothing", "is not in the cache, and the Hub is out of reach|cannot fetch"),
+        ("nothing", "no run at nothing"),
+        ("a/b/c", "no run at a/b/c"),
+        ("tests/nothing", "no run at tests/nothing"),
+    ],
+)
+def test_what_is_no_model_is_one_line(
+    path: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    with pytest.raises(UserError, match=complaint) as error:
+        igpt.load(path, local_files_only=True, cache_dir=tmp_path / "cache")
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_of_the_cache_is_found_without_a_network(tiny_run: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--me--tiny" / "snapshots" / "abc"
+    shutil.copytree(tiny_run, snapshot)
+    (tmp_path / "models--me--tiny" / "refs").mkdir()
+    (tmp_path / "models--me--tiny" / "refs" / "main").write_text("abc")
+    p = igpt.Pipeline.from_pretrained("me/tiny", cache_dir=tmp_path, local_files_only=True)
+    p.save_pretrained(tmp_path / "again")
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    assert np.array_equal(igpt.load(tmp_path / "again").nll(pixels), p.nll(pixels))

@@ -26,6 +26,7 @@ COMMANDS = {
     "probe": "classify from a frozen model's layers, with few labels or all",
     "finetune": "train a model's head, and the model, on labelled pictures",
     "predict": "classes of pictures, and how well they fit known labels",
+    "push": "share a run on the Hugging Face Hub",
     "palette": "fit a colour palette to your pictures",
 }
 

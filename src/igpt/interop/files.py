@@ -103,7 +103,6 @@ def fetch_folder(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -129,7 +128,7 @@ def fetch_folder(
         raise UserError(f"no model '{model_id}' on the Hub, or no access to it") from error
     except LocalEntryNotFoundError as error:
         raise UserError(f"{model_id} is not in the cache, and the Hub is out of reach") from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # other errors of the Hub, or of the HTTP library that it uses
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot fetch {model_id}: {reason}") from error
     return Path(folder)

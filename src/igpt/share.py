@@ -1,0 +1,143 @@
+"""A run as others get it: the model folder with a card, and its way to the Hub."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from igpt.checkpoint import RunDirectory, save_model, write_text
+from igpt.config import Recipe, UserError, recipe_yaml
+from igpt.monitor import read_metrics
+from igpt.pipeline import Pipeline
+from igpt.plots import picture_sheet, save_image
+from igpt.sample import Sampling
+
+SAMPLES = 16  # pictures of the card's sheet
+SHEET = "samples.png"
+
+
+def write_folder(pipeline: Pipeline, folder: Path, name: str, license: str | None) -> None:
+    """Write all that is shared of a model: weights, processor, recipe, metrics, probe, card, sheet.
+
+    `name` is the title and the id that the card's examples use; `license` an identifier of the Hub,
+    like `mit`. Names of local folders are shortened to their last part. Raises UserError when
+    `folder` exists and is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: give a new folder")
+    save_model(folder, pipeline.model, pipeline.codec, pipeline.class_names)
+    pipeline.palette.save(folder / "palette.npy")
+    recipe, loss = None, None
+    if pipeline.folder is not None and RunDirectory(pipeline.folder).exists():
+        run = RunDirectory(pipeline.folder)
+        recipe = _without_paths(run.recipe())
+        write_text(folder / "recipe.yaml", recipe_yaml(recipe))
+        if run.metrics.is_file():
+            shutil.copy(run.metrics, folder / run.metrics.name)
+            losses = [row["val_loss"] for row in read_metrics(run.metrics) if row.get("val_loss")]
+            loss = min((value for value in losses if value is not None), default=None)
+        if (run.path / "probe").is_dir():
+            shutil.copytree(run.path / "probe", folder / "probe")
+    paints = pipeline.model.config.causal and pipeline.model.config.shift
+    if paints:
+        sheet = picture_sheet(pipeline.paint(SAMPLES, Sampling()))
+        save_image(sheet, folder / SHEET)
+    write_text(folder / "README.md", card(pipeline, name, license, recipe, loss, paints))
+
+
+def push(folder: Path, model_id: str, *, private: bool, token: str | None) -> str:
+    """Upload a folder that `write_folder` made as the Hub model `model_id`; its address.
+
+    Raises UserError, one line, when the Hub is out of reach or refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        api.create_repo(model_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=model_id, folder_path=folder))
+    except Exception as error:  # the Hub's own errors, and those of whatever HTTP library it uses
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(f"cannot upload {model_id}: {reason}") from error
+
+
+def _without_paths(recipe: Recipe) -> Recipe:
+    """The recipe without names of folders that mean nothing, or too much, elsewhere."""
+    path, finetune = recipe.palette.path, recipe.finetune
+    return replace(
+        recipe,
+        data=replace(recipe.data, source=_last_part(recipe.data.source)),
+        palette=replace(recipe.palette, path=None if path is None else "palette.npy"),
+        finetune=finetune and replace(finetune, start=_last_part(finetune.start)),
+    )
+
+
+def _last_part(source: str) -> str:
+    """The name of a local folder or file; a Hub id stays as it is."""
+    path = Path(source)
+    return path.name if path.exists() or path.is_absolute() or source.startswith(".") else source
+
+
+def card(
+    pipeline: Pipeline,
+    name: str,
+    license: str | None,
+    recipe: Recipe | None,
+    loss: float | None,
+    paints: bool,
+) -> str:
+    """The model card, as Markdown with the Hub's header."""
+    from huggingface_hub import ModelCardData
+
+    config, codec = pipeline.model.config, pipeline.codec
+    parameters = sum(parameter.numel() for parameter in pipeline.model.parameters())
+    task = "image-classification" if config.n_classes else "unconditional-image-generation"
+    header = ModelCardData(
+        license=license, library_name="igpt", tags=["imagegpt", "igpt"], pipeline_tag=task
+    )
+    kind = "autoregressive" if config.causal else "BERT"
+    facts = {
+        "model": f"Image GPT, {kind}; {config.n_layer} layers, width {config.n_embd}, "
+        f"{config.n_head} heads; {parameters:,} parameters",
+        "pictures": f"{codec.image_size}x{codec.image_size}, {codec.vocab_size} colours, "
+        f"order {codec.order}",
+        "data": recipe and recipe.data.source,
+        "training": recipe
+        and f"{recipe.train.steps:,} steps of {recipe.train.batch_size} pictures",
+        "validation": loss and f"{loss:.4f} nats/pixel",
+        "classes": ", ".join(pipeline.class_names),
+    }
+    rows = [f"| {what} | {value} |" for what, value in facts.items() if value]
+    use = [f'p = igpt.load("{name}")']
+    use += ["p.sample(16)"] if paints else []
+    use += ['p.predict("picture.png")'] if config.n_classes else ['p.features("picture.png")']
+    theirs = "ForImageClassification" if config.n_classes else "ForCausalImageModeling"
+    return "\n".join(
+        [
+            f"---\n{header.to_yaml()}\n---",
+            "",
+            f"# {name}",
+            "",
+            *([f"![Pictures that the model painted]({SHEET})", ""] if paints else []),
+            "| | |\n|---|---|",
+            *rows,
+            "",
+            "```python\nimport igpt\n",
+            *use,
+            "```",
+            "",
+            "With `transformers`, which puts no start token before the pixels:",
+            "",
+            "```python",
+            f"from transformers import AutoImageProcessor, ImageGPT{theirs}",
+            "",
+            f'processor = AutoImageProcessor.from_pretrained("{name}")',
+            f'model = ImageGPT{theirs}.from_pretrained("{name}")',
+            "```",
+            "",
+            "`recipe.yaml` repeats the training: `igpt pretrain recipe.yaml --out RUN`."
+            if recipe and not recipe.finetune
+            else "",
+        ]
+    )

@@ -1,0 +1,81 @@
+"""What is shared of a run: a folder with a card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import igpt
+from conftest import is_sheet, silent, tiny_recipe
+from igpt.pretrain import pretrain
+
+
+@pytest.fixture
+def igpt_cli(request: pytest.FixtureRequest):
+    """The fixture `igpt`, which here is the name of the package."""
+    return request.getfixturevalue("igpt")
+
+
+def test_a_dry_run_writes_all_that_would_be_uploaded(igpt_cli, tiny_run: Path, tmp_path: Path):
+    out = tmp_path / "shared"
+    result = igpt_cli("push", tiny_run, "me/digits", "--license", "mit", "--dry-run", out)
+    assert result.status == 0, result.err
+    card = (out / "README.md").read_text()
+    for line in (
+        "license: mit",
+        "library_name: igpt",
+        "# me/digits",
+        "| data | digits |",
+        "nats/pixel",
+        'igpt.load("me/digits")',
+        'ImageGPTForCausalImageModeling.from_pretrained("me/digits")',
+    ):
+        assert line in card
+    assert is_sheet(out / "samples.png")
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    assert np.array_equal(igpt.load(out).nll(pixels), igpt.load(tiny_run).nll(pixels))
+    again = igpt_cli("push", tiny_run, "me/digits", "--dry-run", out)
+    assert again.status == 2
+    assert "not empty" in again.err
+
+
+def test_names_of_local_folders_are_not_told(tmp_path: Path) -> None:
+    from igpt.share import write_folder
+
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.save(secret / "pictures.npy", images)
+    recipe = tiny_recipe(f"data.source={secret / 'pictures.npy'}", "train.steps=2")
+    pretrain(recipe, tmp_path / "run", resume=False, say=silent)
+    write_folder(igpt.load(tmp_path / "run"), tmp_path / "shared", "me/run", None)
+    for file in (tmp_path / "shared").iterdir():
+        assert b"secret" not in file.read_bytes(), file
+    assert "source: pictures.npy" in (tmp_path / "shared" / "recipe.yaml").read_text()
+
+
+def test_what_is_shared_of_a_bert_model_has_no_samples(tmp_path: Path) -> None:
+    from igpt.share import write_folder
+
+    recipe = tiny_recipe("objective=bert", "train.steps=2")
+    pretrain(recipe, tmp_path / "run", resume=False, say=silent)
+    write_folder(igpt.load(tmp_path / "run"), tmp_path / "shared", "me/bert", None)
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "samples.png" not in card
+    assert "p.features(" in card
+    assert json.loads((tmp_path / "shared" / "config.json").read_text())["igpt"]["causal"] is False
+
+
+def test_an_upload_that_cannot_be_is_one_line(
+    igpt_cli, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    for name in ("me/digits", "not a name"):
+        result = igpt_cli("push", tiny_run, name, "--token", "hf_x")
+        assert result.status == 2
+        (line,) = [line for line in result.err.splitlines() if "error:" in line]
+        assert "cannot upload" in line
