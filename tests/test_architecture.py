@@ -17,6 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a room imports only from rooms before it.
 ROOMS = [
     "config",
+    "plan",
     "rng",
     "palette",
     "order",
@@ -39,6 +40,7 @@ ROOMS = [
     "pipeline",
     "sklearn",
     "study",
+    "sweep",
     "score",
     "plots",
     "plots_score",
@@ -112,7 +114,7 @@ def test_transformers_is_for_tests_and_nothing_is_unpickled() -> None:
         assert not modules & {"transformers", "pickle", "dill", "joblib"}, path
         text = path.read_text()
         assert text.count("torch.load(") == text.count("weights_only=True"), path
-        assert text.count("np.load(") == text.count("allow_pickle=False"), path
+        assert text.count("np.load(") <= text.count("allow_pickle=False"), path
 
 
 def test_devices_and_types_are_decided_in_one_room() -> None:

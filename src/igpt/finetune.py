@@ -117,7 +117,7 @@ def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Fin
             label_smoothing=options.label_smoothing,
         ),
         TokenLoader(
-            codec.palette.encode(task.train.images),
+            codec.raster_tokens(task.train.images),
             task.train.labels,
             codec,
             config.batch_size,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from igpt.config import UserError
-from igpt.palette import Palette, Pixels
+from igpt.palette import UNKNOWN, Palette, Pixels, Tokens
 from igpt.rng import numpy_rng
 
 Order = npt.NDArray[np.int64]  # [T]
@@ -80,6 +80,37 @@ def _hilbert(x: int, y: int, ax: int, ay: int, bx: int, by: int) -> Iterator[tup
     yield from _hilbert(x, y, -bx2, -by2, -(ax - ax2), -(ay - ay2))
 
 
+class Encoded:
+    """Pictures that came as tokens, as OpenAI's data sets do: uint16 `tokens` [N, T], raster order.
+
+    What colour a token is, only the palette knows that they were made with. Raises UserError for
+    anything but whole numbers that can be tokens.
+    """
+
+    def __init__(self, tokens: npt.ArrayLike) -> None:
+        array = np.asarray(tokens)
+        if array.dtype.kind not in "iu" or array.ndim != 2:
+            got = f"{array.dtype} {list(array.shape)}"
+            raise UserError(f"encoded pictures must be whole numbers [N, T], got {got}")
+        if array.size and not (array.min() >= 0 and array.max() < UNKNOWN):
+            bad = array.min() if array.min() < 0 else array.max()
+            raise UserError(f"tokens must lie in 0 to {UNKNOWN - 1}, got {bad}")
+        self.tokens: Tokens = array.astype(np.uint16, copy=False)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, chosen: slice | npt.NDArray[np.integer]) -> Encoded:
+        return Encoded(self.tokens[chosen])
+
+
+def need_pixels(images: Pixels | Encoded) -> Pixels:
+    """The pictures [N, H, W, 3]; UserError for encoded ones, where only pixels will do."""
+    if isinstance(images, Encoded):
+        raise UserError("this needs pictures, and the data are tokens of a palette")
+    return images
+
+
 class Codec:
     """Pictures to tokens in the model's order, and back."""
 
@@ -96,13 +127,32 @@ class Codec:
     def vocab_size(self) -> int:
         return self.palette.n_colors
 
-    def encode(self, images: Pixels) -> npt.NDArray[np.int64]:
-        """Tokens [B, T] of uint8 images [B, H, W, 3]; UserError when they are not of the size."""
-        if images.shape[1:3] != (self.image_size, self.image_size):
+    def encode(self, images: Pixels | Encoded) -> npt.NDArray[np.int64]:
+        """Tokens [B, T] in the model's order, of what `raster_tokens` takes."""
+        return self.reorder(self.raster_tokens(images)).astype(np.int64)
+
+    def raster_tokens(self, images: Pixels | Encoded) -> Tokens:
+        """Tokens [B, T] row by row, of uint8 images [B, H, W, 3] or of encoded ones.
+
+        Raises UserError when they are not of the size, or encoded with a larger palette.
+        """
+        size = self.image_size
+        if not isinstance(images, Encoded):
+            if images.shape[1:3] != (size, size):
+                raise UserError(f"pictures must be {size}x{size}, got {list(images.shape)}")
+            return self.palette.encode(images)
+        tokens = images.tokens
+        if tokens.shape[1] != self.n_tokens:
             raise UserError(
-                f"pictures must be {self.image_size}x{self.image_size}, got {list(images.shape)}"
+                f"the encoded pictures have {tokens.shape[1]} tokens each, {size}x{size} pixels "
+                f"are {self.n_tokens}"
             )
-        return self.reorder(self.palette.encode(images)).astype(np.int64)
+        if tokens.size and tokens.max() >= self.vocab_size:
+            raise UserError(
+                f"the encoded pictures have token {tokens.max()}, the palette has only "
+                f"{self.vocab_size} colours: they were made with another one"
+            )
+        return tokens
 
     def reorder(self, raster_tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Raster tokens [B, T] in the model's order."""

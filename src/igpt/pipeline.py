@@ -20,7 +20,7 @@ from igpt.evaluate import Likelihood, likelihood, picture_nats, pixel_nats
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, make_objective
-from igpt.order import Codec
+from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 from igpt.probe.features import Masking, extract, make_pool, parse_layers
 from igpt.probe.store import load_probe, mark
@@ -28,7 +28,8 @@ from igpt.sample import Sampling, generate
 
 # What people hold: one picture or several, as PIL images, paths of files, or uint8 arrays or
 # tensors [H, W], [H, W, 3], [B, H, W] or [B, H, W, 3].
-Images = Image.Image | str | Path | Sequence[Any] | npt.NDArray[np.uint8] | torch.Tensor
+Shown = Image.Image | str | Path | Sequence[Any] | npt.NDArray[np.uint8] | torch.Tensor
+Images = Shown | Encoded  # or already tokens of the model's palette
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -180,7 +181,9 @@ class Pipeline:
 
     def tokens(self, images: Images) -> torch.Tensor:
         """Tokens int64 [B, T] in the model's order, of pictures resized to the model's size."""
-        return torch.from_numpy(self.codec.encode(as_pixels(images, self.image_size)))
+        if not isinstance(images, Encoded):
+            images = as_pixels(images, self.image_size)
+        return torch.from_numpy(self.codec.encode(images))
 
     def quantize(self, images: Images) -> Pixels:
         """The pictures as the model sees them, [B, H, W, 3]: resized, in the palette's colours."""
@@ -211,7 +214,7 @@ def load(path: str | Path, **options: Any) -> Pipeline:
     return Pipeline(model, codec, class_names, folder)
 
 
-def as_pixels(images: Images, size: int) -> npt.NDArray[np.uint8]:
+def as_pixels(images: Shown, size: int) -> npt.NDArray[np.uint8]:
     """uint8 [B, size, size, 3] of pictures in whatever form, resized where they must be."""
     if isinstance(images, np.ndarray) and images.dtype == np.uint8 and len(images) > 0:
         ready = images.shape[1:] == (size, size, 3)
@@ -220,7 +223,7 @@ def as_pixels(images: Images, size: int) -> npt.NDArray[np.uint8]:
     return np.stack([fit_square(to_rgb(image), size) for image in _as_pil(images)])
 
 
-def _as_pil(images: Images) -> list[Image.Image]:
+def _as_pil(images: Shown) -> list[Image.Image]:
     if isinstance(images, Image.Image):
         return [images]
     if isinstance(images, str | Path):

@@ -27,7 +27,7 @@ from igpt.evaluate import likelihood
 from igpt.model import ImageGPT
 from igpt.monitor import Monitor
 from igpt.objectives import make_objective
-from igpt.order import Codec
+from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 from igpt.rng import numpy_rng, torch_rng
 from igpt.train import Callbacks, Outcome, Trainer, Validation
@@ -65,7 +65,7 @@ def prepare(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
     palette = palette or make_palette(recipe, decoded.images, say)
     codec = Codec(palette, recipe.order, data.image_size)
     loader = TokenLoader(
-        palette.encode(decoded.images),
+        codec.raster_tokens(decoded.images),
         None,
         codec,
         recipe.train.batch_size,
@@ -81,6 +81,8 @@ def _prepare_crops(
 ) -> Prepared:
     """Random crops change the colours, so the pictures are decoded anew at every step."""
     data, seed = recipe.data, recipe.train.seed
+    if train.encoded is not None:
+        raise UserError("augmentation imagenet crops pictures, and the data are tokens already")
     say(f"{len(train):,} pictures to train on, {len(held_out):,} held out")
     if palette is None:
         count = min(len(train), PALETTE_SAMPLE)
@@ -94,8 +96,15 @@ def _prepare_crops(
     return Prepared(loader, validation, codec, held_decoded.skipped)
 
 
-def make_palette(recipe: Recipe, images: npt.NDArray[np.uint8], say: Say) -> Palette:
-    """The recipe's palette: read from its file, or fitted on the training pictures [N, H, W, 3]."""
+def make_palette(recipe: Recipe, images: npt.NDArray[np.uint8] | Encoded, say: Say) -> Palette:
+    """The recipe's palette: read from its file, or fitted on the training pictures [N, H, W, 3].
+
+    Raises UserError for encoded pictures without a file: only their own palette knows the colours.
+    """
+    if isinstance(images, Encoded):
+        if recipe.palette.path is None:
+            raise UserError("the data are tokens: give the palette they were made with (--palette)")
+        return Palette.load(recipe.palette.path)
     if recipe.palette.path is not None:
         palette = Palette.load(recipe.palette.path)
     else:

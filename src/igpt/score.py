@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from igpt.order import Encoded
 from igpt.pipeline import Pipeline
 
 Pixels = npt.NDArray[np.uint8]
@@ -78,8 +79,8 @@ class Signal:
         return float(roc_auc_score(is_outside, np.concatenate([self.inside, self.outside])))
 
 
-def score(pipeline: Pipeline, images: Pixels, names: list[str]) -> Scores:
-    """Score pictures [N, H, W, 3] of the model's size, called `names`.
+def score(pipeline: Pipeline, images: Pixels | Encoded, names: list[str]) -> Scores:
+    """Score pictures [N, H, W, 3] of the model's size, or encoded ones, called `names`.
 
     A pixel's nats are those of `Pipeline.surprise`, so that a BERT model's are from every pixel and
     do not depend on which other pictures are in the set. They are not kept.

@@ -21,6 +21,7 @@ from igpt.config import UserError
 from igpt.data import Task, few_labels
 from igpt.device import compute_dtype
 from igpt.model import ImageGPT
+from igpt.order import Encoded, need_pixels
 from igpt.pipeline import Pipeline
 from igpt.probe.attention import fit_attention
 from igpt.probe.features import Features, extract, make_pool, parse_layers
@@ -84,8 +85,8 @@ class ProbeMethod(Method, Protocol):
     fitted: dict[Subset, FittedProbe]
 
 
-# Pictures [N, S, S, 3] to features, one array [N, F] for each layer.
-Representation = Callable[[Pixels], dict[str, Features]]
+# Pictures [N, S, S, 3], or encoded ones, to features, one array [N, F] for each layer.
+Representation = Callable[[Pixels | Encoded], dict[str, Features]]
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class ModelFeatures:
         every = {str(layer): (layer,) for layer in parsed.pop("all", ())}
         return {**every, **parsed}
 
-    def __call__(self, images: Pixels) -> dict[str, Features]:
+    def __call__(self, images: Pixels | Encoded) -> dict[str, Features]:
         pipeline, groups = self.pipeline, self.groups()
         asked = sorted({layer for group in groups.values() for layer in group})
         batches = extract(
@@ -127,10 +128,11 @@ class ModelFeatures:
         return {name: features[:, at].reshape(len(images), -1) for name, at in columns.items()}
 
 
-def pixel_features(images: Pixels) -> dict[str, Features]:
-    """The pixels themselves, 0 to 1; one channel of grey pictures."""
-    grey = bool((images == images[..., :1]).all())
-    channels = images[..., :1] if grey else images
+def pixel_features(images: Pixels | Encoded) -> dict[str, Features]:
+    """The pixels themselves, 0 to 1; one channel of grey pictures; UserError for encoded ones."""
+    pixels = need_pixels(images)
+    grey = bool((pixels == pixels[..., :1]).all())
+    channels = pixels[..., :1] if grey else pixels
     return {"": channels.reshape(len(images), -1).astype(np.float32) / np.float32(255)}
 
 
@@ -226,7 +228,7 @@ class AttentionMethod:
         )
         return FittedProbe(head, layer, None, value, {})
 
-    def _positions(self, layer: str, images: Pixels) -> Features:
+    def _positions(self, layer: str, images: Pixels | Encoded) -> Features:
         return replace(self.features, layers=[layer])(images)[layer]
 
 
@@ -263,17 +265,17 @@ class CnnMethod:
     def fit(self, subset: Subset) -> tuple[str, float, Indices]:
         train, validation = self.task.train.select(subset.indices), self.task.validation
         cnn = train_cnn(
-            train.images,
+            train.pixels,
             train.labels,
-            validation.images,
+            validation.pixels,
             validation.labels,
             train.n_classes,
             minutes=self.minutes,
             augmentation=self.augmentation,
             seed=subset.seed,
         )
-        value = score(self.metric, validation.labels, predict_cnn(cnn, validation.images))
-        return "", value, predict_cnn(cnn, self.task.test.images)
+        value = score(self.metric, validation.labels, predict_cnn(cnn, validation.pixels))
+        return "", value, predict_cnn(cnn, self.task.test.pixels)
 
 
 def subsets(task: Task, sizes: Sequence[int | None], seeds: int) -> list[Subset]:

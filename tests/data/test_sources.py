@@ -107,7 +107,7 @@ def test_arrays_are_pictures(tmp_path: Path, shape: tuple[int, ...]) -> None:
     ("arrays", "complaint"),
     [
         ({"x": np.zeros((2, 4, 4), np.float32)}, "uint8"),
-        ({"x": np.zeros((2, 4), np.uint8)}, "uint8 pictures"),
+        ({"x": np.zeros((2, 4), np.float32)}, "uint8 pictures"),
         ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(3)}, "labels"),
         ({"foo": np.zeros((2, 4, 4), np.uint8)}, "expected images"),
         ({"x": np.array([{}], dtype=object)}, "not a whole"),

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from igpt.config import DataConfig
     from igpt.data import Pictures, Task
+    from igpt.data.decode import Fit
+    from igpt.order import Encoded
     from igpt.sample import Sampling
 
 
@@ -106,21 +108,33 @@ def load_task(args: argparse.Namespace, size: int) -> Task:
 class Named:
     """Readable pictures, as the model takes them."""
 
-    images: npt.NDArray[np.uint8]  # [N, size, size, 3]
+    images: npt.NDArray[np.uint8] | Encoded  # [N, size, size, 3], or tokens
     names: list[str]
     labels: npt.NDArray[np.int64] | None  # [N], -1 where one is missing
 
 
 def load_named(args: argparse.Namespace, size: int) -> Named:
+    """The pictures of `open_pictures`, all in memory."""
+    from igpt.data import decode_all
+
+    pictures, fit = open_pictures(args)
+    decoded = decode_all(pictures, size, fit)
+    names = [pictures.name(int(i)) for i in decoded.kept]
+    labels = None if pictures.labels is None else pictures.labels[decoded.kept]
+    return Named(decoded.images, names, labels)
+
+
+def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:
     """The files of `args.images`, or else the pictures that `add_data`'s arguments name.
 
-    A run trained on ImageNet's random crops is given the centre crop (paper, section 3.1).
+    With what brings them to the model's size: a run trained on ImageNet's random crops is given the
+    centre crop (paper, section 3.1).
     """
     import numpy as np
 
     from igpt.checkpoint import RunDirectory
     from igpt.config import UserError
-    from igpt.data import decode_all, fit_square, imagenet_centre, open_files
+    from igpt.data import fit_square, imagenet_centre, open_files
 
     files = getattr(args, "images", None)
     pictures = open_files(files) if files else _open_split(args)
@@ -130,10 +144,7 @@ def load_named(args: argparse.Namespace, size: int) -> Named:
         pictures = pictures.select(np.arange(min(args.limit, len(pictures))))
     run = RunDirectory(args.run)
     crops = run.exists() and run.recipe().data.augmentation == "imagenet"
-    decoded = decode_all(pictures, size, imagenet_centre if crops else fit_square)
-    names = [pictures.name(int(i)) for i in decoded.kept]
-    labels = None if pictures.labels is None else pictures.labels[decoded.kept]
-    return Named(decoded.images, names, labels)
+    return pictures, imagenet_centre if crops else fit_square
 
 
 def _open_split(args: argparse.Namespace) -> Pictures:
@@ -146,8 +157,8 @@ def _open_split(args: argparse.Namespace) -> Pictures:
     return evaluation_split(source, config.test_split)
 
 
-def load_pictures(args: argparse.Namespace, size: int) -> npt.NDArray[np.uint8]:
-    """The pictures [N, size, size, 3] of `load_named`."""
+def load_pictures(args: argparse.Namespace, size: int) -> npt.NDArray[np.uint8] | Encoded:
+    """The pictures [N, size, size, 3], or encoded ones, of `load_named`."""
     return load_named(args, size).images
 
 

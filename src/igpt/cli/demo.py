@@ -53,7 +53,7 @@ def _scores(pipeline: Pipeline, recipe: Recipe) -> dict[str, float]:
     train, held_out = training_splits(source, recipe.data, recipe.train.seed)
     test = decode_all(evaluation_split(source, recipe.data.test_split), size).images
     sets = [decode_all(split, size).images for split in (train, held_out)]
-    a, b, c = (pipeline.palette.encode(images) for images in (*sets, test))
+    a, b, c = (pipeline.codec.raster_tokens(images) for images in (*sets, test))
     k = pipeline.palette.n_colors
     return {
         "bits_per_pixel": pipeline.likelihood(test).bits_per_pixel,

@@ -27,13 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     from igpt.config import DataConfig, PaletteConfig
     from igpt.data import decode_all, evaluation_split, open_source
+    from igpt.order import need_pixels
     from igpt.palette import Palette
     from igpt.plots import palette_sheet, save_image
 
     DataConfig(image_size=args.size)  # the ranges are checked there
     PaletteConfig(colors=args.colors)
     source = open_source(args.data, image_column=args.image_column)
-    images = decode_all(evaluation_split(source, args.split), args.size).images
+    images = need_pixels(decode_all(evaluation_split(source, args.split), args.size).images)
     say(f"fitting {args.colors} colours on {len(images):,} pictures")
     palette = Palette.fit(images, args.colors, args.seed)
     psnr = palette.psnr(images)

@@ -14,6 +14,7 @@ from igpt.cli.report import Report
 from igpt.config import UserError
 
 if TYPE_CHECKING:
+    from igpt.order import Encoded
     from igpt.pipeline import Pipeline
     from igpt.plots import Pixels
     from igpt.score import Scores, Signal
@@ -92,7 +93,7 @@ def _load_other(args: argparse.Namespace, size: int) -> Named:
 
 
 def _sheets(
-    args: argparse.Namespace, pipeline: Pipeline, images: Pixels, scores: Scores
+    args: argparse.Namespace, pipeline: Pipeline, images: Pixels | Encoded, scores: Scores
 ) -> list[Path]:
     """Draw the surprise of the first pictures and, of a large set, its extremes."""
     from igpt.plots import save_image

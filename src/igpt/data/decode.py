@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from igpt.config import UserError
 from igpt.data.pictures import BROKEN, Pictures, UnreadablePicture
+from igpt.order import Encoded
 
 Pixels = npt.NDArray[np.uint8]
 Fit = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size, 3]
@@ -96,17 +97,19 @@ def _centre(image: Image.Image, side: int) -> Image.Image:
 class Decoded:
     """The readable pictures of a split."""
 
-    images: Pixels  # [M, S, S, 3]
+    images: Pixels | Encoded  # [M, S, S, 3], or [M, T] where they are tokens already
     kept: npt.NDArray[np.int64]  # [M], their places in the split
     skipped: list[str]  # names of the others, and why
 
 
 def decode_all(pictures: Pictures, size: int, fit: Fit = fit_square) -> Decoded:
-    """Decode a whole split to [M, size, size, 3].
+    """Decode a whole split to [M, size, size, 3]; encoded pictures stay as they are.
 
     Unreadable pictures are left out, and named in a warning. Raises UserError when none is left.
     """
     count, array = len(pictures), pictures.array
+    if pictures.encoded is not None:
+        return Decoded(pictures.encoded, np.arange(count), [])
     if array is not None and array.shape[1:3] == (size, size) and fit is fit_square:
         grey = array.ndim == 3
         images = np.repeat(array[..., None], 3, axis=-1) if grey else array

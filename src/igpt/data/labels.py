@@ -12,6 +12,7 @@ from igpt.config import DataConfig, UserError
 from igpt.data.decode import Pixels, decode_all, fit_square, imagenet_centre
 from igpt.data.pictures import Pictures, Source
 from igpt.data.sources import evaluation_split, training_splits
+from igpt.order import Encoded, need_pixels
 from igpt.rng import numpy_rng
 
 Labels = npt.NDArray[np.int64]
@@ -21,7 +22,7 @@ Labels = npt.NDArray[np.int64]
 class Labelled:
     """Pictures of one size with a class each."""
 
-    images: Pixels  # [N, S, S, 3]
+    images: Pixels | Encoded  # [N, S, S, 3], or [N, T] where they are tokens already
     labels: Labels  # [N], 0 to n_classes - 1
     class_names: tuple[str, ...]
 
@@ -31,6 +32,11 @@ class Labelled:
     @property
     def n_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def pixels(self) -> Pixels:
+        """The pictures [N, S, S, 3]; UserError where they are tokens."""
+        return need_pixels(self.images)
 
     def select(self, indices: npt.NDArray[np.integer]) -> Labelled:
         """The pictures at `indices` [M], in that order."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from igpt.config import UserError
+from igpt.order import Encoded
 
 # What a broken file makes Pillow's decoders raise; it has no one exception for that.
 BROKEN = (
@@ -43,6 +44,7 @@ class Pictures:
     class_names: tuple[str, ...] | None = None
     # uint8 [N, H, W] or [N, H, W, 3], where all of them are in memory
     array: npt.NDArray[np.uint8] | None = None
+    encoded: Encoded | None = None  # where they are tokens already; then none can be opened
 
     def __len__(self) -> int:
         return self.count
@@ -71,6 +73,7 @@ class Pictures:
             name_of=lambda i: self.name_of(chosen[i]),
             labels=None if self.labels is None else self.labels[indices],
             array=None if self.array is None else self.array[indices],
+            encoded=None if self.encoded is None else self.encoded[indices],
         )
 
 
@@ -104,6 +107,15 @@ def array_pictures(
         return Image.fromarray(images[i])
 
     return Pictures(len(images), open_image, lambda i: f"{name}[{i}]", labels, array=images)
+
+
+def encoded_pictures(encoded: Encoded, labels: npt.NDArray[np.int64] | None, name: str) -> Pictures:
+    """Pictures that are tokens; UserError for whoever opens one to see its pixels."""
+
+    def open_image(i: int) -> Image.Image:
+        raise UserError(f"{name}[{i}] has no pixels, it is tokens of a palette")
+
+    return Pictures(len(encoded), open_image, lambda i: f"{name}[{i}]", labels, encoded=encoded)
 
 
 def open_files(paths: Sequence[Path]) -> Pictures:

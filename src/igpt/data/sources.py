@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from igpt.config import DataConfig, UserError
+from igpt.data.arrays import open_arrays, open_openai, openai_arrays
 from igpt.data.hub import open_dataset
 from igpt.data.pictures import Pictures, Source, array_pictures
 from igpt.rng import numpy_rng
 
-# Names of pictures and labels in a .npz, and the split that they are.
-ARRAYS = (
-    ("x", "y", "train"),
-    ("images", "labels", "train"),
-    ("x_train", "y_train", "train"),
-    ("x_test", "y_test", "test"),
-)
 DIGITS_TEST = 297  # of the 1,797 scans of scikit-learn's digits, chosen by a fixed shuffle
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
@@ -33,13 +24,18 @@ def open_source(
 ) -> Source:
     """Open `digits`, a `.npy`/`.npz`, a local folder or a Hugging Face data set id.
 
+    Encoded pictures may be in a `.npy`/`.npz`, or lie as OpenAI's do: `imagenet_teX.npy` and so on,
+    named by one of these files, their folder, or the path up to `_`.
+
     Raises UserError when there is no such thing or it has no pictures.
     """
     path = Path(spec)
     if spec == "digits":
         return _digits()
+    if spec and (files := openai_arrays(path)):
+        return open_openai(spec, files)
     if path.suffix in (".npy", ".npz"):
-        return _arrays(path)
+        return open_arrays(path)
     if path.is_file():
         raise UserError(f"{spec} is a file: expected a folder, .npy, .npz or a data set id")
     is_id = spec.count("/") == 1 and not spec.startswith((".", "/"))
@@ -97,43 +93,3 @@ def _digits() -> Source:
         return replace(pictures, class_names=names)
 
     return Source("digits", {split: partial(open_split, split) for split in parts})
-
-
-def _arrays(path: Path) -> Source:
-    arrays = _load_arrays(path)
-    open_split = {
-        split: _array_split(path, arrays[images], arrays.get(labels))
-        for images, labels, split in ARRAYS
-        if images in arrays
-    }
-    if not open_split:
-        raise UserError(f"{path}: expected images, x, or x_train and x_test, not {set(arrays)}")
-    return Source(str(path), open_split)
-
-
-def _load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"x": loaded}
-        with loaded:
-            return dict(loaded)
-    except FileNotFoundError as error:
-        raise UserError(f"no file {path}") from error
-    except Exception as error:  # whatever the reader of a broken zip file meets first
-        raise UserError(f"{path} is not a whole {path.suffix} file of uint8 pictures") from error
-
-
-def _array_split(
-    path: Path, images: npt.NDArray[Any], labels: npt.NDArray[Any] | None
-) -> Callable[[], Pictures]:
-    colour = images.ndim == 4 and images.shape[-1] == 3
-    if images.dtype != np.uint8 or not (images.ndim == 3 or colour):
-        got = f"{images.dtype} {list(images.shape)}"
-        raise UserError(f"{path}: expected uint8 pictures [N, H, W] or [N, H, W, 3], got {got}")
-    if labels is None:
-        return partial(array_pictures, images, None, str(path))
-    if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
-        got = f"{labels.dtype} {list(labels.shape)}"
-        raise UserError(f"{path}: expected integer labels [{len(images)}], got {got}")
-    return partial(array_pictures, images, labels.astype(np.int64).ravel(), str(path))

@@ -1,0 +1,58 @@
+"""`igpt features`: what a model's layers know of every picture of a set, as a file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from igpt.cli.arguments import add_data, add_features, add_run, open_pictures
+from igpt.cli.report import Report
+
+EXAMPLE = "igpt features runs/digits --split train --layer 2 --pool mean --out features.npz"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_data(parser)
+    parser.add_argument(
+        "--layer",
+        default="all",
+        metavar="L",
+        help="a number from 0, a:b (those side by side) or all (apart); default all",
+    )
+    add_features(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="ends in .npz or .parquet"
+    )
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.device import compute_dtype
+    from igpt.pipeline import load
+    from igpt.probe.export import export_features
+
+    pipeline = load(args.run)
+    pictures, fit = open_pictures(args)
+    done = export_features(
+        pipeline.model,
+        pipeline.codec,
+        pictures,
+        args.out,
+        layer=args.layer,
+        pool=args.pool,
+        fit=fit,
+        dtype=compute_dtype(args.precision, pipeline.model.wte.device),
+        say=say,
+    )
+    skipped = f"; {done.skipped} unreadable pictures skipped" if done.skipped else ""
+    shape = " x ".join(f"{n:,}" for n in done.shape)
+    return Report(
+        f"features of {done.shape[0]:,} pictures, {shape} float32{skipped}: {args.out}",
+        {
+            "out": str(args.out),
+            "shape": list(done.shape),
+            "count": done.shape[0],
+            "skipped": done.skipped,
+        },
+    )

@@ -1,0 +1,123 @@
+"""`igpt info`: what a preset, a run or a model is and costs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from igpt.cli.report import Report
+from igpt.config import PRESETS, UserError
+
+if TYPE_CHECKING:
+    from igpt.config import ModelConfig
+
+EXAMPLE = "igpt info igpt-s --size 32 --colors 512"
+
+SIZE, COLORS = 32, 512  # of a preset, as in the paper
+UNITS = ("", "k", "M", "G", "T", "P", "E")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help=f"one of {', '.join(PRESETS)}; a run, a model folder or a Hub id",
+    )
+    parser.add_argument("--size", type=int, help=f"of a preset: side in pixels; default {SIZE}")
+    parser.add_argument("--colors", type=int, help=f"of a preset: default {COLORS}")
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    config, batch_size = _preset(args) if args.model in PRESETS else _trained(args)
+    values = _values(config, batch_size)
+    return Report(_text(args.model, config, values), {"model": args.model, **values})
+
+
+def _preset(args: argparse.Namespace) -> tuple[ModelConfig, int]:
+    """Its shape, and the pictures of a training step (the paper's, section 3.4)."""
+    from igpt.config import DataConfig, ModelChoice, PaletteConfig, TrainConfig
+
+    # The ranges are checked there.
+    data = DataConfig(image_size=SIZE if args.size is None else args.size)
+    palette = PaletteConfig(colors=COLORS if args.colors is None else args.colors)
+    choice = ModelChoice(args.model)
+    config = choice.resolve(palette.colors, data.image_size**2, causal=True)
+    return config, TrainConfig().batch_size
+
+
+def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int]:
+    """As `_preset`, of a run, a model folder or a Hub id."""
+    from igpt.checkpoint import RunDirectory, read_json
+    from igpt.config import TrainConfig
+    from igpt.interop.files import local_folder, read_weights
+    from igpt.interop.huggingface import config_from_hf
+
+    if args.size is not None or args.colors is not None:
+        raise UserError(f"--size and --colors are for presets, one of: {', '.join(PRESETS)}")
+    folder = local_folder(args.model)
+    if not folder.is_dir():
+        raise UserError(
+            f"no run, model folder or Hub id '{args.model}', and no preset of that name: "
+            f"{', '.join(PRESETS)}"
+        )
+    weights, _ = read_weights(folder)  # they tell whether there are biases and a classifier
+    config, _ = config_from_hf(read_json(folder / "config.json"), weights)
+    directory = RunDirectory(folder)
+    train = directory.recipe().train if directory.exists() else TrainConfig()
+    return config, train.batch_size
+
+
+def _values(config: ModelConfig, batch_size: int) -> dict[str, Any]:
+    from igpt import plan
+
+    return {
+        **asdict(config),
+        "parameters": plan.n_parameters(config),
+        "parameters_by_part": plan.parameters(config),
+        "forward_flops": plan.forward_flops(config),
+        "batch_size": batch_size,
+        "training_step_flops": batch_size * plan.training_flops(config),
+        "weight_bytes": {name: plan.weight_bytes(config, name) for name in plan.BYTES},
+        "cache_bytes": {name: plan.cache_bytes(config, name) for name in plan.BYTES},
+    }
+
+
+def _text(name: str, config: ModelConfig, values: dict[str, Any]) -> str:
+    step = f"FLOPs, training step of {values['batch_size']:,} pictures"
+    weights, cache = values["weight_bytes"], values["cache_bytes"]
+    return "\n".join(
+        [
+            f"{name}, {'autoregressive' if config.causal else 'BERT'}",
+            "",
+            _row("layers", f"{config.n_layer:,}"),
+            _row("width", f"{config.n_embd:,}"),
+            _row("heads", f"{config.n_head:,}"),
+            _row("context, tokens", f"{config.n_positions:,}"),
+            _row("vocabulary, colours", f"{config.vocab_size:,}"),
+            "",
+            _row("parameters", f"{values['parameters']:,}"),
+            *(
+                _row("  " + part.replace("_", " "), f"{count:,}")
+                for part, count in values["parameters_by_part"].items()
+            ),
+            "",
+            _row("FLOPs, forward pass of a picture", _short(values["forward_flops"])),
+            _row(step, _short(values["training_step_flops"])),
+            "",
+            _row("bytes", *weights),
+            _row("  weights", *map(_short, weights.values())),
+            _row("  key/value cache of a picture", *map(_short, cache.values())),
+        ]
+    )
+
+
+def _row(name: str, *cells: str) -> str:
+    return f"{name:<40}" + "".join(f"{cell:>16}" for cell in cells)
+
+
+def _short(number: int) -> str:
+    """Four digits and a decimal unit: 182.7 G."""
+    power = min((len(str(number)) - 1) // 3, len(UNITS) - 1)
+    return f"{number / 1000**power:.4g} {UNITS[power]}".rstrip()

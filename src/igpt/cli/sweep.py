@@ -1,0 +1,97 @@
+"""`igpt sweep`: every combination of a few fields' values as a run, compared by cost."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igpt.cli.report import INTERRUPTED, Report
+from igpt.config import UserError, shipped_recipes
+
+if TYPE_CHECKING:
+    from igpt.sweep import Result
+
+EXAMPLE = "igpt sweep digits --grid image_size=4,8 colors=4,16 --out runs/sweep train.steps=200"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "igpt sweep RECIPE --grid FIELD=A,B ... --out FOLDER [section.field=value ...]"
+    parser.add_argument(
+        "words",
+        metavar="RECIPE",
+        nargs="*",
+        help=f"a .yaml file or one of: {', '.join(shipped_recipes())}; then fields that are the "
+        "same in all runs, by their dotted names, like train.steps=200",
+    )
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        required=True,
+        metavar="FIELD=A,B",
+        help="fields of the recipe and their values: image_size, colors, order, objective, model, "
+        "n_layer, lr or any other",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=Path, required=True, help="of the runs; the same goes on"
+    )
+    parser.add_argument(
+        "--labels-per-class", type=int, metavar="N", help="that the probe is given; default all"
+    )
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.checkpoint import write_atomically
+    from igpt.plots import sweep_figure
+    from igpt.sweep import make_points, sweep
+
+    names = [word for word in args.words if "=" not in word]
+    changes = [word for word in args.words if "=" in word]
+    if len(names) != 1:
+        raise UserError(f"expected one recipe, got {' '.join(names) or 'none'}")
+    if args.labels_per_class is not None and args.labels_per_class < 1:
+        raise UserError(f"--labels-per-class must be at least 1, got {args.labels_per_class}")
+    points = make_points(names[0], args.grid, changes, args.out)
+    swept = sweep(points, args.out, args.labels_per_class, say)
+    values = {"out": str(args.out), "runs": [asdict(result) for result in swept.results]}
+    lines = _table(swept.results)
+    if swept.results:
+        figure = args.out / "sweep.png"
+        write_atomically(figure, lambda path: sweep_figure(swept.results, path))
+        lines += ["", f"runs, sweep.json and sweep.png: {args.out}"]
+    if swept.stopped is None:
+        return Report("\n".join(lines), values)
+    point, outcome = swept.stopped
+    assert outcome.signal is not None
+    status = INTERRUPTED if outcome.signal == signal.SIGINT else 0
+    again = f"stopped at step {outcome.step} of {point.name}; go on with: {_command(args)}"
+    return Report("\n".join([*lines, again]), {**values, "signal": outcome.signal.name}, status)
+
+
+def _command(args: argparse.Namespace) -> str:
+    words = ["igpt", "sweep", *args.words, "--grid", *args.grid, "--out", str(args.out)]
+    if args.labels_per_class is not None:
+        words += ["--labels-per-class", str(args.labels_per_class)]
+    return shlex.join(words)
+
+
+def _table(results: list[Result]) -> list[str]:
+    """A line a run, under a head of two lines; none without results."""
+    width = max((len(result.name) for result in results), default=0)
+    head = [
+        f"{'':<{width}}  {'':32}  {'validation':>10}  {'':12}  {'test':>10}",
+        f"{'':<{width}}  {'parameters':>12}  {'FLOPs':>9}  {'minutes':>7}  {'nats/pixel':>10}  "
+        f"{'bits/picture':>12}  {'nats/pixel':>10}  {'nats/picture':>12}  accuracy, %",
+    ]
+    rows = [
+        f"{row.name:<{width}}  {row.parameters:12,}  {row.flops:9.2e}  {row.minutes:7.1f}  "
+        f"{row.val_nats_per_pixel:10.4f}  {row.val_bits_per_picture:12.1f}  "
+        f"{row.test_nats_per_pixel:10.4f}  {row.test_nats_per_picture:12.1f}  "
+        + ("" if row.accuracy is None else f"{100 * row.accuracy:11.1f}")
+        for row in results
+    ]
+    return [*head, *(row.rstrip() for row in rows)] if results else []

@@ -1,0 +1,139 @@
+"""Arrays in `.npy` and `.npz`: pictures, or pictures that are tokens of a palette already.
+
+OpenAI published its data sets encoded (image-gpt, src/run.py, load_data): `imagenet_trX.npy` holds
+the tokens [N, T] of the training pictures and `imagenet_trY.npy` their classes, one-hot; `va` and
+`te` are validation and test.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from igpt.config import UserError
+from igpt.data.pictures import Pictures, Source, array_pictures, encoded_pictures
+from igpt.order import Encoded
+
+Labels = npt.NDArray[np.int64]
+
+# Names of pictures and labels in a .npz, and the split that they are.
+ARRAYS = (
+    ("x", "y", "train"),
+    ("images", "labels", "train"),
+    ("x_train", "y_train", "train"),
+    ("x_test", "y_test", "test"),
+)
+OPENAI_SPLITS = {"tr": "train", "va": "validation", "te": "test"}
+OPENAI_TOKENS = re.compile(r"(.*)_(tr|va|te)X\.npy")
+
+
+def open_arrays(path: Path) -> Source:
+    """Pictures or tokens of one file; UserError for anything else."""
+    arrays = _load(path)
+    open_split = {
+        split: _split(path, arrays[images], arrays.get(labels))
+        for images, labels, split in ARRAYS
+        if images in arrays
+    }
+    if not open_split:
+        raise UserError(f"{path}: expected images, x, or x_train and x_test, not {set(arrays)}")
+    return Source(str(path), open_split)
+
+
+def openai_arrays(path: Path) -> dict[str, Path]:
+    """Files of tokens by split, when `path` is one of them, their folder, or what they start with.
+
+    Raises UserError for a folder with several data sets.
+    """
+    match = OPENAI_TOKENS.fullmatch(path.name)
+    if match and path.is_file():
+        return {OPENAI_SPLITS[match[2]]: path}
+    if not path.is_dir():
+        files = {split: Path(f"{path}_{part}X.npy") for part, split in OPENAI_SPLITS.items()}
+        return {split: file for split, file in files.items() if file.is_file()}
+    matches = [m for file in path.iterdir() if (m := OPENAI_TOKENS.fullmatch(file.name))]
+    names = sorted({match[1] for match in matches})
+    if len(names) > 1:
+        raise UserError(f"{path} has several data sets, name one: {path / names[0]}")
+    return {OPENAI_SPLITS[match[2]]: path / match[0] for match in matches}
+
+
+def open_openai(name: str, files: Mapping[str, Path]) -> Source:
+    """Splits of OpenAI's files of tokens, with the labels that lie beside them."""
+    return Source(name, {split: partial(_open_openai, path) for split, path in files.items()})
+
+
+def _open_openai(path: Path) -> Pictures:
+    beside = path.with_name(path.name.removesuffix("X.npy") + "Y.npy")
+    labels = _load_one(beside) if beside.is_file() else None
+    tokens = _load_one(path)
+    return encoded_pictures(
+        _encoded(path, tokens),
+        None if labels is None else _labels(beside, _indices(labels), len(tokens)),
+        str(path),
+    )
+
+
+def _indices(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Classes [N] of one-hot rows [N, C]; anything else as it is."""
+    hot = labels == 1
+    one_hot = labels.ndim == 2 and np.array_equal(labels, hot) and (hot.sum(axis=1) == 1).all()
+    return hot.argmax(axis=1) if one_hot and labels.shape[1] > 1 else labels
+
+
+def _load(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"x": loaded}
+        with loaded:
+            return dict(loaded)
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}") from error
+    except Exception as error:  # whatever the reader of a broken zip file meets first
+        raise UserError(
+            f"{path} is not a whole {path.suffix} file of pictures or tokens"
+        ) from error
+
+
+def _load_one(path: Path) -> npt.NDArray[Any]:
+    arrays = _load(path)
+    if "x" not in arrays:
+        raise UserError(f"{path} is not an array but an archive of {set(arrays)}")
+    return arrays["x"]
+
+
+def _split(
+    path: Path, images: npt.NDArray[Any], labels: npt.NDArray[Any] | None
+) -> Callable[[], Pictures]:
+    known = None if labels is None else _labels(path, labels, len(images))
+    if images.ndim == 2 and images.dtype.kind in "iu":
+        return partial(encoded_pictures, _encoded(path, images), known, str(path))
+    colour = images.ndim == 4 and images.shape[-1] == 3
+    if images.dtype != np.uint8 or not (images.ndim == 3 or colour):
+        raise UserError(
+            f"{path}: expected uint8 pictures [N, H, W] or [N, H, W, 3], or whole numbers [N, T] "
+            f"that are tokens, got {images.dtype} {list(images.shape)}"
+        )
+    return partial(array_pictures, images, known, str(path))
+
+
+def _encoded(path: Path, tokens: npt.NDArray[Any]) -> Encoded:
+    try:
+        return Encoded(tokens)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _labels(path: Path, labels: npt.NDArray[Any], count: int) -> Labels:
+    """int64 [N] of whole numbers [N] or [N, 1]."""
+    if labels.dtype.kind not in "iu" or labels.shape not in ((count,), (count, 1)):
+        got = f"{labels.dtype} {list(labels.shape)}"
+        raise UserError(f"{path}: expected integer labels [{count}], got {got}")
+    return labels.astype(np.int64).ravel()

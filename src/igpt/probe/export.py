@@ -1,0 +1,231 @@
+"""Features of a set that need not fit in memory, streamed to a `.npz` or `.parquet`.
+
+Pictures are decoded a chunk at a time and pass the model in batches; rows go to the disk as they
+come. How many there are is known at the end, as unreadable pictures are left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numpy.lib import format as npy
+
+from igpt.checkpoint import write_atomically
+from igpt.config import UserError
+from igpt.data import Pictures, decode_all, fit_square
+from igpt.data.decode import Fit
+from igpt.model import ImageGPT
+from igpt.order import Codec
+from igpt.probe.features import BATCH, Features, Pool, extract, make_pool, parse_layers
+
+CHUNK = 1024  # pictures decoded at a time
+PIECE = 2**24  # bytes copied at a time
+ROW_GROUP = 2**26  # bytes of a .parquet's row group, or one batch
+
+Say = Callable[[str], None]
+Picture = tuple[torch.Tensor, int, str]  # tokens [T] in the model's order, label, name
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some pictures' part of the table."""
+
+    features: Features  # [B, layers, F]
+    labels: tuple[int, ...]  # -1: missing
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the table has beside its rows."""
+
+    layers: tuple[int, ...]
+    width: int  # F, of one layer
+    stacked: bool  # layers apart, not side by side
+    labelled: bool
+
+    @property
+    def row_bytes(self) -> int:
+        return len(self.layers) * self.width * np.dtype(np.float32).itemsize
+
+    def shape(self, count: int) -> tuple[int, ...]:
+        """[N, layers, F] or [N, layers * F]"""
+        if self.stacked:
+            return count, len(self.layers), self.width
+        return count, len(self.layers) * self.width
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    shape: tuple[int, ...]  # of the features
+    skipped: int  # unreadable pictures
+
+
+def export_features(
+    model: ImageGPT,
+    codec: Codec,
+    pictures: Pictures,
+    out: Path,
+    *,
+    layer: str = "all",
+    pool: str = "mean",
+    fit: Fit = fit_square,
+    dtype: torch.dtype = torch.float32,
+    say: Say,
+) -> Exported:
+    """Write what the layers know of every readable picture; what `Pipeline.features` gives at once.
+
+    `out` ends in .npz: `features` float32 [N, F], or [N, layers, F] for layer "all", `labels`
+    int64 [N] where the set has any (-1 is a missing one), `names` [N] and `layers`. Or in .parquet:
+    columns `features` (for "all", `layer_0` and on), `label` and `name`.
+
+    Unreadable pictures are left out and named in warnings. Raises UserError for layers, pools and
+    suffixes that there are not, a set without a readable picture, and a disk that is too small.
+    """
+    write = {".npz": _write_npz, ".parquet": _write_parquet}.get(out.suffix.lower())
+    if write is None:
+        raise UserError(f"cannot write features as '{out.name}': expected .npz or .parquet")
+    layers, reduce = parse_layers(layer, model.config.n_layer), make_pool(pool, codec)
+    empty = torch.zeros(1, codec.n_tokens, model.config.n_embd)  # n^l of one picture
+    width = reduce(empty).shape[1]
+    layout = Layout(layers, width, layer == "all", pictures.labels is not None)
+    # A .npz is put together from a file of its rows.
+    copies = 2 if write is _write_npz else 1
+    _require_space(out, copies * len(pictures) * layout.row_bytes)
+    count = 0
+
+    def write_rows(temporary: Path) -> None:
+        nonlocal count
+        rows = _extract_rows(model, _read(pictures, codec, fit, say), layers, reduce, dtype)
+        count = write(temporary, rows, layout)
+
+    write_atomically(out, write_rows)
+    return Exported(layout.shape(count), len(pictures) - count)
+
+
+def _require_space(out: Path, needed: int) -> None:
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{out}: the features take {needed / 1e6:,.1f} MB while they are written, and "
+            f"{free / 1e6:,.1f} MB are free there"
+        )
+
+
+def _extract_rows(
+    model: ImageGPT,
+    readable: Iterator[Picture],
+    layers: tuple[int, ...],
+    pool: Pool,
+    dtype: torch.dtype,
+) -> Iterator[Rows]:
+    """The table, a batch at a time."""
+    first = 0
+    # Full batches whatever was left out: a BERT model's mask depends on a picture's place in them.
+    while batch := list(islice(readable, BATCH)):
+        tokens, labels, names = zip(*batch, strict=True)
+        parts = extract(model, torch.stack(tokens), layers, pool, dtype=dtype, first=first)
+        yield Rows(np.concatenate(list(parts)), labels, names)
+        first += len(batch)
+
+
+def _read(pictures: Pictures, codec: Codec, fit: Fit, say: Say) -> Iterator[Picture]:
+    """The readable pictures in turn."""
+    count, failures = 0, []
+    for start in range(0, len(pictures), CHUNK):
+        chunk = pictures.select(np.arange(start, min(start + CHUNK, len(pictures))))
+        try:
+            decoded = decode_all(chunk, codec.image_size, fit)
+        except UserError as error:  # none of them is readable, others may be
+            failures.append(error)
+            warnings.warn(f"skipped a part of the set: {error}", stacklevel=2)
+            continue
+        count += len(decoded.images)
+        tokens = torch.from_numpy(codec.encode(decoded.images))
+        for row, i in zip(tokens, decoded.kept.tolist(), strict=True):
+            label = -1 if chunk.labels is None else int(chunk.labels[i])
+            # A file's name may be bytes that are no text.
+            yield row, label, chunk.name(i).encode(errors="backslashreplace").decode()
+        say(f"{start + len(chunk):,} of {len(pictures):,} pictures")
+    if count == 0:
+        raise failures[0]
+
+
+def _write_npz(path: Path, rows: Iterable[Rows], layout: Layout) -> int:
+    """Write the members and return how many rows there were.
+
+    An array's header tells its length and a zip file's its sum, so rows wait in a file without a
+    name, which no kill can leave behind.
+    """
+    labels: list[int] = []
+    names: list[str] = []
+    with tempfile.TemporaryFile(dir=path.parent) as spool:
+        for part in rows:
+            spool.write(np.ascontiguousarray(part.features).data)
+            labels.extend(part.labels)
+            names.extend(part.names)
+        spool.seek(0)
+        header = {
+            "descr": npy.dtype_to_descr(np.dtype(np.float32)),
+            "fortran_order": False,
+            "shape": layout.shape(len(names)),
+        }
+        members: dict[str, npt.NDArray[Any]] = {"names": np.array(names)}
+        members["layers"] = np.array(layout.layers, dtype=np.int64)
+        if layout.labelled:
+            members["labels"] = np.array(labels, dtype=np.int64)
+        with ZipFile(path, "w") as archive:
+            with archive.open("features.npy", "w", force_zip64=True) as member:
+                npy.write_array_header_1_0(member, header)
+                shutil.copyfileobj(spool, member, PIECE)
+            for name, array in members.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    npy.write_array(member, array)
+    return len(names)
+
+
+def _write_parquet(path: Path, rows: Iterable[Rows], layout: Layout) -> int:
+    """Write the columns, in row groups of about `ROW_GROUP` bytes, and return the rows' number."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    wide = layout.shape(1)[-1]  # of a column
+    columns = [f"layer_{i}" for i in layout.layers] if layout.stacked else ["features"]
+    fields = [(column, pa.list_(pa.float32(), wide)) for column in columns]
+    if layout.labelled:
+        fields.append(("label", pa.int64()))
+    schema = pa.schema([*fields, ("name", pa.string())])
+
+    def table(parts: list[Rows]) -> Any:
+        features = np.concatenate([part.features for part in parts])
+        features = features.reshape(len(features), len(columns), wide)
+        arrays = [
+            pa.FixedSizeListArray.from_arrays(pa.array(features[:, i].ravel()), wide)
+            for i in range(len(columns))
+        ]
+        if layout.labelled:
+            arrays.append(pa.array([label for part in parts for label in part.labels], pa.int64()))
+        arrays.append(pa.array([name for part in parts for name in part.names]))
+        return pa.table(arrays, schema)
+
+    per_group = max(1, ROW_GROUP // (BATCH * layout.row_bytes))  # batches
+    count, stream = 0, iter(rows)
+    with path.open("wb") as sink, pq.ParquetWriter(sink, schema, use_dictionary=False) as writer:
+        while parts := list(islice(stream, per_group)):
+            writer.write_table(table(parts))
+            count += sum(len(part.names) for part in parts)
+    return count

@@ -1,0 +1,254 @@
+"""Runs that differ in a few fields of their recipe, and what each cost and reached.
+
+How much smaller pictures and fewer colours lose is the paper's own question (section 3.2): a
+context of 32x32 of 512 colours stands for 224x224 of 2^24. A sweep is a folder with a run for each
+combination and `sweep.json`, which is written anew after each, so a killed sweep goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from igpt.checkpoint import RunDirectory, read_json, write_json
+from igpt.config import Recipe, UserError, load_recipe
+from igpt.data import (
+    Source,
+    decode_all,
+    evaluation_split,
+    few_labels,
+    fit_square,
+    imagenet_centre,
+    open_source,
+    open_task,
+    training_splits,
+)
+from igpt.evaluate import Likelihood
+from igpt.monitor import read_metrics, training_minutes
+from igpt.order import permutation
+from igpt.pipeline import Pipeline, load
+from igpt.plan import n_parameters, training_flops
+from igpt.pretrain import pretrain, settle_recipe
+from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets
+from igpt.train import Outcome
+
+Say = Callable[[str], None]
+
+ALIASES = {"model": "model.preset"}  # other fields go by the last part of their name
+SEEDS = 5  # subsets of --labels-per-class that an accuracy is the mean of
+
+
+@dataclass(frozen=True)
+class Point:
+    """A combination of the grid."""
+
+    name: str  # "image_size=8,colors=16", also its folder's
+    recipe: Recipe
+    run: RunDirectory
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run cost and reached; likelihoods of a BERT model are of its hidden pixels."""
+
+    name: str
+    parameters: int
+    # Of training's matrix products, as 6 N + 12 L d T a token counts them (Chowdhery et al., PaLM,
+    # 2022, appendix B; 6 N after Kaplan et al., 2020); embeddings and validation are not in it.
+    flops: float
+    minutes: float  # of its steps
+    val_nats_per_pixel: float
+    # A pixel of a small palette or of a coarse picture says less than another: whole pictures are
+    # compared, and only those of one size.
+    val_nats_per_picture: float
+    val_bits_per_picture: float
+    test_nats_per_pixel: float
+    test_nats_per_picture: float
+    accuracy: float | None  # of a linear probe, on test; None without labels
+    labels_per_class: int | None  # that the probe learned from; None: all
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The results, in the grid's order, and the run that a signal stopped."""
+
+    results: list[Result]
+    stopped: tuple[Point, Outcome] | None = None
+
+
+# --- the grid ------------------------------------------------------------------------------------
+
+
+def make_points(recipe: str, grid: Sequence[str], changes: Sequence[str], out: Path) -> list[Point]:
+    """Every combination of `grid`, words like "image_size=8,14", as a recipe and a run in `out`.
+
+    `changes`, like "train.steps=100", hold for all. Raises UserError that names the field at fault
+    before anything is trained.
+    """
+    values = _parse(grid)
+    fields = {name: _field(name) for name in values}
+    taken = [change.partition("=")[0] for change in changes]
+    for name, field in fields.items():
+        if field in taken:
+            raise UserError(f"grid: '{name}' is {field}, which is given already")
+        taken.append(field)
+    points = []
+    for combination in product(*values.values()):
+        chosen = dict(zip(values, combination, strict=True))
+        name = ",".join(f"{key}={value}" for key, value in chosen.items()).replace("/", "_")
+        words = [*changes, *(f"{fields[key]}={value}" for key, value in chosen.items())]
+        points.append(Point(name, load_recipe(recipe, words), RunDirectory(out / name)))
+        _check(points[-1])
+    return points
+
+
+def _parse(grid: Sequence[str]) -> dict[str, list[str]]:
+    """The values of each name; UserError for none, and for one that comes again."""
+    values: dict[str, list[str]] = {}
+    for word in grid:
+        name, _, listed = word.partition("=")
+        several = listed.split(",")
+        if "" in (name, *several):
+            raise UserError(f"grid '{word}': expected a field and values, like image_size=8,14,28")
+        if name in values or len(set(several)) < len(several):
+            raise UserError(f"grid '{word}': a field or a value is given twice")
+        values[name] = several
+    if not values:
+        raise UserError("the grid is empty: expected fields and values, like image_size=8,14,28")
+    return values
+
+
+def _field(name: str) -> str:
+    """The dotted field of a recipe that a name of the grid means."""
+    fields = _flat(asdict(Recipe()))
+    found = [f for f in fields if f == ALIASES.get(name, name) or f.endswith(f".{name}")]
+    if len(found) != 1:
+        expected = ", ".join(found or fields)
+        raise UserError(f"grid: '{name}' is no one field of a recipe, expected one of: {expected}")
+    return found[0]
+
+
+def _flat(sections: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all fields."""
+    return [
+        field
+        for key, value in sections.items()
+        for field in (_flat(value, f"{key}.") if isinstance(value, dict) else [prefix + key])
+    ]
+
+
+def _check(point: Point) -> None:
+    """Raise UserError for what cannot be trained, and for a folder that holds another run."""
+    recipe = point.recipe
+    permutation(recipe.order, recipe.data.image_size)
+    recipe.model.resolve(recipe.palette.colors, recipe.data.image_size**2, recipe.objective == "ar")
+    settle_recipe(recipe, point.run, resume=True)
+
+
+# --- the runs ------------------------------------------------------------------------------------
+
+
+def sweep(points: Sequence[Point], out: Path, labels_per_class: int | None, say: Say) -> Swept:
+    """Train and measure every point that `out`/sweep.json lacks; a signal ends it early.
+
+    Runs go on where they are. Raises UserError when a class has too few labels, and what
+    `pretrain` raises.
+    """
+    if labels_per_class is not None:
+        _require_labels(points, labels_per_class)
+    path = out / "sweep.json"
+    known, done = _read(path), list[Result]()
+    for number, point in enumerate(points, 1):
+        say(f"[{number}/{len(points)}] {point.name}")
+        result = known.get(point.name)
+        if not (result and point.run.exists() and result.labels_per_class == labels_per_class):
+            if known.pop(point.name, None):  # of a run that is gone, or of other labels
+                _write(path, known)
+            if point.recipe.train.compile:
+                torch.compiler.reset()  # what it made for another shape would be reused
+            resume = point.run.exists()
+            outcome = pretrain(point.recipe, point.run.path, resume=resume, say=say).outcome
+            if outcome.signal is not None:
+                return Swept(done, (point, outcome))
+            result = known[point.name] = measure(point, outcome, labels_per_class, say)
+            _write(path, known)
+        done.append(result)
+    return Swept(done)
+
+
+def measure(point: Point, outcome: Outcome, labels_per_class: int | None, say: Say) -> Result:
+    """What the finished run of `point` cost and reached."""
+    recipe, pipeline = point.recipe, load(point.run.path)
+    data, config, size = recipe.data, pipeline.model.config, pipeline.image_size
+    crop = imagenet_centre if data.augmentation == "imagenet" else fit_square
+    test = decode_all(evaluation_split(_source(recipe), data.test_split), size, crop).images
+    assert outcome.best is not None  # the last step validates
+    validation = Likelihood(outcome.best, 1, pipeline.codec.n_tokens)
+    likelihood = pipeline.likelihood(test)
+    return Result(
+        point.name,
+        parameters=n_parameters(config),
+        flops=float(training_flops(config)) * outcome.step * recipe.train.batch_size,
+        minutes=training_minutes(read_metrics(point.run.metrics), recipe.train.batch_size),
+        val_nats_per_pixel=validation.nats_per_pixel,
+        val_nats_per_picture=validation.nats_per_picture,
+        val_bits_per_picture=validation.nats_per_picture / math.log(2),
+        test_nats_per_pixel=likelihood.nats_per_pixel,
+        test_nats_per_picture=likelihood.nats_per_picture,
+        accuracy=_accuracy(pipeline, recipe, labels_per_class, say),
+        labels_per_class=labels_per_class,
+    )
+
+
+def _accuracy(
+    pipeline: Pipeline, recipe: Recipe, labels_per_class: int | None, say: Say
+) -> float | None:
+    """Test accuracy of a probe, at the layer that validation chooses; None without labels."""
+    data = recipe.data
+    try:
+        task = open_task(_source(recipe), data, pipeline.image_size, recipe.train.seed)
+        chosen = subsets(task, [labels_per_class], SEEDS)
+    except UserError as error:
+        say(f"no accuracy: {error}")
+        return None
+    features = ModelFeatures(pipeline, ["all"], "mean", recipe.train.precision)
+    needed = needed_pictures(task, chosen)
+    linear = LinearMethod(
+        "linear probe", features, task, needed, components=None, metric="accuracy"
+    )
+    return statistics.mean(done.accuracy for done in compare([linear], task, chosen, say))
+
+
+def _require_labels(points: Sequence[Point], per_class: int) -> None:
+    sets = {replace(point.recipe.data, image_size=1): point.recipe for point in points}
+    for recipe in sets.values():
+        train, _ = training_splits(_source(recipe), recipe.data, recipe.train.seed)
+        if train.labels is None:
+            raise UserError(f"{recipe.data.source} has no labels to take {per_class} a class of")
+        few_labels(train.labels[train.labels >= 0], per_class, seed=0)
+
+
+def _source(recipe: Recipe) -> Source:
+    data = recipe.data
+    return open_source(data.source, image_column=data.image_column, label_column=data.label_column)
+
+
+def _read(path: Path) -> dict[str, Result]:
+    """Results by name; UserError when the file holds something else."""
+    if not path.is_file():
+        return {}
+    try:
+        return {row["name"]: Result(**row) for row in read_json(path)["runs"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} does not hold a sweep: {error}") from error
+
+
+def _write(path: Path, results: Mapping[str, Result]) -> None:
+    write_json(path, {"runs": [asdict(result) for result in results.values()]})

@@ -1,0 +1,66 @@
+"""features through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from conftest import picture_bytes
+from igpt.data import open_source
+from igpt.pipeline import load
+
+
+def test_features_of_the_test_split_with_their_labels(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    out, test = tmp_path / "f.npz", open_source("digits").split("test")
+    words = ("--precision", "float32", "--out", out)
+    values = json.loads(igpt("features", tiny_run, *words, "--json").out)
+    assert values == {"out": str(out), "shape": [297, 3, 16], "count": 297, "skipped": 0}
+    with np.load(out, allow_pickle=False) as members:
+        assert np.array_equal(members["labels"], test.labels)
+        assert members["names"][5] == "digits/test[5]"
+        expected = load(tiny_run).features([test.image(i) for i in range(297)])
+        assert np.array_equal(members["features"], expected)
+
+
+def test_one_layer_of_a_folder_as_a_table(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "pictures", tmp_path / "f.parquet"
+    for i, kind in enumerate(("cat", "dog", "dog")):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        (folder / kind / f"{i}.png").write_bytes(picture_bytes(i))
+    (folder / "cat" / "broken.png").write_bytes(b"no picture")
+    words = ("--data", folder, "--split", "train", "--layer", "1:2", "--pool", "grid:2")
+    result = igpt("features", tiny_run, *words, "--out", out)
+    assert result.status == 0, result.err
+    assert "features of 3 pictures, 3 x 128 float32; 1 unreadable pictures skipped" in result.out
+    assert "broken.png" in result.err
+    table = pq.read_table(out)
+    assert table.column_names == ["features", "label", "name"]
+    assert table["label"].to_pylist() == [0, 1, 1]
+    assert [Path(name).name for name in table["name"].to_pylist()] == ["0.png", "1.png", "2.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["{run}", "--layer", "3", "--out", "{tmp}/f.npz"], "a layer of 0 to 2"),
+        (["{run}", "--pool", "max", "--out", "{tmp}/f.npz"], "pool 'max'"),
+        (["{run}", "--out", "{tmp}/f.csv"], "expected .npz or .parquet"),
+        (["{run}", "--data", "{tmp}/none", "--out", "{tmp}/f.npz"], "no data at"),
+        (["{run}", "--limit", "0", "--out", "{tmp}/f.npz"], "--limit"),
+        (["{run}"], "--out"),
+        (["{tmp}/none", "--out", "{tmp}/f.npz"], "no run at"),
+    ],
+)
+def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
+    igpt, tiny_run: Path, tmp_path: Path, words: list[str], complaint: str
+) -> None:
+    result = igpt("features", *[word.format(run=tiny_run, tmp=tmp_path) for word in words])
+    (line,) = [line for line in result.err.splitlines() if "error:" in line]
+    assert result.status == 2
+    assert complaint in line
+    assert result.out == ""
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,101 @@
+"""`igpt info` through its entry point."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from igpt.config import PRESETS, ModelConfig
+from igpt.interop.huggingface import config_to_hf
+from igpt.model import ImageGPT
+from igpt.pipeline import load
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_described(igpt, name: str) -> None:
+    result = igpt("info", name, "--json")
+    assert result.status == 0, result.err
+    values = json.loads(result.out)
+    assert (values["n_positions"], values["vocab_size"]) == (1024, 512)
+    assert values["parameters"] == sum(values["parameters_by_part"].values())
+    assert values["batch_size"] == 128
+    assert values["training_step_flops"] == 3 * 128 * values["forward_flops"]
+    assert values["weight_bytes"]["float32"] == 4 * values["parameters"]
+
+
+def test_the_text_has_all_that_the_values_have(igpt) -> None:
+    text = igpt("info", "igpt-s").out
+    for line in (
+        "igpt-s, autoregressive",
+        "layers 24",
+        "width 512",
+        "heads 8",
+        "context, tokens 1,024",
+        "vocabulary, colours 512",
+        "parameters 76,571,648",
+        "token embedding 262,144",
+        "FLOPs, forward pass of a picture 206.7 G",
+        "FLOPs, training step of 128 pictures 79.37 T",
+        "bytes float32 bfloat16",
+        "weights 306.3 M 153.1 M",
+        "key/value cache of a picture 100.7 M 50.33 M",
+    ):
+        assert line in [" ".join(row.split()) for row in text.splitlines()]
+
+
+def test_a_preset_takes_a_size_and_colours(igpt) -> None:
+    values = json.loads(igpt("info", "igpt-xl", "--size", 64, "--colors", 16, "--json").out)
+    assert (values["n_positions"], values["vocab_size"]) == (4096, 16)
+    assert values["parameters_by_part"]["positions"] == 4096 * 3072
+
+
+def test_a_run_is_described_as_it_is(igpt, tiny_run: Path) -> None:
+    values = json.loads(igpt("info", tiny_run, "--json").out)
+    model = load(tiny_run).model
+    assert values["parameters"] == sum(p.numel() for p in model.parameters())
+    assert values["batch_size"] == 8
+    assert (values["n_layer"], values["n_embd"], values["n_positions"]) == (2, 16, 64)
+
+
+@pytest.mark.parametrize("change", [{}, {"causal": False}, {"n_classes": 3}, {"bias": True}])
+def test_a_folder_of_transformers_is_described(
+    igpt, tmp_path: Path, change: dict[str, int]
+) -> None:
+    from safetensors.torch import save_file
+
+    from igpt.interop.huggingface import weights_to_hf
+
+    config = replace(ModelConfig(2, 2, 8, vocab_size=5, n_positions=16), **change)
+    model = ImageGPT(config)
+    for parameter in model.parameters():
+        parameter.data.fill_(1)
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config, "raster")))
+    save_file(weights_to_hf(model.state_dict(), config), tmp_path / "model.safetensors")
+    values = json.loads(igpt("info", tmp_path, "--json").out)
+    assert values["parameters"] == sum(p.numel() for p in model.parameters())
+    assert values["causal"] is config.causal
+    assert (values["cache_bytes"]["float32"] > 0) is config.causal
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["igpt-z"], "no preset of that name: igpt-s, igpt-m"),
+        (["{tmp}"], "no weights"),
+        (["{run}", "--size", "8"], "are for presets"),
+        (["igpt-s", "--size", "-3"], "image_size must be at least 1"),
+        (["igpt-s", "--colors", "0"], "colors must be 1 to 65535"),
+        ([], "MODEL"),
+    ],
+)
+def test_a_mistake_gives_one_line_and_status_2(
+    igpt, tiny_run: Path, tmp_path: Path, words: list[str], complaint: str
+) -> None:
+    result = igpt("info", *[word.format(tmp=tmp_path, run=tiny_run) for word in words])
+    assert result.status == 2
+    (line,) = result.err.splitlines()
+    assert complaint in line
+    assert result.out == ""
