@@ -26,7 +26,7 @@ from igpt.checkpoint import write_atomically, write_text
 from igpt.cli.arguments import add_data, load_task
 from igpt.device import compute_dtype
 from igpt.pipeline import load
-from igpt.plots import BLUE, ORANGE
+from igpt.plots.curves import BLUE, ORANGE
 from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets, summarise
 
 SEEDS, TESTED = 5, 2_000  # subsets of labels; first test pictures

@@ -43,7 +43,6 @@ ROOMS = [
     "sweep",
     "score",
     "plots",
-    "plots_score",
     "share",
     "cli",
 ]

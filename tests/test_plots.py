@@ -12,17 +12,13 @@ from PIL import Image
 
 from igpt.config import UserError
 from igpt.plots import (
-    CELL,
-    GUTTER,
-    HIDDEN,
-    MARGIN,
-    PAPER,
     completion_sheet,
     loss_figure,
     palette_sheet,
     picture_sheet,
     save_image,
 )
+from igpt.plots.sheets import CELL, GUTTER, HIDDEN, MARGIN, PAPER
 
 Pixels = npt.NDArray[np.uint8]
 TITLES = 20  # rows of pixels that the titles of columns take

@@ -20,8 +20,8 @@ from igpt.model import ImageGPT
 from igpt.objectives import AR, token_nats
 from igpt.order import ORDERS, Codec
 from igpt.palette import Palette
-from igpt.plots import CELL, GUTTER, MARGIN, TITLE
-from igpt.plots_score import extremes_sheet, surprise_sheet
+from igpt.plots import extremes_sheet, surprise_sheet
+from igpt.plots.sheets import CELL, GUTTER, MARGIN, TITLE
 from igpt.score import Scores, Signal, compressed_bits, out_of_distribution, score
 from test_model import AR as AR_CONFIG
 from test_model import BERT as BERT_CONFIG

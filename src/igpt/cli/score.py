@@ -16,7 +16,7 @@ from igpt.config import UserError
 if TYPE_CHECKING:
     from igpt.order import Encoded
     from igpt.pipeline import Pipeline
-    from igpt.plots import Pixels
+    from igpt.plots.sheets import Pixels
     from igpt.score import Scores, Signal
 
 EXAMPLE = "igpt score runs/digits --split test --ood FOLDER --out scores"
@@ -96,8 +96,7 @@ def _sheets(
     args: argparse.Namespace, pipeline: Pipeline, images: Pixels | Encoded, scores: Scores
 ) -> list[Path]:
     """Draw the surprise of the first pictures and, of a large set, its extremes."""
-    from igpt.plots import save_image
-    from igpt.plots_score import extremes_sheet, surprise_sheet
+    from igpt.plots import extremes_sheet, save_image, surprise_sheet
 
     first = images[:SHOWN]
     surprise, extremes = args.out / "surprise.png", args.out / "extremes.png"
@@ -115,7 +114,7 @@ def _figure(
     args: argparse.Namespace, inside: Scores, outside: Scores, signals: tuple[Signal, Signal]
 ) -> Path:
     from igpt.checkpoint import write_atomically
-    from igpt.plots_score import ood_figure
+    from igpt.plots import ood_figure
 
     figure: Path = args.out / "ood.png"
     labels = (

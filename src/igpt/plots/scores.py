@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from igpt.plots import BLUE, GUTTER, INK, MARGIN, ORANGE, PAPER, TITLE, Pixels, grid
+from igpt.plots.curves import BLUE, ORANGE
+from igpt.plots.sheets import GUTTER, INK, MARGIN, PAPER, TITLE, Pixels, grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,96 @@
+"""Sheets of pictures by Pillow, pixel for pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from igpt.config import UserError
+
+Pixels = npt.NDArray[np.uint8]
+
+GUTTER = 4  # pixels between the pictures of a sheet
+MARGIN = 12
+TITLE = 20  # height of the titles of columns
+# The paper is a light grey, so that a white picture has an edge.
+PAPER, INK, HIDDEN = (238, 239, 241), (70, 70, 70), (205, 208, 213)
+CELL = 96  # pixels that a picture is enlarged to, or the next whole multiple of its side
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a picture whole or not at all, in the format of its suffix.
+
+    Raises UserError for a suffix that is no picture format and a disk that does not take it.
+    """
+    from igpt.checkpoint import write_atomically
+
+    file_format = Image.registered_extensions().get(path.suffix.lower())
+    if file_format is None or file_format not in Image.SAVE:
+        raise UserError(f"cannot write a picture as '{path.name}': expected a name like sheet.png")
+    write_atomically(path, lambda temporary: image.save(temporary, format=file_format))
+
+
+def picture_sheet(images: Pixels, columns: int | None = None) -> Image.Image:
+    """Pictures [N, H, W, 3] in rows, enlarged without blur."""
+    columns = columns or int(np.ceil(np.sqrt(len(images))))
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    return grid(rows)
+
+
+def completion_sheet(
+    known: npt.NDArray[np.bool_], completions: Pixels, originals: Pixels
+) -> Image.Image:
+    """A row a picture: what was given, its completions, the original.
+
+    Args:
+        known: [H, W], True where the picture was given.
+        completions: [N, n, H, W, 3]
+        originals: [N, H, W, 3]
+    """
+    given = np.where(known[..., None], originals, np.array(HIDDEN, np.uint8))
+    rows = [
+        np.concatenate((g[None], c, o[None]))
+        for g, c, o in zip(given, completions, originals, strict=True)
+    ]
+    n = completions.shape[1]
+    return grid(rows, {0: "given", 1: "completions" if n > 1 else "completion", n + 1: "original"})
+
+
+def grid(rows: Sequence[Pixels], titles: Mapping[int, str] | None = None) -> Image.Image:
+    """Rows of pictures on paper; `titles` stand above columns."""
+    height, width = rows[0].shape[1:3]
+    scale = max(1, -(-CELL // max(height, width)))
+    step_x, step_y = width * scale + GUTTER, height * scale + GUTTER
+    top = MARGIN + (TITLE if titles else 0)
+    columns = max(len(row) for row in rows)
+    size = (2 * MARGIN + columns * step_x - GUTTER, top + MARGIN + len(rows) * step_y - GUTTER)
+    sheet = Image.new("RGB", size, PAPER)
+    for r, row in enumerate(rows):
+        for c, pixels in enumerate(row):
+            picture = Image.fromarray(pixels).resize(
+                (width * scale, height * scale), Image.Resampling.NEAREST
+            )
+            sheet.paste(picture, (MARGIN + c * step_x, top + r * step_y))
+    pen = ImageDraw.Draw(sheet)
+    for column, title in (titles or {}).items():
+        font = ImageFont.load_default(size=14)
+        pen.text((MARGIN + column * step_x, MARGIN - 2), title, fill=INK, font=font)
+    return sheet
+
+
+def palette_sheet(clusters: npt.NDArray[np.float32]) -> Image.Image:
+    """The colours [K, 3] in [-1, 1] as swatches, in the order of their tokens."""
+    colors = np.clip(np.rint(127.5 * (clusters + 1)), 0, 255).astype(np.uint8)
+    columns = int(np.ceil(np.sqrt(2 * len(colors))))
+    side = max(8, min(36, 640 // columns))
+    rows = -(-len(colors) // columns)
+    sheet = Image.new("RGB", (2 * MARGIN + columns * side, 2 * MARGIN + rows * side), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for i, color in enumerate(colors):
+        x, y = MARGIN + i % columns * side, MARGIN + i // columns * side
+        pen.rectangle((x, y, x + side - 2, y + side - 2), fill=tuple(int(v) for v in color))
+    return sheet
