@@ -63,6 +63,15 @@ class Result:
         self.status, self.out, self.err = status, out, err
 
 
+def assert_mistake(result: Result, complaint: str) -> None:
+    """One line on stderr that says what was wrong, exit status 2, nothing else."""
+    assert result.status == 2, result.err
+    (line,) = [line for line in result.err.splitlines() if "error:" in line]
+    assert complaint in line
+    assert "Traceback" not in result.err
+    assert result.out == ""
+
+
 @pytest.fixture
 def igpt(capfd: pytest.CaptureFixture[str]):
     def call(*argv: object) -> Result:

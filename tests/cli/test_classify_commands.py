@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import is_sheet, picture_bytes
+from conftest import assert_mistake, is_sheet, picture_bytes
 
 FAST = ("--steps", 6, "--batch-size", 16, "--eval-every", 3, "--checkpoint-every", 3)
 
@@ -139,9 +139,5 @@ def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     (foreign / "probe.json").write_text(json.dumps(header))
     before = sorted(p.name for p in tmp_path.iterdir())
     result = igpt(*[word.format(tmp=tmp_path, run=run) for word in argv])
-    lines = [line for line in result.err.splitlines() if "error:" in line]
-    assert result.status == 2, result.err
-    assert len(lines) == 1
-    assert complaint in lines[0]
-    assert result.out == ""
+    assert_mistake(result, complaint)
     assert sorted(p.name for p in tmp_path.iterdir()) == before

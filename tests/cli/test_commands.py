@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import TINY, is_sheet, picture_bytes
+from conftest import TINY, assert_mistake, is_sheet, picture_bytes
 from igpt.cli import COMMANDS
 
 
@@ -150,12 +150,7 @@ def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.npy").write_text("hello")
     result = igpt(*[word.format(tmp=tmp_path, run=tiny_run) for word in argv])
-    lines = [line for line in result.err.splitlines() if "error:" in line]
-    assert result.status == 2
-    assert len(lines) == 1
-    assert complaint in lines[0]
-    assert "Traceback" not in result.err
-    assert result.out == ""
+    assert_mistake(result, complaint)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "text.npy"]
 
 

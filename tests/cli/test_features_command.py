@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import picture_bytes
+from conftest import assert_mistake, picture_bytes
 from igpt.data import open_source
 from igpt.pipeline import load
 
@@ -59,8 +59,5 @@ def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     igpt, tiny_run: Path, tmp_path: Path, words: list[str], complaint: str
 ) -> None:
     result = igpt("features", *[word.format(run=tiny_run, tmp=tmp_path) for word in words])
-    (line,) = [line for line in result.err.splitlines() if "error:" in line]
-    assert result.status == 2
-    assert complaint in line
-    assert result.out == ""
+    assert_mistake(result, complaint)
     assert not list(tmp_path.iterdir())

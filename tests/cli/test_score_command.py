@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import igpt as package
-from conftest import is_sheet, picture_bytes, silent, tiny_recipe
+from conftest import assert_mistake, is_sheet, picture_bytes, silent, tiny_recipe
 from igpt.pretrain import pretrain
 
 
@@ -140,12 +140,7 @@ def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     filled = [word.format(tmp=tmp_path) for word in words]
     out = [] if "--out" in words else ["--out", tmp_path / "out"]
     result = igpt("score", tiny_run, *filled, *out)
-    lines = [line for line in result.err.splitlines() if "error:" in line]
-    assert result.status == 2
-    assert len(lines) == 1
-    assert complaint in lines[0]
-    assert "Traceback" not in result.err
-    assert result.out == ""
+    assert_mistake(result, complaint)
     assert names(tmp_path) == ["empty", "text.npy"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY, is_sheet
+from conftest import TINY, assert_mistake, is_sheet
 from igpt.pretrain import Pretrained, pretrain
 
 FAST = [*TINY[1:], "train.steps=2"]
@@ -83,8 +83,5 @@ def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     igpt, tmp_path: Path, argv: list[str], complaint: str
 ) -> None:
     result = igpt("sweep", *[word.format(tmp=tmp_path) for word in argv])
-    (line,) = [line for line in result.err.splitlines() if "error:" in line]
-    assert result.status == 2
-    assert complaint in line
-    assert result.out == ""
+    assert_mistake(result, complaint)
     assert not list(tmp_path.iterdir())
