@@ -21,7 +21,7 @@ import numpy as np
 from igpt.checkpoint import write_text
 from igpt.cli.arguments import add_data, data_config
 from igpt.config import parse_recipe, recipe_yaml
-from igpt.data import evaluation_split, open_source
+from igpt.data import evaluation_split, open_data
 from igpt.data.labels import labelled
 from igpt.device import compute_dtype
 from igpt.finetune import default_recipe, finetune
@@ -46,7 +46,7 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
     """Test accuracy of a fine-tuned run, by the way that masks vote; one way for AR."""
     pipeline = load(run)
     config = data_config(args)
-    source = open_source(config.source)
+    source = open_data(config)
     pictures = evaluation_split(source, config.test_split)
     test = labelled(
         pictures.select(np.arange(min(TESTED, len(pictures)))),

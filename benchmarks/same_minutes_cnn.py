@@ -10,11 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from igpt.baselines import predict_cnn, train_cnn
 from igpt.checkpoint import RunDirectory
 from igpt.cli.arguments import add_data, load_task
 from igpt.monitor import read_metrics, training_minutes
-from igpt.probe.linear import METRICS, score
+from igpt.study import CnnMethod, compare, subsets
 
 
 def main() -> None:
@@ -24,26 +23,17 @@ def main() -> None:
     parser.add_argument("--size", type=int)
     parser.add_argument("--augmentation", default="flip")
     parser.add_argument("--minutes", type=float)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     run = RunDirectory(args.run)
     recipe = run.recipe()
     minutes = args.minutes or training_minutes(read_metrics(run.metrics), recipe.train.batch_size)
     task = load_task(args, args.size or recipe.data.image_size)
-    train, validation, test = task.train, task.validation, task.test
-    cnn = train_cnn(
-        train.pixels,
-        train.labels,
-        validation.pixels,
-        validation.labels,
-        train.n_classes,
-        minutes=minutes,
-        augmentation=args.augmentation,
-        seed=args.seed,
+    cnn = CnnMethod(task, minutes, args.augmentation, "accuracy")
+    (outcome,) = compare([cnn], task, subsets(task, [None], seeds=1), lambda _line: None)
+    print(
+        f"{minutes:.1f} minutes, {len(task.test):,} pictures: accuracy {outcome.accuracy:.4f}, "
+        f"balanced {outcome.balanced_accuracy:.4f}"
     )
-    predicted = predict_cnn(cnn, test.pixels)
-    values = (f"{100 * score(metric, test.labels, predicted):.2f} % {metric}" for metric in METRICS)
-    print(f"{minutes:.1f} minutes, {len(test):,} pictures: {', '.join(values)}")
 
 
 if __name__ == "__main__":

@@ -15,17 +15,15 @@ import torch
 from igpt.checkpoint import RunDirectory, load_model, save_model
 from igpt.classify import HeadClassifier
 from igpt.config import DataConfig, FinetuneConfig, ModelChoice, Recipe, TrainConfig, UserError
-from igpt.data import Labelled, Task, TokenLoader, few_labels, open_source, open_task
+from igpt.data import Labelled, Task, TokenLoader, few_labels, open_data, open_task
 from igpt.device import compute_dtype, default_device
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
-from igpt.monitor import Monitor
 from igpt.objectives import Joint, make_objective
 from igpt.order import Codec
-from igpt.pretrain import Say, settle_recipe
+from igpt.pretrain import Say, new_model, settle_recipe, train_run
 from igpt.probe.features import Masking
 from igpt.probe.linear import score
-from igpt.rng import torch_rng
 from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
 
 # What a fine-tuning is told unless the command line says otherwise: the paper searches the rate
@@ -129,14 +127,7 @@ def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Fin
         Callbacks(validate, lambda: save_model(out, model, codec, task.train.class_names)),
         parameter_groups(model, options),
     )
-    state = run.latest_checkpoint() if resume else None
-    if state is not None:
-        trainer.resume(state)
-        say(f"resuming at step {state.step} of {config.steps}")
-    run.save_recipe(recipe)
-    run.save_palette(codec.palette)
-    with Monitor(run.path, trainer.step, config.steps, config.wandb) as monitor:
-        outcome = trainer.train(monitor)
+    outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
     return Finetuned(outcome, options.metric, None if outcome.best is None else -outcome.best)
 
 
@@ -181,14 +172,11 @@ def _check(recipe: Recipe, start: ImageGPT, codec: Codec) -> None:
 
 
 def _open_task(recipe: Recipe, say: Say) -> Task:
+    assert recipe.finetune is not None
     data, seed = recipe.data, recipe.train.seed
     if not data.source:
-        raise UserError(f"{recipe.finetune and recipe.finetune.start} names no data: give --data")
-    source = open_source(
-        data.source, image_column=data.image_column, label_column=data.label_column
-    )
-    task = open_task(source, data, data.image_size, seed)
-    assert recipe.finetune is not None
+        raise UserError(f"{recipe.finetune.start} names no data: give --data")
+    task = open_task(open_data(data), data, data.image_size, seed)
     if recipe.finetune.labels_per_class is not None:
         few = few_labels(task.train.labels, recipe.finetune.labels_per_class, seed)
         task = replace(task, train=task.train.select(few))
@@ -202,10 +190,8 @@ def _open_task(recipe: Recipe, say: Say) -> Task:
 def _build(recipe: Recipe, start: ImageGPT, n_classes: int) -> ImageGPT:
     """The starting model with a head of zeros for the classes."""
     assert recipe.finetune is not None
-    model = ImageGPT(replace(start.config, n_classes=n_classes))
-    if recipe.finetune.from_scratch:
-        model.init_weights(torch_rng(recipe.train.seed, "init"))
-    else:
+    model = new_model(replace(start.config, n_classes=n_classes), recipe.train.seed)
+    if not recipe.finetune.from_scratch:
         trunk = {k: v for k, v in start.state_dict().items() if not k.startswith("clf.")}
         model.load_state_dict({**trunk, "clf.weight": model.clf.weight.detach()})
     return model.to(default_device())

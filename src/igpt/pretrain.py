@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from igpt.checkpoint import RunDirectory, save_model
-from igpt.config import Recipe, UserError, differing_fields
+from igpt.config import ModelConfig, Recipe, UserError, differing_fields
 from igpt.data import (
     CropLoader,
     Loader,
@@ -19,7 +19,7 @@ from igpt.data import (
     TokenLoader,
     decode_all,
     imagenet_centre,
-    open_source,
+    open_data,
     training_splits,
 )
 from igpt.device import compute_dtype, default_device
@@ -51,10 +51,7 @@ class Prepared:
 def prepare(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
     """Open and decode the pictures, fit the palette unless there is one, encode."""
     data, seed = recipe.data, recipe.train.seed
-    source = open_source(
-        data.source, image_column=data.image_column, label_column=data.label_column
-    )
-    train, held_out = training_splits(source, data, seed)
+    train, held_out = training_splits(open_data(data), data, seed)
     if data.augmentation == "imagenet":
         return _prepare_crops(recipe, train, held_out, palette, say)
     decoded, held_decoded = (
@@ -116,14 +113,22 @@ def make_palette(recipe: Recipe, images: npt.NDArray[np.uint8] | Encoded, say: S
 
 
 def build_model(recipe: Recipe, codec: Codec) -> ImageGPT:
-    """The recipe's model, initialised from its seed: on meta, then materialised."""
+    """The recipe's model, initialised from its seed."""
     causal = recipe.objective == "ar"
     config = recipe.model.resolve(codec.vocab_size, codec.n_tokens, causal)
+    return new_model(config, recipe.train.seed).to(default_device())
+
+
+def new_model(config: ModelConfig, seed: int) -> ImageGPT:
+    """A model of the shape with the weights that `seed` draws: on meta, then materialised.
+
+    They are drawn on the processor, so that every device starts the same.
+    """
     with torch.device("meta"):
         model = ImageGPT(config)
-    model.to_empty(device="cpu")  # drawn on the processor, so that every device starts the same
-    model.init_weights(torch_rng(recipe.train.seed, "init"))
-    return model.to(default_device())
+    model.to_empty(device="cpu")
+    model.init_weights(torch_rng(seed, "init"))
+    return model
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,13 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
         run,
         Callbacks(validate, lambda: save_model(run.path, model, codec)),
     )
+    outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
+    return Pretrained(outcome, sorted({*prepared.skipped, *prepared.loader.skipped}))
+
+
+def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, say: Say) -> Outcome:
+    """Train to the end, from the run's newest checkpoint if it is resumed and has one."""
+    run, config = trainer.run, recipe.train
     state = run.latest_checkpoint() if resume else None
     if state is not None:
         trainer.resume(state)
@@ -170,8 +182,7 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
     run.save_recipe(recipe)
     run.save_palette(codec.palette)
     with Monitor(run.path, trainer.step, config.steps, config.wandb) as monitor:
-        outcome = trainer.train(monitor)
-    return Pretrained(outcome, sorted({*prepared.skipped, *prepared.loader.skipped}))
+        return trainer.train(monitor)
 
 
 def settle_recipe(recipe: Recipe | None, run: RunDirectory, resume: bool) -> Recipe:

@@ -14,15 +14,14 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from igpt.baselines import fit_neighbours, predict_cnn, train_cnn
 from igpt.config import UserError
 from igpt.data import Task, few_labels
 from igpt.device import compute_dtype
-from igpt.model import ImageGPT
 from igpt.order import Encoded, need_pixels
 from igpt.pipeline import Pipeline
+from igpt.pretrain import new_model
 from igpt.probe.attention import fit_attention
 from igpt.probe.features import Features, extract, make_pool, parse_layers
 from igpt.probe.linear import (
@@ -33,7 +32,7 @@ from igpt.probe.linear import (
     fit_probe,
     score,
 )
-from igpt.rng import numpy_rng, torch_rng
+from igpt.rng import numpy_rng
 
 Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -42,7 +41,6 @@ Say = Callable[[str], None]
 # Pictures whose features, without their labels, give the mean, the scale and the components.
 UNLABELLED = 5_000
 PIXEL_COMPONENTS = 64  # of the baseline on principal components of the pixels
-NEIGHBOURS_NAME = "nearest neighbours on the features"
 
 
 @dataclass(frozen=True)
@@ -138,11 +136,7 @@ def pixel_features(images: Pixels | Encoded) -> dict[str, Features]:
 
 def untrained(pipeline: Pipeline, seed: int) -> Pipeline:
     """The same network with the weights that training began with, of another seed."""
-    with torch.device("meta"):
-        model = ImageGPT(pipeline.model.config)
-    model.to_empty(device="cpu")
-    model.init_weights(torch_rng(seed, "init"))
-    return Pipeline(model, pipeline.codec)
+    return Pipeline(new_model(pipeline.model.config, seed), pipeline.codec)
 
 
 class LinearMethod:
@@ -236,7 +230,7 @@ class NeighbourMethod:
     """Nearest neighbours on a linear method's features, at the layer that validation chooses."""
 
     def __init__(self, linear: LinearMethod) -> None:
-        self.name, self.linear = NEIGHBOURS_NAME, linear
+        self.name, self.linear = "nearest neighbours on the features", linear
 
     def fit(self, subset: Subset) -> tuple[str, float, Indices]:
         task = self.linear.task

@@ -20,13 +20,12 @@ import torch
 from igpt.checkpoint import RunDirectory, read_json, write_json
 from igpt.config import Recipe, UserError, load_recipe
 from igpt.data import (
-    Source,
     decode_all,
     evaluation_split,
     few_labels,
     fit_square,
     imagenet_centre,
-    open_source,
+    open_data,
     open_task,
     training_splits,
 )
@@ -188,7 +187,7 @@ def measure(point: Point, outcome: Outcome, labels_per_class: int | None, say: S
     recipe, pipeline = point.recipe, load(point.run.path)
     data, config, size = recipe.data, pipeline.model.config, pipeline.image_size
     crop = imagenet_centre if data.augmentation == "imagenet" else fit_square
-    test = decode_all(evaluation_split(_source(recipe), data.test_split), size, crop).images
+    test = decode_all(evaluation_split(open_data(recipe.data), data.test_split), size, crop).images
     assert outcome.best is not None  # the last step validates
     validation = Likelihood(outcome.best, 1, pipeline.codec.n_tokens)
     likelihood = pipeline.likelihood(test)
@@ -213,7 +212,7 @@ def _accuracy(
     """Test accuracy of a probe, at the layer that validation chooses; None without labels."""
     data = recipe.data
     try:
-        task = open_task(_source(recipe), data, pipeline.image_size, recipe.train.seed)
+        task = open_task(open_data(recipe.data), data, pipeline.image_size, recipe.train.seed)
         chosen = subsets(task, [labels_per_class], SEEDS)
     except UserError as error:
         say(f"no accuracy: {error}")
@@ -229,15 +228,10 @@ def _accuracy(
 def _require_labels(points: Sequence[Point], per_class: int) -> None:
     sets = {replace(point.recipe.data, image_size=1): point.recipe for point in points}
     for recipe in sets.values():
-        train, _ = training_splits(_source(recipe), recipe.data, recipe.train.seed)
+        train, _ = training_splits(open_data(recipe.data), recipe.data, recipe.train.seed)
         if train.labels is None:
             raise UserError(f"{recipe.data.source} has no labels to take {per_class} a class of")
         few_labels(train.labels[train.labels >= 0], per_class, seed=0)
-
-
-def _source(recipe: Recipe) -> Source:
-    data = recipe.data
-    return open_source(data.source, image_column=data.image_column, label_column=data.label_column)
 
 
 def _read(path: Path) -> dict[str, Result]:

@@ -95,13 +95,12 @@ def load_task(args: argparse.Namespace, size: int) -> Task:
     The validation pictures are those that were held out when the run was trained.
     """
     from igpt.checkpoint import RunDirectory
-    from igpt.data import open_source, open_task
+    from igpt.data import open_data, open_task
 
     config, run = data_config(args), RunDirectory(args.run)
-    source = open_source(
-        config.source, image_column=config.image_column, label_column=config.label_column
+    return open_task(
+        open_data(config), config, size, run.recipe().train.seed if run.exists() else 0
     )
-    return open_task(source, config, size, run.recipe().train.seed if run.exists() else 0)
 
 
 @dataclass(frozen=True)
@@ -148,13 +147,10 @@ def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:
 
 
 def _open_split(args: argparse.Namespace) -> Pictures:
-    from igpt.data import evaluation_split, open_source
+    from igpt.data import evaluation_split, open_data
 
     config = data_config(args)
-    source = open_source(
-        config.source, image_column=config.image_column, label_column=config.label_column
-    )
-    return evaluation_split(source, config.test_split)
+    return evaluation_split(open_data(config), config.test_split)
 
 
 def load_pictures(args: argparse.Namespace, size: int) -> npt.NDArray[np.uint8] | Encoded:
@@ -162,10 +158,16 @@ def load_pictures(args: argparse.Namespace, size: int) -> npt.NDArray[np.uint8] 
     return load_named(args, size).images
 
 
-def overrides(args: argparse.Namespace, short: Mapping[str, tuple[str, str]]) -> list[str]:
-    """ "field=value" for every short flag that the command line has, of flag -> (field, help)."""
-    return [
-        f"{name}={value}"
-        for name, _ in short.values()
-        if (value := getattr(args, name)) is not None
-    ]
+# short flag -> the recipe's field that it stands for, and its help
+ShortFlags = Mapping[str, tuple[str, str]]
+
+
+def add_short_flags(parser: argparse.ArgumentParser, short: ShortFlags) -> None:
+    for flag, (name, text) in short.items():
+        parser.add_argument(flag, dest=name, metavar=name.split(".")[-1].upper(), help=text)
+
+
+def overrides(args: argparse.Namespace, short: ShortFlags) -> list[str]:
+    """What the command line says with short flags, as overrides like "train.lr=0.003"."""
+    given = ((name, getattr(args, name)) for name, _ in short.values())
+    return [f"{name}={value}" for name, value in given if value is not None]

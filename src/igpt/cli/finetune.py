@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from igpt.cli.arguments import add_run, overrides
-from igpt.cli.report import INTERRUPTED, Report
+from igpt.cli.arguments import add_run, add_short_flags, overrides
+from igpt.cli.report import Report, stopped_status
 from igpt.config import UserError
 
-EXAMPLE = "igpt finetune runs/digits --out runs/digits-classes --steps 300 finetune.gen_weight=1"
+EXAMPLE = "igpt finetune runs/digits --out runs/digits-classes --steps 300 finetune.layer_decay=0.8"
 
 # short flag -> the recipe's field, and what it is
 SHORT = {
@@ -39,8 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="NEW", type=Path, required=True, help="new run directory")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    for flag, (name, text) in SHORT.items():
-        parser.add_argument(flag, dest=name, metavar=name.split(".")[-1].upper(), help=text)
+    add_short_flags(parser, SHORT)
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
@@ -59,9 +57,10 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     values = {"run": str(args.out), "step": outcome.step, f"best_val_{done.metric}": done.best}
     if outcome.signal is not None:
         again = f"igpt finetune {args.run} --out {args.out} --resume"
-        status = INTERRUPTED if outcome.signal == signal.SIGINT else 0
         text = f"stopped at step {outcome.step}; go on with: {again}"
-        return Report(text, {**values, "signal": outcome.signal.name}, status)
+        return Report(
+            text, {**values, "signal": outcome.signal.name}, stopped_status(outcome.signal)
+        )
     best = "" if done.best is None else f", best validation {done.metric} {100 * done.best:.1f} %"
     again = f"igpt predict {args.out} --split test"
     return Report(f"{args.out}: {outcome.step} steps{best}; then: {again}", values)

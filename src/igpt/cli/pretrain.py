@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from igpt.cli.arguments import overrides
-from igpt.cli.report import INTERRUPTED, Report
+from igpt.cli.arguments import add_short_flags, overrides
+from igpt.cli.report import Report, stopped_status
 from igpt.config import PRESETS, UserError, load_recipe, shipped_recipes
 
 EXAMPLE = "igpt pretrain digits --out runs/digits --steps 200 train.grad_clip=1"
@@ -46,8 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="run directory")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    for flag, (name, text) in SHORT.items():
-        parser.add_argument(flag, dest=name, metavar=name.split(".")[-1].upper(), help=text)
+    add_short_flags(parser, SHORT)
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
@@ -76,9 +74,10 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     skipped = f"; {len(done.skipped)} unreadable pictures skipped" if done.skipped else ""
     if outcome.signal is not None:
         again = f"igpt pretrain --out {args.out} --resume"
-        status = INTERRUPTED if outcome.signal == signal.SIGINT else 0
         text = f"stopped at step {outcome.step}{skipped}; go on with: {again}"
-        return Report(text, {**values, "signal": outcome.signal.name}, status)
+        return Report(
+            text, {**values, "signal": outcome.signal.name}, stopped_status(outcome.signal)
+        )
     best = outcome.best
     loss = "" if best is None else f", best validation {best:.4f} nats/pixel"
     return Report(f"{args.out}: {outcome.step} steps{loss}{skipped}", values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,3 +16,8 @@ class Report:
     text: str  # for stdout
     values: dict[str, Any]  # for stdout with --json
     status: int = 0  # exit status
+
+
+def stopped_status(caught: signal.Signals) -> int:
+    """Exit status of a run that a signal stopped and that was saved: only Ctrl-C is a failure."""
+    return INTERRUPTED if caught == signal.SIGINT else 0

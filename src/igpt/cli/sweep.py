@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.cli.report import INTERRUPTED, Report
+from igpt.cli.report import Report, stopped_status
 from igpt.config import UserError, shipped_recipes
 
 if TYPE_CHECKING:
@@ -67,9 +66,12 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
         return Report("\n".join(lines), values)
     point, outcome = swept.stopped
     assert outcome.signal is not None
-    status = INTERRUPTED if outcome.signal == signal.SIGINT else 0
     again = f"stopped at step {outcome.step} of {point.name}; go on with: {_command(args)}"
-    return Report("\n".join([*lines, again]), {**values, "signal": outcome.signal.name}, status)
+    return Report(
+        "\n".join([*lines, again]),
+        {**values, "signal": outcome.signal.name},
+        stopped_status(outcome.signal),
+    )
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -5,7 +5,7 @@ from igpt.data.decode import Decoded, decode_all, fit_square, imagenet_centre, t
 from igpt.data.labels import Labelled, Task, few_labels, labelled, open_task
 from igpt.data.loader import Batch, CropLoader, Loader, TokenLoader, epoch_order, prefetch
 from igpt.data.pictures import Pictures, Source, UnreadablePicture, open_files
-from igpt.data.sources import evaluation_split, open_source, training_splits
+from igpt.data.sources import evaluation_split, open_data, open_source, training_splits
 
 __all__ = [
     "Batch",
@@ -28,6 +28,7 @@ __all__ = [
     "labelled",
     "move_pixels",
     "move_tokens",
+    "open_data",
     "open_files",
     "open_source",
     "open_task",

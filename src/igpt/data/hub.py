@@ -97,7 +97,8 @@ def _split_pictures(
     column = _image_column(dataset.features, name, image_column)
     try:
         encoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:  # as pyarrow's are
+    # What pyarrow raises of a column of another kind derives from these.
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"{name}: column '{column}' does not hold pictures") from error
     # The Arrow column is mapped from disk, and several times faster by row than the data set.
     rows = encoded.with_format("arrow")[:][column]

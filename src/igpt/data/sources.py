@@ -44,6 +44,13 @@ def open_source(
     return open_dataset(spec, image_column, label_column)
 
 
+def open_data(config: DataConfig) -> Source:
+    """The source that a recipe's data section names; UserError as `open_source`."""
+    return open_source(
+        config.source, image_column=config.image_column, label_column=config.label_column
+    )
+
+
 # --- splits --------------------------------------------------------------------------------------
 
 
