@@ -1,13 +1,11 @@
-"""The CNN and the neighbours that probes are compared with."""
+"""The residual network that probes are compared with."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from igpt.baselines import fit_neighbours, predict_cnn, train_cnn
+from igpt.baselines import predict_cnn, train_cnn
 from igpt.config import DataConfig, UserError
 from igpt.data import few_labels, open_source, open_task
 
@@ -45,12 +43,3 @@ def test_one_class_is_refused() -> None:
     images, labels = TASK.train.images[:5], np.zeros(5, np.int64)
     with pytest.raises(UserError, match="two classes"):
         train_cnn(images, labels, images, labels, 2, minutes=1, augmentation="none", seed=0)
-
-
-def test_neighbours_vote_as_many_as_validation_likes(tmp_path: Path) -> None:
-    x = TASK.train.images.reshape(1350, -1).astype(np.float32)
-    held = TASK.validation.images.reshape(150, -1).astype(np.float32)
-    neighbours = fit_neighbours(x, TASK.train.labels, held, TASK.validation.labels)
-    assert neighbours.score(held, TASK.validation.labels) > 0.95
-    few = few_labels(TASK.train.labels, 1, 0)[:2]
-    assert fit_neighbours(x[few], np.array([3, 5]), held, np.full(150, 3)).n_neighbors == 1
