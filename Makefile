@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-openai lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,7 +13,16 @@ demo: .venv/installed
 	$(BIN)/igpt demo --out runs/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -rs
+
+# TensorFlow, which reads OpenAI's checkpoints, stays out of the environment of everything else.
+.venv-openai/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-openai
+	.venv-openai/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,openai]'
+	touch $@
+
+test-openai: .venv-openai/installed
+	.venv-openai/bin/python -m pytest -rs tests/parity/test_openai_checkpoints.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -21,4 +30,4 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build src/*.egg-info
+	rm -rf .venv .venv-openai build src/*.egg-info

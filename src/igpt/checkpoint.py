@@ -169,13 +169,21 @@ def load_class_names(folder: Path, n_classes: int) -> tuple[str, ...]:
 def _codec(folder: Path, config: ModelConfig, order: str) -> Codec:
     path = folder / "preprocessor_config.json"
     palette = Palette(huggingface.clusters_from_hf(read_json(path)))
+    return model_codec(config, palette, order, path)
+
+
+def model_codec(config: ModelConfig, palette: Palette, order: str, source: Path) -> Codec:
+    """The codec of a model, with the palette that `source` holds.
+
+    Raises UserError when the model has another number of colours, or is not of square pictures.
+    """
     if palette.n_colors != config.vocab_size:
         raise UserError(
-            f"{path}: {palette.n_colors} clusters, but the model has {config.vocab_size} tokens"
+            f"{source}: {palette.n_colors} clusters, but the model has {config.vocab_size} tokens"
         )
     size = round(config.n_positions**0.5)
     if size * size != config.n_positions:
-        raise UserError(f"{folder}: {config.n_positions} positions are not a square picture")
+        raise UserError(f"the model's {config.n_positions} positions are not a square picture")
     return Codec(palette, order, size)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from igpt.config import UserError
+from igpt.config import ModelConfig
 from igpt.interop.openai import config_from_openai, weights_from_openai
 from igpt.model import ImageGPT
 from igpt.objectives import masked_mean, token_nats
@@ -25,16 +25,20 @@ def _load(name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     return dict(np.load(folder / "weights.npz")), dict(np.load(folder / "reference.npz")), hparams
 
 
+def _config(variables: dict[str, Any]) -> ModelConfig:
+    return config_from_openai({name: array.shape for name, array in variables.items()})
+
+
 def _model(variables: dict[str, Any]) -> ImageGPT:
-    model = ImageGPT(config_from_openai(variables))
-    model.load_state_dict(weights_from_openai(variables))
+    model = ImageGPT(_config(variables))
+    model.load_state_dict(weights_from_openai(variables.__getitem__, model.config))
     return model.eval()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_sizes_are_read_off_the_tensors(name: str) -> None:
     variables, _, hparams = _load(name)
-    config = config_from_openai(variables)
+    config = _config(variables)
     assert config.n_layer == hparams["n_layer"]
     assert config.n_head == hparams["n_head"]
     assert config.n_embd == hparams["n_embd"]
@@ -64,14 +68,3 @@ def test_logits_and_losses_equal_those_of_openai(name: str) -> None:
         accuracy = 100 * (classes.argmax(1) == labels).float().mean()
         assert clf_loss.item() == pytest.approx(float(reference["clf_loss"]), abs=1e-5)
         assert accuracy.item() == float(reference["accuracy"])
-
-
-@pytest.mark.parametrize("change", ["missing", "left over"])
-def test_a_missing_or_left_over_variable_is_named(change: str) -> None:
-    variables, _, _ = _load("openai_tiny_clf")
-    if change == "missing":
-        del variables["model/h1/mlp/c_fc/w"]
-    else:
-        variables["model/h1/mlp/c_fc/b"] = np.zeros(3, np.float32)
-    with pytest.raises(UserError, match="model/h1/mlp/c_fc/"):
-        weights_from_openai(variables)

@@ -1,10 +1,10 @@
 """A small residual network, trained from scratch on the same labels: what people would use instead.
 
 Three stages of one residual block (He et al., 2016), then a linear layer that sees a coarse grid;
-SGD with Nesterov momentum, strong weight decay, smoothed labels and a cosine
-over its steps or its minutes, whichever end first; the best weights on validation are kept. What of
-this pays with few labels is measured in docs/reproduction.md. It has a loop of its own because it
-knows neither tokens nor checkpoints.
+SGD with Nesterov momentum, strong weight decay, smoothed labels and a cosine over its steps or its
+minutes, whichever end first; the best weights on validation are kept. What of this pays with few
+labels is measured in docs/reproduction.md. It has a loop of its own because it knows neither tokens
+nor checkpoints.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ COMMANDS = {
     "finetune": "train a model's head, and the model, on labelled pictures",
     "predict": "classes of pictures, and how well they fit known labels",
     "sweep": "train every combination of sizes, colours or other fields, and compare",
+    "fetch": "download a model that OpenAI published",
+    "import": "make a run of a model in a foreign format",
     "push": "share a run on the Hugging Face Hub",
     "palette": "fit a colour palette to your pictures",
     "info": "what a preset, a run or a model is made of, and what it costs",

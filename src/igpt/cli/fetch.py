@@ -1,0 +1,35 @@
+"""`igpt fetch`: download a published checkpoint, to be imported."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from igpt.cli.report import Report
+from igpt.interop.download import SHARDS, STEPS, fetch_all, published_files
+
+EXAMPLE = "igpt fetch openai --model s --ckpt 1000000 --out igpt-s"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", choices=["openai"], help="whose: openai, as in its download.py")
+    parser.add_argument("--model", choices=SHARDS, required=True, help="size")
+    parser.add_argument(
+        "--ckpt", type=int, choices=STEPS, required=True, help="steps that it was trained"
+    )
+    parser.add_argument("--bert", action="store_true", help="the BERT model, not the AR one")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: named after the model, like igpt-s"
+    )
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    folder = args.out or Path(f"igpt-{args.model}-bert" if args.bert else f"igpt-{args.model}")
+    urls = published_files(args.model, args.ckpt, args.bert)
+    fetch_all(urls, folder)
+    prefix = folder / f"model.ckpt-{args.ckpt}"
+    return Report(
+        f"{prefix}, {len(urls)} files: igpt import openai {prefix} --out RUN",
+        {"checkpoint": str(prefix), "files": len(urls)},
+    )
