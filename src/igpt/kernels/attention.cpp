@@ -1,0 +1,405 @@
+// Softmax attention in bfloat16 on AMX tiles, forward and backward.
+//
+// Of a head, 32 rows of the score matrix are computed at a time and stay in the second-level cache,
+// so memory grows linearly in the tokens. A tile is 16 rows of 64 bytes; a product takes A [16, 32],
+// row by row, and B [32, 16] with pairs of rows interleaved, and adds to C [16, 16] in float32.
+// Names: T tokens, D width of a head; both are padded with zeros to multiples of 32.
+//
+// Recomputing the probabilities in the backward pass from their rows' log-sum is the algorithm of
+// FlashAttention (Dao et al., 2022); what is blocked here fits a core's cache, not a GPU's.
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+using bf16 = uint16_t;
+
+constexpr int TILE = 16;              // rows of a tile, and columns of float32
+constexpr int BLOCK = 32;             // rows that are computed together
+constexpr int TILE_DWORDS = 16 * 16;  // a whole tile
+constexpr float LOG2E = 1.44269504088896340736f;
+
+int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+// --- tiles ---------------------------------------------------------------------------------------
+
+// Eight tiles of full size. Constant memory, as the compiler does not know that it is read.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE};
+};
+constexpr TileConfig CONFIG;
+
+// The tiles of one thread, as long as this lives.
+struct Tiles {
+  Tiles() { _tile_loadconfig(&CONFIG); }
+  ~Tiles() { _tile_release(); }
+};
+
+// Nor does it know what a tile is loaded from: all that was written must be in memory.
+inline void written() { __asm__ volatile("" ::: "memory"); }
+
+// C [32, 32] = A [32, 32 k] B [32 k, 32]. Strides are in bytes; B is two columns of tiles.
+void multiply(const bf16* a, long a_stride, const uint32_t* b0, const uint32_t* b1, long b_step,
+              int k, float* c, long c_stride) {
+  written();
+  const long half = TILE * a_stride;
+  const auto* rows = reinterpret_cast<const char*>(a);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int i = 0; i < k; i++) {
+    _tile_loadd(4, rows + 64 * i, a_stride);
+    _tile_loadd(5, rows + 64 * i + half, a_stride);
+    _tile_loadd(6, b0 + i * b_step, 64);
+    _tile_loadd(7, b1 + i * b_step, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  auto* out = reinterpret_cast<char*>(c);
+  _tile_stored(0, out, c_stride);
+  _tile_stored(1, out + 64, c_stride);
+  _tile_stored(2, out + TILE * c_stride, c_stride);
+  _tile_stored(3, out + TILE * c_stride + 64, c_stride);
+}
+
+// --- packing -------------------------------------------------------------------------------------
+
+// A head of a tensor [B, H, T, D] whose last dimension is contiguous.
+struct Head {
+  bf16* data;
+  long row;  // elements from one token to the next
+};
+
+using Packed = std::vector<bf16>;
+using PackedTiles = std::vector<uint32_t>;
+
+// Row by row, [Tp, Dp].
+Packed pack_rows(Head head, int T, int D, int Tp, int Dp) {
+  Packed out(size_t(Tp) * Dp, 0);
+  for (int t = 0; t < T; t++) std::memcpy(&out[size_t(t) * Dp], head.data + t * head.row, 2 * D);
+  return out;
+}
+
+// The transpose [Dp, Tp] as B: tile (tokens / 16, Dp / 32) has pairs of dimensions, by token.
+PackedTiles pack_transposed(const Packed& rows, int Tp, int Dp) {
+  PackedTiles out(size_t(Tp) * Dp / 2);
+  for (int t = 0; t < Tp; t++) {
+    const auto* pairs = reinterpret_cast<const uint32_t*>(&rows[size_t(t) * Dp]);
+    uint32_t* tiles = &out[size_t(t / TILE) * (Dp / 32) * TILE_DWORDS + t % TILE];
+    for (int p = 0; p < Dp / 2; p++) tiles[p / 16 * TILE_DWORDS + p % 16 * 16] = pairs[p];
+  }
+  return out;
+}
+
+// [Tp, Dp] as B: tile (Dp / 16, tokens / 32) has pairs of tokens, by dimension.
+PackedTiles pack_pairs(const Packed& rows, int Tp, int Dp) {
+  PackedTiles out(size_t(Tp) * Dp / 2);
+  for (int t = 0; t < Tp; t += 2) {
+    const bf16 *even = &rows[size_t(t) * Dp], *odd = even + Dp;
+    for (int d = 0; d < Dp; d++) {
+      const size_t tile = size_t(d / 16) * (Tp / 32) + t / 32;
+      out[tile * TILE_DWORDS + t % 32 / 2 * 16 + d % 16] = even[d] | uint32_t(odd[d]) << 16;
+    }
+  }
+  return out;
+}
+
+// The transpose [Dp, Tp], its rows `W` elements apart.
+Packed transpose(const Packed& rows, int Tp, int Dp, int W) {
+  Packed out(size_t(Dp) * W);
+  for (int t = 0; t < Tp; t++)
+    for (int d = 0; d < Dp; d++) out[size_t(d) * W + t] = rows[size_t(t) * Dp + d];
+  return out;
+}
+
+__m256i to_bf16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+
+// 2^x of finite x, to the precision of bfloat16 and some more: a cubic on [-1/2, 1/2], 1e-4 relative.
+__m512 exp2_ps(__m512 x) {
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_sub_ps(x, whole);
+  __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.05550411f), f, _mm512_set1_ps(0.24022651f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.69314718f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(y, whole);
+}
+
+// Lanes of a vector that begins at `start` whose place is below `end`.
+__mmask16 lanes_below(int start, int end) {
+  return end - start >= 16 ? 0xffff : end <= start ? 0 : __mmask16((1u << (end - start)) - 1);
+}
+
+// x [n] times a factor, rounded.
+void store_rounded(const float* x, float factor, int n, bf16* out) {
+  for (int i = 0; i < n; i += 16) {
+    const __mmask16 lanes = lanes_below(i, n);
+    const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), _mm512_set1_ps(factor));
+    _mm256_mask_storeu_epi16(out + i, lanes, to_bf16(scaled));
+  }
+}
+
+float dot(const bf16* a, const bf16* b, int n) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int i = 0; i < n; i += 32) {
+    const __mmask32 lanes = n - i >= 32 ? ~0u : (1u << (n - i)) - 1;
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_maskz_loadu_epi16(lanes, a + i),
+                           (__m512bh)_mm512_maskz_loadu_epi16(lanes, b + i));
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+struct Shape {
+  int T, D, Tp, Dp;
+  int W;  // from a row of Tp elements to the next: rows 4,096 bytes apart would share their cache lines
+  bool causal;
+  float scale;  // of the scores
+
+  Shape(int T, int D, bool causal)
+      : T(T), D(D), Tp(round_up(T, BLOCK)), Dp(round_up(D, 32)), W(Tp + 32), causal(causal),
+        scale(1 / std::sqrt(float(D))) {}
+};
+
+// --- forward -------------------------------------------------------------------------------------
+
+// Probabilities, not yet divided by their sum, of scores [seen] of one query; zeros up to `width`.
+// Returns the sum, and through `top` the largest score. Two vectors at a time hide their latency.
+float softmax_row(const float* scores, int seen, int width, float scale, bf16* out, float* top) {
+  const __m512 lowest = _mm512_set1_ps(-INFINITY);
+  __m512 best = lowest, other = lowest;
+  int j = 0;
+  for (; j + 32 <= seen; j += 32) {
+    best = _mm512_max_ps(best, _mm512_loadu_ps(scores + j));
+    other = _mm512_max_ps(other, _mm512_loadu_ps(scores + j + 16));
+  }
+  for (; j < seen; j += 16)
+    best = _mm512_max_ps(best, _mm512_mask_loadu_ps(lowest, lanes_below(j, seen), scores + j));
+  *top = _mm512_reduce_max_ps(_mm512_max_ps(best, other));
+  const __m512 slope = _mm512_set1_ps(scale * LOG2E), offset = _mm512_set1_ps(*top * scale * LOG2E);
+  const auto power = [&](int at) {
+    return exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(scores + at), slope, offset));
+  };
+  __m512 sum = _mm512_setzero_ps(), rest = sum;
+  for (j = 0; j + 32 <= seen; j += 32) {
+    const __m512 p = power(j), next = power(j + 16);
+    sum = _mm512_add_ps(sum, p);
+    rest = _mm512_add_ps(rest, next);
+    _mm512_storeu_si512(out + j, (__m512i)_mm512_cvtne2ps_pbh(next, p));
+  }
+  for (; j < width; j += 16) {
+    const __mmask16 lanes = lanes_below(j, seen);
+    const __m512 p = lanes ? _mm512_maskz_mov_ps(lanes, power(j)) : _mm512_setzero_ps();
+    sum = _mm512_add_ps(sum, p);
+    _mm256_storeu_si256((__m256i*)(out + j), to_bf16(p));
+  }
+  return _mm512_reduce_add_ps(_mm512_add_ps(sum, rest));
+}
+
+void forward_head(Head query, Head key, Head value, Head out, float* log_sum, Shape s) {
+  const int steps = s.Dp / 32;  // of a product over a head's width
+  const Packed q = pack_rows(query, s.T, s.D, s.Tp, s.Dp);
+  const PackedTiles k = pack_transposed(pack_rows(key, s.T, s.D, s.Tp, s.Dp), s.Tp, s.Dp);
+  const PackedTiles v = pack_pairs(pack_rows(value, s.T, s.D, s.Tp, s.Dp), s.Tp, s.Dp);
+  std::vector<float> scores(size_t(BLOCK) * s.W), mixed(size_t(BLOCK) * s.Dp);
+  Packed weights(size_t(BLOCK) * s.W);
+  float sums[BLOCK];
+  for (int i = 0; i < s.T; i += BLOCK) {
+    const int width = s.causal ? i + BLOCK : s.Tp;  // keys that this block may see
+    for (int j = 0; j < width; j += BLOCK) {
+      const uint32_t* tiles = &k[size_t(j / TILE) * steps * TILE_DWORDS];
+      multiply(&q[size_t(i) * s.Dp], 2 * s.Dp, tiles, tiles + steps * TILE_DWORDS, TILE_DWORDS,
+               steps, &scores[j], 4 * s.W);
+    }
+    const int rows = std::min(BLOCK, s.T - i);
+    for (int r = 0; r < rows; r++) {
+      float top;
+      sums[r] = softmax_row(&scores[size_t(r) * s.W], s.causal ? i + r + 1 : s.T, width, s.scale,
+                            &weights[size_t(r) * s.W], &top);
+      log_sum[i + r] = top * s.scale + std::log(sums[r]);
+    }
+    for (int d = 0; d < s.Dp; d += BLOCK) {
+      const uint32_t* tiles = &v[size_t(d / TILE) * (s.Tp / 32) * TILE_DWORDS];
+      multiply(weights.data(), 2 * s.W, tiles, tiles + s.Tp / 32 * TILE_DWORDS, TILE_DWORDS,
+               width / 32, &mixed[d], 4 * s.Dp);
+    }
+    for (int r = 0; r < rows; r++)
+      store_rounded(&mixed[size_t(r) * s.Dp], 1 / sums[r], s.D, out.data + (i + r) * out.row);
+  }
+}
+
+// --- backward ------------------------------------------------------------------------------------
+
+struct Gradients {
+  Head query, key, value;
+};
+
+// From scores and products dO V^T of a block of keys with queries `from` to Tp, [32, Tp] each: the
+// probabilities, and the gradients of the scores row by row and as B, with pairs of keys.
+void score_gradients(const float* scores, const float* products, int first_key, int from, Shape s,
+                     const float* log_sum, const float* delta, bf16* p_rows, bf16* ds_rows,
+                     uint32_t* ds_pairs) {
+  alignas(64) static const uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                 21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i interleave = _mm512_load_si512(order);
+  const __m512 slope = _mm512_set1_ps(s.scale * LOG2E), scale = _mm512_set1_ps(s.scale);
+  for (int r = 0; r < BLOCK; r += 2)
+    for (int i = from; i < s.Tp; i += 16) {
+      const __m512 sums = _mm512_loadu_ps(log_sum + i), deltas = _mm512_loadu_ps(delta + i);
+      __m512 p[2], ds[2];
+      for (int key = 0; key < 2; key++) {
+        const size_t at = size_t(r + key) * s.W + i;
+        p[key] = exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(scores + at), slope, sums));
+        if (s.causal && i < first_key + BLOCK)
+          p[key] = _mm512_maskz_mov_ps(~lanes_below(i, first_key + r + key), p[key]);
+        const __m512 change = _mm512_sub_ps(_mm512_loadu_ps(products + at), deltas);
+        ds[key] = _mm512_mul_ps(_mm512_mul_ps(p[key], change), scale);
+        _mm256_storeu_si256((__m256i*)(p_rows + at), to_bf16(p[key]));
+      }
+      const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(ds[1], ds[0]);
+      bf16* row = ds_rows + size_t(r) * s.W + i;
+      _mm256_storeu_si256((__m256i*)row, _mm512_castsi512_si256(both));
+      _mm256_storeu_si256((__m256i*)(row + s.W), _mm512_extracti64x4_epi64(both, 1));
+      _mm512_storeu_si512(ds_pairs + size_t(i / TILE) * TILE_DWORDS + r / 2 * 16,
+                          _mm512_permutexvar_epi16(interleave, both));
+    }
+}
+
+// dQ^T [Dp, from..Tp], in tiles, += K^T [Dp, 32 keys] dS^T [32 keys, from..Tp].
+void add_query_gradient(const bf16* key_transposed, const uint32_t* ds, int from, Shape s,
+                        float* out) {
+  written();
+  for (int d = 0; d < s.Dp; d += BLOCK) {
+    const bf16* a = key_transposed + size_t(d) * s.W;
+    _tile_loadd(4, a, 2 * s.W);
+    _tile_loadd(5, a + size_t(TILE) * s.W, 2 * s.W);
+    for (int i = from; i < s.Tp; i += TILE) {
+      float* upper = out + (size_t(d / TILE) * (s.Tp / TILE) + i / TILE) * TILE_DWORDS;
+      float* lower = upper + size_t(s.Tp / TILE) * TILE_DWORDS;
+      _tile_loadd(6, ds + size_t(i / TILE) * TILE_DWORDS, 64);
+      _tile_loadd(0, upper, 64);
+      _tile_loadd(1, lower, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 5, 6);
+      _tile_stored(0, upper, 64);
+      _tile_stored(1, lower, 64);
+    }
+  }
+}
+
+// dQ [T, D] of dQ^T in tiles.
+void store_query_gradient(const float* tiles, Shape s, Head out) {
+  const __m512i column = _mm512_slli_epi32(
+      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 4);
+  for (int d = 0; d < s.D; d += TILE)
+    for (int t = 0; t < s.T; t++) {
+      const float* tile = tiles + (size_t(d / TILE) * (s.Tp / TILE) + t / TILE) * TILE_DWORDS;
+      const __m512 values = _mm512_i32gather_ps(column, tile + t % TILE, 4);
+      _mm256_mask_storeu_epi16(out.data + t * out.row + d, lanes_below(d, s.D), to_bf16(values));
+    }
+}
+
+// Gradient [32, Dp] of a block of keys or values = weights [32, from..Tp] rows [from..Tp, Dp].
+void store_block_gradient(const Packed& weights, const PackedTiles& rows, int block, int from,
+                          Shape s, std::vector<float>& buffer, Head out) {
+  for (int d = 0; d < s.Dp; d += BLOCK) {
+    const uint32_t* tiles = &rows[(size_t(d / TILE) * (s.Tp / 32) + from / 32) * TILE_DWORDS];
+    multiply(&weights[from], 2 * s.W, tiles, tiles + s.Tp / 32 * TILE_DWORDS, TILE_DWORDS,
+             (s.Tp - from) / 32, &buffer[d], 4 * s.Dp);
+  }
+  for (int r = 0; r < std::min(BLOCK, s.T - block); r++)
+    store_rounded(&buffer[size_t(r) * s.Dp], 1.0f, s.D, out.data + (block + r) * out.row);
+}
+
+void backward_head(Head query, Head key, Head value, Head out, Head out_gradient,
+                   const float* log_sum, Gradients gradients, Shape s) {
+  const int steps = s.Dp / 32;
+  const Packed q = pack_rows(query, s.T, s.D, s.Tp, s.Dp);
+  const Packed k = pack_rows(key, s.T, s.D, s.Tp, s.Dp);
+  const Packed v = pack_rows(value, s.T, s.D, s.Tp, s.Dp);
+  const Packed g = pack_rows(out_gradient, s.T, s.D, s.Tp, s.Dp);
+  const PackedTiles q_columns = pack_transposed(q, s.Tp, s.Dp), q_pairs = pack_pairs(q, s.Tp, s.Dp);
+  const PackedTiles g_columns = pack_transposed(g, s.Tp, s.Dp), g_pairs = pack_pairs(g, s.Tp, s.Dp);
+  const Packed k_transposed = transpose(k, s.Tp, s.Dp, s.W);
+  // Padded queries have no probabilities: 2^-1e30 is zero.
+  std::vector<float> log2_sum(s.Tp, 1e30f), delta(s.Tp, 0.0f);
+  for (int t = 0; t < s.T; t++) {
+    log2_sum[t] = log_sum[t] * LOG2E;
+    delta[t] = dot(out.data + t * out.row, &g[size_t(t) * s.Dp], s.D);
+  }
+  const size_t block_size = size_t(BLOCK) * s.W;
+  std::vector<float> scores(block_size), products(block_size), buffer(size_t(BLOCK) * s.Dp);
+  std::vector<float> q_gradient(size_t(s.Tp) * s.Dp, 0.0f);
+  Packed p(block_size), ds(block_size);
+  PackedTiles ds_pairs(size_t(BLOCK) * s.Tp / 2);
+  for (int j = 0; j < s.T; j += BLOCK) {
+    const int from = s.causal ? j : 0;  // queries that see these keys
+    for (int i = from; i < s.Tp; i += BLOCK) {
+      const size_t tile = size_t(i / TILE) * steps * TILE_DWORDS, next = steps * TILE_DWORDS;
+      multiply(&k[size_t(j) * s.Dp], 2 * s.Dp, &q_columns[tile], &q_columns[tile + next],
+               TILE_DWORDS, steps, &scores[i], 4 * s.W);
+      multiply(&v[size_t(j) * s.Dp], 2 * s.Dp, &g_columns[tile], &g_columns[tile + next],
+               TILE_DWORDS, steps, &products[i], 4 * s.W);
+    }
+    score_gradients(scores.data(), products.data(), j, from, s, log2_sum.data(), delta.data(),
+                    p.data(), ds.data(), ds_pairs.data());
+    store_block_gradient(p, g_pairs, j, from, s, buffer, gradients.value);
+    store_block_gradient(ds, q_pairs, j, from, s, buffer, gradients.key);
+    add_query_gradient(&k_transposed[j], ds_pairs.data(), from, s, q_gradient.data());
+  }
+  store_query_gradient(q_gradient.data(), s, gradients.query);
+}
+
+}  // namespace
+
+// --- what Python calls ---------------------------------------------------------------------------
+
+// A tensor [B, H, T, D]: address, and elements from one picture, head and token to the next.
+struct Strided {
+  bf16* data;
+  int64_t picture, head, token;
+  Head at(int b, int h) const { return {data + b * picture + h * head, token}; }
+};
+
+extern "C" {
+
+// Ask the system for the tiles: 0 when it grants them. 18 is the state of their data.
+int request_tiles() { return int(syscall(SYS_arch_prctl, 0x1023, 18)); }
+
+void attention_forward(const Strided* q, const Strided* k, const Strided* v, const Strided* out,
+                       float* log_sum, int B, int H, int T, int D, int causal, int threads) {
+  const Shape s(T, D, causal != 0);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int i = 0; i < B * H; i++) {
+    const Tiles tiles;
+    const int b = i / H, h = i % H;
+    forward_head(q->at(b, h), k->at(b, h), v->at(b, h), out->at(b, h), log_sum + size_t(i) * T, s);
+  }
+}
+
+void attention_backward(const Strided* q, const Strided* k, const Strided* v, const Strided* out,
+                        const Strided* out_gradient, const float* log_sum, const Strided* dq,
+                        const Strided* dk, const Strided* dv, int B, int H, int T, int D,
+                        int causal, int threads) {
+  const Shape s(T, D, causal != 0);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int i = 0; i < B * H; i++) {
+    const Tiles tiles;
+    const int b = i / H, h = i % H;
+    backward_head(q->at(b, h), k->at(b, h), v->at(b, h), out->at(b, h), out_gradient->at(b, h),
+                  log_sum + size_t(i) * T, {dq->at(b, h), dk->at(b, h), dv->at(b, h)}, s);
+  }
+}
+}

@@ -1,0 +1,151 @@
+"""Attention on the processor's matrix tiles (AMX), as an operator of PyTorch with a gradient.
+
+Its plain twin is `scaled_dot_product_attention`; `attention.attend` chooses between the two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from igpt.kernels.build import load
+
+MAX_WIDTH = 256  # of a head; the kernel has no limit, wider ones are not tested
+
+
+class _Strided(ctypes.Structure):
+    """A tensor [B, H, T, D] as the kernel takes it."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("picture", ctypes.c_int64),
+        ("head", ctypes.c_int64),
+        ("token", ctypes.c_int64),
+    )
+
+    @classmethod
+    def of(cls, x: Tensor) -> Any:
+        picture, head, token, _ = x.stride()
+        return ctypes.byref(cls(x.data_ptr(), picture, head, token))
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled kernel, where processor and system have tiles."""
+    if not torch.cpu._is_amx_tile_supported():
+        return None
+    library = load("attention")
+    return library if library is not None and library.request_tiles() == 0 else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_tiles() -> bool:
+    """What `torch.compile` need not trace into."""
+    return _library() is not None
+
+
+def tiles_take(query: Tensor, key: Tensor) -> bool:
+    """Whether `tile_attention` is for these: T queries of T in bfloat16, and tiles are there."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and query.shape == key.shape
+        and query.shape[-1] <= MAX_WIDTH
+        and _has_tiles()
+    )
+
+
+def tile_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v of bfloat16 [B, H, T, D], where `tiles_take` says so.
+
+    Products are added in float32, probabilities are rounded to bfloat16.
+    """
+    return _attention(query, key, value, causal)[0]
+
+
+@torch.library.custom_op("igpt::tile_attention", mutates_args=())
+def _attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """The result [B, H, T, D], and the logarithm of each row's sum, float32 [B, H, T]."""
+    library = _library()
+    assert library is not None
+    query, key, value = (_rows(x) for x in (query, key, value))
+    out, log_sum = _outputs(query)
+    B, H, T, D = query.shape
+    library.attention_forward(
+        *(_Strided.of(x) for x in (query, key, value, out)),
+        ctypes.c_void_p(log_sum.data_ptr()),
+        *(B, H, T, D, int(causal), torch.get_num_threads()),
+    )
+    return out, log_sum
+
+
+@torch.library.custom_op("igpt::tile_attention_backward", mutates_args=())
+def _attention_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    out_gradient: Tensor,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, each [B, H, T, D]."""
+    library = _library()
+    assert library is not None
+    query, key, value, out, out_gradient = (
+        _rows(x) for x in (query, key, value, out, out_gradient)
+    )
+    gradients = _gradients(query)
+    B, H, T, D = query.shape
+    library.attention_backward(
+        *(_Strided.of(x) for x in (query, key, value, out, out_gradient)),
+        ctypes.c_void_p(log_sum.data_ptr()),
+        *(_Strided.of(x) for x in gradients),
+        *(B, H, T, D, int(causal), torch.get_num_threads()),
+    )
+    return gradients
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The kernel takes any strides but the last."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _outputs(query: Tensor) -> tuple[Tensor, Tensor]:
+    B, H, T, D = query.shape
+    out = query.new_empty(B, T, H, D).transpose(1, 2)  # laid out as the next product wants it
+    return out, query.new_empty(B, H, T, dtype=torch.float32)
+
+
+def _gradients(query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    B, H, T, D = query.shape
+    q, k, v = (query.new_empty(B, T, H, D).transpose(1, 2) for _ in range(3))
+    return q, k, v
+
+
+@_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    return _outputs(query)
+
+
+@_attention_backward.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum: Tensor, grad: Tensor, c: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(query)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Any) -> None:
+    *tensors, ctx.causal = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _gradient(ctx: Any, out_gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return *_attention_backward(*ctx.saved_tensors, out_gradient, ctx.causal), None
+
+
+_attention.register_autograd(_gradient, setup_context=_save)

@@ -1,0 +1,81 @@
+"""Compile a C++ file of this folder at its first use, and load it.
+
+The files include nothing of PyTorch and are called through `ctypes`, so a compiler is all that is
+needed and a second is enough. A library lies in the user's cache under a name made of all that it
+depends on. Where there is no compiler, the callers' plain twins do the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
+SWITCH = "IGPT_KERNELS"  # 0 in the environment: plain PyTorch everywhere
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def load(name: str) -> ctypes.CDLL | None:
+    """The library of `<name>.cpp`, or None without a compiler or when the switch is off."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        _log.info("no C++ compiler: %s stays on the plain road", name)
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(name, compiler)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
+        _log.warning("cannot compile %s, it stays on the plain road: %s", name, reason)
+        return None
+
+
+def _compiled(name: str, compiler: str) -> Path:
+    source = Path(__file__).with_name(f"{name}.cpp")
+    threads = _threads_of_torch()
+    # A processor of the same type compiles to the same code: its flags stand for -march=native.
+    about = [source.read_text(), *FLAGS, *threads, _version(compiler), _processor()]
+    key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
+    library = _cache_folder() / f"{name}-{key}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        # Two processes may both compile: each renames a whole file to the same name.
+        temporary = library.with_name(f".{library.name}.{os.getpid()}")
+        command = [compiler, *FLAGS, str(source), "-o", str(temporary), *threads]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        os.replace(temporary, library)
+    return library
+
+
+def _threads_of_torch() -> list[str]:
+    """PyTorch's own OpenMP, linked first: two pools of threads would fight for the cores."""
+    folder = Path(torch.__file__).parent / "lib"
+    return [str(path) for path in sorted(folder.glob("libgomp*.so*"))[:1]]
+
+
+def _version(compiler: str) -> str:
+    done = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith("flags")), "")
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "igpt"

@@ -1,0 +1,179 @@
+"""The fast roads against their plain twins, and what happens where they cannot be taken."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from igpt.attention import attend
+from igpt.config import ModelConfig
+from igpt.kernels import tile_attention, tiles_take
+from igpt.model import ImageGPT
+from igpt.objectives import AR
+
+EXAMPLE = torch.zeros(1, 1, 2, 8, dtype=torch.bfloat16)
+needs_tiles = pytest.mark.skipif(
+    not tiles_take(EXAMPLE, EXAMPLE), reason="no matrix tiles, or no C++ compiler, here"
+)
+ROUNDING = 0.01  # relative error of a result in bfloat16; the plain road has 0.002 to 0.006
+
+
+def heads(seed: int, *shape: int, fused: bool = False) -> list[Tensor]:
+    """Query, key and value [B, H, T, D]; fused: views of one product, as the model makes them."""
+    B, H, T, D = shape
+    generator = torch.Generator().manual_seed(seed)
+    if fused:
+        product = torch.randn(B, T, 3, H, D, generator=generator).bfloat16()
+        return list(product.permute(2, 0, 3, 1, 4))
+    return [torch.randn(shape, generator=generator).bfloat16() for _ in range(3)]
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return ((found.float() - expected).norm() / expected.norm().clamp(min=1e-6)).item()
+
+
+@needs_tiles
+@settings(max_examples=40, deadline=None)
+@given(
+    B=st.integers(1, 3),
+    H=st.integers(1, 3),
+    T=st.integers(1, 130),
+    D=st.sampled_from([4, 8, 16, 24, 32, 48, 64, 80, 128]),
+    causal=st.booleans(),
+    fused=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_tiles_give_the_result_and_the_gradients_of_the_plain_road(
+    B: int, H: int, T: int, D: int, causal: bool, fused: bool, seed: int
+) -> None:
+    inputs = [x.clone().requires_grad_() for x in heads(seed, B, H, T, D, fused=fused)]
+    exact = [x.detach().float().requires_grad_() for x in inputs]
+    found = tile_attention(*inputs, causal)
+    expected = F.scaled_dot_product_attention(*exact, is_causal=causal)
+    assert found.dtype == torch.bfloat16
+    assert error(found, expected) < ROUNDING
+    change = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed + 1))
+    found.backward(change.bfloat16())
+    expected.backward(change.bfloat16().float())
+    for mine, theirs in zip(inputs, exact, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        if T > 1:  # with one token, the scores have no gradient but rounding; with few, little more
+            assert error(mine.grad, theirs.grad) < ROUNDING + 0.1 / T
+
+
+@needs_tiles
+def test_large_scores_and_a_long_picture_stay_finite_and_exact() -> None:
+    query, key, value = heads(0, 1, 2, 1024, 32)
+    found = tile_attention(40 * query, key, value, True)
+    expected = F.scaled_dot_product_attention(
+        (40 * query).float(), key.float(), value.float(), is_causal=True
+    )
+    assert error(found, expected) < ROUNDING
+
+
+@needs_tiles
+def test_it_is_a_well_formed_operator_of_pytorch() -> None:
+    inputs = [x.requires_grad_() for x in heads(0, 2, 2, 33, 16)]
+    torch.library.opcheck(
+        torch.ops.igpt.tile_attention.default, (*inputs, True),
+        atol=0.05, rtol=0.05,
+    )  # fmt: skip
+
+
+@needs_tiles
+def test_whoever_divides_the_work_the_result_is_the_same_to_the_bit() -> None:
+    inputs = heads(0, 3, 4, 70, 32)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = tile_attention(*inputs, True)
+        torch.set_num_threads(2)
+        assert torch.equal(tile_attention(*inputs, True), alone)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(tile_attention(*(x[1:2] for x in inputs), True), alone[1:2])
+
+
+def test_float32_stays_on_the_plain_road() -> None:
+    query, key, value = (x.float() for x in heads(0, 2, 2, 40, 16))
+    assert not tiles_take(query, key)
+    plain = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert torch.equal(attend(query, key, value, True), plain)
+
+
+@needs_tiles
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_model_in_bfloat16_learns_as_in_float32(compiled: bool) -> None:
+    config = ModelConfig(n_layer=2, n_embd=32, n_head=2, vocab_size=16, n_positions=64)
+    tokens = torch.randint(0, 16, (8, 64), generator=torch.Generator().manual_seed(0))
+    curves = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = ImageGPT(config)
+        model.init_weights(torch.Generator().manual_seed(0))
+        optimizer, objective = torch.optim.Adam(model.parameters(), lr=0.003), AR()
+        losses = torch.compile(
+            lambda x, objective=objective, model=model: objective(model, x), disable=not compiled
+        )
+        curve = []
+        for _ in range(15):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = losses(tokens).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            curve.append(loss.item())
+        curves.append(curve)
+    assert curves[0][-1] < curves[0][0] - 0.05
+    assert curves[1] == pytest.approx(curves[0], abs=0.01)
+
+
+WHERE = """
+import torch
+from igpt.kernels import tiles_take
+from igpt.attention import attend
+x = torch.ones(1, 1, 4, 8, dtype=torch.bfloat16)
+print(tiles_take(x, x), attend(x, x, x, True).shape == x.shape)
+"""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"IGPT_KERNELS": "0"},
+        {"CXX": "no-such-compiler"},
+        {"CXX": "false"},  # one that fails
+        {"XDG_CACHE_HOME": "/proc/nowhere"},  # a folder that cannot be written
+    ],
+    ids=["switched off", "no compiler", "a broken compiler", "no cache"],
+)
+def test_where_it_cannot_be_compiled_the_plain_road_is_taken(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", WHERE], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "True"]
+    assert len(done.stderr.splitlines()) <= 1
+
+
+@needs_tiles
+def test_processes_that_compile_at_once_leave_one_whole_library(tmp_path: Path) -> None:
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", WHERE]
+    started = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE) for _ in range(2)]
+    for process in started:
+        out, _ = process.communicate(timeout=120)
+        assert out.split() == [b"True", b"True"]
+    (library,) = (tmp_path / "igpt").iterdir()
+    assert library.suffix == ".so"
