@@ -28,6 +28,7 @@ ROOMS = [
     "device",
     "interop",
     "checkpoint",
+    "prepare",
     "monitor",
     "evaluate",
     "probe",

@@ -29,6 +29,7 @@ COMMANDS = {
     "predict": "classes of pictures, and how well they fit known labels",
     "sweep": "train every combination of sizes, colours or other fields, and compare",
     "push": "share a run on the Hugging Face Hub",
+    "prepare": "resize a source of pictures once, into shards to train on",
     "palette": "fit a colour palette to your pictures",
     "info": "what a preset, a run or a model is made of, and what it costs",
 }
