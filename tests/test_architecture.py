@@ -29,6 +29,7 @@ ROOMS = [
     "device",
     "interop",
     "checkpoint",
+    "prepare",
     "monitor",
     "evaluate",
     "probe",

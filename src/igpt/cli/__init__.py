@@ -31,6 +31,7 @@ COMMANDS = {
     "fetch": "download a model that OpenAI published",
     "import": "make a run of a model in a foreign format",
     "push": "share a run on the Hugging Face Hub",
+    "prepare": "resize a source of pictures once, into shards to train on",
     "palette": "fit a colour palette to your pictures",
     "info": "what a preset, a run or a model is made of, and what it costs",
 }

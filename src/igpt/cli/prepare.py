@@ -1,0 +1,73 @@
+"""`igpt prepare`: resize a source of pictures once, into shards."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from igpt.cli.report import Report
+
+EXAMPLE = "igpt prepare --data digits --size 16 --out digits16"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", required=True, metavar="D", help="Hugging Face id, folder, .npy/.npz or `digits`"
+    )
+    parser.add_argument("--image-column", metavar="NAME", help="column of the pictures")
+    parser.add_argument("--label-column", metavar="NAME", help="column of the labels")
+    parser.add_argument("--size", type=int, required=True, help="side of the pictures, in pixels")
+    parser.add_argument("--out", type=Path, required=True, help="folder; what --data then takes")
+    parser.add_argument(
+        "--shard-pictures", type=int, default=10_000, metavar="N", help="a shard; default 10,000"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes; default: one for each core"
+    )
+    parser.add_argument(
+        "--part",
+        default="0/1",
+        metavar="I/N",
+        help="only every N-th shard, from shard I: so that N machines can share the work",
+    )
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.config import DataConfig, UserError
+    from igpt.prepare import Preparation, prepare
+
+    DataConfig(image_size=args.size)  # the range is checked there
+    for name in ("workers", "shard_pictures"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    work = Preparation(
+        args.data, args.size, args.out, args.image_column, args.label_column, args.shard_pictures
+    )
+    workers, began = args.workers or len(os.sched_getaffinity(0)), time.monotonic()
+    totals = prepare(work, workers=workers, part=_part(args.part), say=say)
+    missing = f", {totals.missing} shards are still missing" if totals.missing else ""
+    return Report(
+        f"{totals.pictures:,} pictures in {totals.shards - totals.missing} shards, "
+        f"{totals.skipped} skipped{missing}: {args.out}",
+        {
+            "out": str(args.out),
+            "pictures": totals.pictures,
+            "skipped": totals.skipped,
+            "shards": totals.shards,
+            "missing": totals.missing,
+            "seconds": time.monotonic() - began,
+        },
+    )
+
+
+def _part(word: str) -> tuple[int, int]:
+    from igpt.config import UserError
+
+    index, _, count = word.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--part must be I/N with I below N, like 0/4, got '{word}'")
+    return int(index), int(count)

@@ -1,0 +1,179 @@
+"""Sources made into shards: what they hold, mistakes, and being killed on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import assert_mistake, picture_bytes
+from igpt.data import decode_all, open_source
+from igpt.data.pictures import Pictures
+
+BROKEN = "broken.png"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of pictures of many shapes and kinds, one of them broken."""
+    path = tmp_path_factory.mktemp("pictures")
+    for i in range(23):
+        name, kind = ("cats", "JPEG") if i % 2 else ("dogs", "PNG")
+        (path / name).mkdir(exist_ok=True)
+        data = picture_bytes(i, size=(20 + 3 * i, 40 - i), image_format=kind)
+        (path / name / f"{i:02d}.{kind.lower()}").write_bytes(data)
+    (path / "cats" / BROKEN).write_bytes(picture_bytes(0)[:60])
+    return path
+
+
+def everything(folder: Path, split: str = "train") -> tuple[Pictures, np.ndarray]:
+    pictures = open_source(str(folder)).split(split)
+    return pictures, decode_all(pictures, 8).images
+
+
+def shards(out: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((out / "data").iterdir())}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_shards_hold_the_pixels_and_labels_that_training_would_have_seen(
+    igpt, folder: Path, tmp_path: Path, workers: int
+) -> None:
+    out = tmp_path / "out"
+    options = ("--size", 8, "--shard-pictures", 5, "--workers", workers)
+    result = igpt("prepare", "--data", folder, *options, "--out", out, "--json")
+    assert result.status == 0, result.err
+    report = json.loads(result.out)
+    assert (report["pictures"], report["skipped"], report["shards"]) == (23, 1, 5)
+
+    with pytest.warns(UserWarning, match=BROKEN):
+        theirs, expected = everything(folder)
+    ours, found = everything(out)
+    np.testing.assert_array_equal(found, expected)
+    assert ours.class_names == theirs.class_names == ("cats", "dogs")
+    assert theirs.labels is not None
+    kept = [i for i in range(len(theirs)) if BROKEN not in theirs.name(i)]
+    np.testing.assert_array_equal(ours.labels, theirs.labels[kept])
+
+
+def test_the_manifest_counts_checks_and_names(igpt, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    igpt("prepare", "--data", folder, "--size", 8, "--out", out, "--workers", 1)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (shard,) = manifest["shards"]
+    data = (out / shard["file"]).read_bytes()
+    assert shard["sha256"] == hashlib.sha256(data).hexdigest()
+    assert shard["bytes"] == len(data)
+    assert shard["pictures"] == 23
+    (skipped,) = shard["skipped"]
+    assert BROKEN in skipped
+
+
+def test_splits_stay_apart_and_a_model_trains_on_shards(igpt, tmp_path: Path) -> None:
+    out, run = tmp_path / "out", tmp_path / "run"
+    igpt("prepare", "--data", "digits", "--size", 8, "--out", out, "--workers", 1)
+    source = open_source(str(out))
+    assert {name: len(source.split(name)) for name in source.splits} == {"train": 1500, "test": 297}
+    small = ["--steps", 2, "model.n_layer=1", "model.n_embd=8", "train.warmup_steps=1"]
+    result = igpt("pretrain", "digits", "--data", out, "--out", run, *small)
+    assert result.status == 0, result.err
+
+
+def test_parts_of_several_machines_add_up_to_the_same_shards(
+    igpt, folder: Path, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ("--data", folder, "--size", 8, "--shard-pictures", 4, "--workers", 1)
+    igpt("prepare", *options, "--out", whole)
+    first = igpt("prepare", *options, "--out", parts, "--part", "1/2", "--json")
+    assert json.loads(first.out)["missing"] == 3
+    assert not (parts / "manifest.json").exists()
+    second = igpt("prepare", *options, "--out", parts, "--part", "0/2", "--json")
+    assert json.loads(second.out)["missing"] == 0
+    assert shards(parts) == shards(whole)
+    assert (parts / "manifest.json").read_text() == (whole / "manifest.json").read_text()
+
+
+def test_killed_at_a_random_moment_it_goes_on_to_identical_shards(
+    folder: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = ["--data", str(folder), "--size", "8", "--shard-pictures", "1", "--workers", "2"]
+    command = [sys.executable, "-m", "igpt", "prepare", *options, "--out"]
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    rng = random.Random(os.getpid())
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*command, str(killed)], start_new_session=True, **quiet)
+    enough, deadline = rng.randrange(1, 15), time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(list(killed.glob("data/*.parquet"))) >= enough:
+            break
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    assert not (killed / "manifest.json").exists(), "it was done before it was killed"
+    subprocess.run([*command, str(killed)], check=True, capture_output=True)
+    made = {name: data for name, data in shards(killed).items() if not name.startswith(".")}
+    assert made == shards(whole)
+    assert len(made) == 24
+
+
+def test_a_truncated_shard_is_made_again(igpt, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call = ("prepare", "--data", folder, "--size", 8, "--out", out, "--workers", 1)
+    igpt(*call)
+    before = shards(out)
+    (name,) = before
+    (out / "data" / name).write_bytes(before[name][:100])
+    assert igpt(*call).status == 0
+    assert shards(out) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--part", "4/4"), "--part must be I/N"),
+        (("--workers", "0"), "--workers must be at least 1"),
+        (("--shard-pictures", "0"), "--shard-pictures must be at least 1"),
+        (("--size", "0"), "image_size"),
+        (("--data", "nowhere"), "no data at 'nowhere'"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    igpt, tmp_path: Path, options: tuple[str, ...], complaint: str
+) -> None:
+    out = tmp_path / "out"
+    result = igpt("prepare", "--data", "digits", "--size", 8, "--out", out, *options)
+    assert_mistake(result, complaint)
+    assert not out.exists()
+
+
+def test_a_folder_of_other_settings_or_of_something_else_is_refused(igpt, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call = ("prepare", "--data", "digits", "--out", out, "--workers", 1)
+    igpt(*call, "--size", 8)
+    assert_mistake(igpt(*call, "--size", 12), "prepared with image_size 8, not 12")
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (4, 4)).save(other / "mine.png")
+    result = igpt("prepare", "--data", "digits", "--size", 8, "--out", other)
+    assert_mistake(result, "is not empty")
+    assert [p.name for p in other.iterdir()] == ["mine.png"]
+
+
+def test_tokens_are_refused(igpt, tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", np.zeros((4, 64), dtype=np.int64))
+    result = igpt(
+        "prepare", "--data", tmp_path / "tokens.npy", "--size", 8, "--out", tmp_path / "o"
+    )
+    assert_mistake(result, "encoded already")
