@@ -32,6 +32,7 @@ from igpt.interop.files import read_tensors, read_weights
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
+from igpt.parallel.processes import on_first
 
 GENERATIVE_HEAD = "lm_head.safetensors"  # of a model with classes, beside `model.safetensors`
 KEPT_CHECKPOINTS = 2  # the newest, and one to fall back to
@@ -89,8 +90,13 @@ def save_model(
 ) -> None:
     """Write the Hugging Face model folder; `igpt.load` and `transformers` read it.
 
-    Weights come last, so that a folder with weights is whole.
+    Weights come last, so that a folder with weights is whole. Of several processes, all call it and
+    the first writes; UserError for all when it cannot.
     """
+    on_first(lambda: _write_model(folder, model, codec, class_names))
+
+
+def _write_model(folder: Path, model: ImageGPT, codec: Codec, class_names: tuple[str, ...]) -> None:
     config = model.config
     theirs = huggingface.config_to_hf(config, codec.order, class_names)
     write_json(folder / "config.json", theirs)
@@ -203,6 +209,11 @@ class RunDirectory:
         """Whether a run has begun here."""
         return (self.path / "recipe.yaml").is_file()
 
+    def begin(self, recipe: Recipe, palette: Palette) -> None:
+        """Write what repeats the run."""
+        self.save_recipe(recipe)
+        palette.save(self.path / "palette.npy")
+
     def save_recipe(self, recipe: Recipe) -> None:
         write_text(self.path / "recipe.yaml", recipe_yaml(recipe))
 
@@ -213,16 +224,19 @@ class RunDirectory:
             raise UserError(f"no run at {self.path}: {path.name} is missing")
         return parse_recipe(path.read_text(encoding="utf-8"), (), str(path))
 
-    def save_palette(self, palette: Palette) -> None:
-        palette.save(self.path / "palette.npy")
-
     def palette(self) -> Palette | None:
         """The palette this run began with, if it came so far."""
         path = self.path / "palette.npy"
         return Palette.load(path) if path.is_file() else None
 
     def save_checkpoint(self, state: TrainingState) -> None:
-        """Write the training state; UserError when the disk does not take it."""
+        """Write the training state; UserError when the disk does not take it.
+
+        Of several processes, all call it and the first writes.
+        """
+        on_first(lambda: self._write_checkpoint(state))
+
+    def _write_checkpoint(self, state: TrainingState) -> None:
         name = f"step-{state.step:08d}"
         with self._new_folder(name) as folder:
             save_file(state.model, folder / "model.safetensors")
