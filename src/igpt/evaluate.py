@@ -44,7 +44,7 @@ class Likelihood:
         return self.nats_per_pixel * self.n_pixels
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def picture_nats(
     model: ImageGPT,
     objective: Objective,

@@ -234,10 +234,11 @@ def _all_skipped(prepared: Prepared, say: Say) -> list[str]:
 def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, say: Say) -> Outcome:
     """Train to the end, from the run's newest checkpoint if it is resumed and has one."""
     run, config = trainer.run, recipe.train
-    state = run.latest_checkpoint() if resume else None
-    if state is not None:
-        trainer.resume(state)
-        say(f"resuming at step {state.step} of {config.steps}")
+    checkpoint = run.latest_checkpoint(say) if resume else None
+    require_same("checkpoints", checkpoint and checkpoint.progress.step)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+        say(f"resuming at step {trainer.step} of {config.steps}")
     on_first(lambda: run.begin(recipe, codec.palette))
     with ExitStack() as stack:
         log: Callable[[Row], None] = _ignore

@@ -21,13 +21,7 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
-from igpt.checkpoint import (
-    RunDirectory,
-    TrainingState,
-    load_into,
-    optimizer_tensors,
-    restore_optimizer,
-)
+from igpt.checkpoint import Checkpoint, Progress, RunDirectory, optimizer_tensors
 from igpt.config import TrainConfig, UserError
 from igpt.data import Batch, Loader, prefetch
 from igpt.device import autocast, compute_dtype
@@ -153,11 +147,11 @@ class Trainer:
         self._averaged = average_gradients(Values(self.model, self.objective))
         self._values = torch.compile(self._averaged, disable=not self.config.compile)
 
-    def resume(self, state: TrainingState) -> None:
+    def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint; UserError when it is another model's."""
-        load_into(self.model, state.model, self.run.checkpoints)
-        restore_optimizer(self.model, self.optimizer, state.optimizer)
-        self.step, self.best, self.best_step = state.step, state.best, state.best_step
+        checkpoint.load(self.model, self.optimizer)
+        done = checkpoint.progress
+        self.step, self.best, self.best_step = done.step, done.best, done.best_step
 
     def train(self, log: Callable[[Row], None]) -> Outcome:
         """Run to the last step, until validation has not improved for long, or until a signal.
@@ -272,9 +266,9 @@ class Trainer:
         if largest(broken):
             rate = learning_rate(self.step - 1, self.config)
             raise _diverged("weights are not finite", self.step, rate)
-        moments = optimizer_tensors(self.model, self.optimizer)
         self.run.save_checkpoint(
-            TrainingState(self.step, self.best, self.best_step, weights, moments)
+            Progress(self.step, self.best, self.best_step),
+            weights | optimizer_tensors(self.model, self.optimizer),
         )
 
 

@@ -84,14 +84,18 @@ def test_the_loss_curve_is_the_same_for_any_number_of_processes(
 
 
 @pytest.mark.parametrize("n", [2, 4])
-def test_the_run_directory_is_the_same_for_any_number_of_processes(
+def test_the_run_directory_is_the_same_and_every_process_writes_its_part_of_a_checkpoint(
     runs: dict[int, Path], n: int
 ) -> None:
     def files(out: Path) -> set[str]:
         names = (str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
-        return {name for name in names if "tensorboard" not in name}
+        return {name for name in names if "tensorboard" not in name and "shard" not in name}
 
     assert files(runs[n]) == files(runs[1])
+    for folder in (runs[n] / "ar/checkpoints").glob("step-*"):
+        sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+        assert len(sizes) == n
+        assert max(sizes) < 1.5 * sum(sizes) / n
     assert (runs[n] / "ar/palette.npy").read_bytes() == (runs[1] / "ar/palette.npy").read_bytes()
 
 
@@ -201,11 +205,12 @@ def test_a_signal_to_any_process_saves_once_and_all_end_well(
     wait_for_step(run, 5)
     running.send(signal.SIGTERM, ranks)
     assert running.wait() == [0, 0], running.err
-    state = RunDirectory(run).latest_checkpoint()
-    assert state is not None
-    assert state.step >= 5
-    assert max(rows(run, "loss")) == state.step
-    assert f"stopped at step {state.step}" in running.out
+    checkpoint = RunDirectory(run).latest_checkpoint()
+    assert checkpoint is not None
+    step = checkpoint.progress.step
+    assert step >= 5
+    assert max(rows(run, "loss")) == step
+    assert f"stopped at step {step}" in running.out
 
 
 def test_a_process_that_hangs_or_is_gone_ends_the_others_in_one_line(tmp_path: Path) -> None:
