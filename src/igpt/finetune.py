@@ -21,7 +21,7 @@ from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
 from igpt.objectives import Joint, make_objective
 from igpt.order import Codec
-from igpt.parallel import launch
+from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import processes, require_same, together
 from igpt.parallel.sharding import copy_whole
 from igpt.pretrain import Say, check_division, new_model, settle_recipe, train_run
@@ -88,7 +88,7 @@ def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Fin
     Raises UserError as `pretrain` does, and for data without labels.
     """
     run = RunDirectory(out)
-    resume = resume or (launch.is_restart() and run.exists())
+    resume = resume or (is_restart() and run.exists())
     recipe = settle_recipe(recipe, run, resume)
     options = recipe.finetune
     if options is None:

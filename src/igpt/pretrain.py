@@ -31,7 +31,7 @@ from igpt.monitor import Monitor, Row
 from igpt.objectives import make_objective
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
-from igpt.parallel import launch
+from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import (
     from_first,
     gather,
@@ -191,7 +191,7 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
     holds a run already, a recipe that differs from the run's, and all that can be wrong with data.
     """
     run = RunDirectory(out)
-    resume = resume or (launch.is_restart() and run.exists())
+    resume = resume or (is_restart() and run.exists())
     recipe = settle_recipe(recipe, run, resume)
     with processes(recipe.parallel):
         check_division(recipe)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,11 @@ import several
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from conftest import TINY, silent, tiny_recipe
-from igpt.checkpoint import RunDirectory, load_model, optimizer_tensors
+from igpt.checkpoint import Progress, RunDirectory, load_model, optimizer_tensors
 from igpt.config import ModelConfig, ParallelConfig, Recipe, UserError, load_recipe
 from igpt.evaluate import picture_nats
 from igpt.model import ImageGPT
@@ -245,6 +248,32 @@ def test_a_checkpoint_is_the_same_bits_for_any_number_of_processes_and_any_split
     for other in others:
         assert other.keys() == first.keys()
         assert all(torch.equal(other[name], tensor) for name, tensor in first.items())
+
+
+def save_twice(run: Path) -> None:
+    """The second time, another process than the first finds its disk full."""
+    with processes(ParallelConfig()):
+        directory = RunDirectory(run)
+        directory.save_checkpoint(Progress(1), {"w": torch.arange(4.0), "v": torch.arange(4.0)})
+        if rank() == 1:
+            HuggingFaceStorageWriter.write_data = full  # type: ignore[method-assign]
+        with pytest.raises(UserError, match=r"No space left.*the last one is intact"):
+            directory.save_checkpoint(Progress(2), {"w": torch.arange(4.0), "v": torch.ones(4)})
+
+
+def full(*_args: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_of_one_process_is_an_error_of_all_and_leaves_the_last_checkpoint(
+    tmp_path: Path,
+) -> None:
+    several.call(2, save_twice, tmp_path)
+    directory = RunDirectory(tmp_path)
+    assert sorted(p.name for p in directory.checkpoints.iterdir()) == ["latest", "step-00000001"]
+    checkpoint = directory.latest_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.progress == Progress(1)
 
 
 def test_a_run_goes_on_with_another_split(runs: Path, tmp_path: Path) -> None:

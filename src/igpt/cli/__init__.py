@@ -124,7 +124,7 @@ def _tell(line: str) -> None:
     if launch.size() == 1:
         _say(line)
         return
-    from igpt.parallel.processes import is_first_to_fail
+    from igpt.parallel.meeting import is_first_to_fail
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others when one has ended
     if is_first_to_fail():

@@ -10,19 +10,16 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from igpt.config import ParallelConfig, UserError
 from igpt.device import communication, join_device
 from igpt.parallel import launch
-
-FAILURES = "igpt/failures"  # the key that failing processes count themselves under
+from igpt.parallel.meeting import meeting
 
 
 @contextmanager
@@ -35,17 +32,17 @@ def processes(config: ParallelConfig) -> Iterator[None]:
         yield
         return
     device = join_device(launch.local_rank())
-    dist.init_process_group(
-        communication(device),
-        store=_store(),
-        rank=launch.rank(),
-        world_size=launch.size(),
-        timeout=timedelta(seconds=config.timeout),
-    )
     try:
+        dist.init_process_group(
+            communication(device),
+            store=meeting().store,
+            rank=launch.rank(),
+            world_size=launch.size(),
+            timeout=timedelta(seconds=config.timeout),
+        )
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         raise launch.LostProcess(
             "another process of this run is gone, or did not answer for "
@@ -54,12 +51,6 @@ def processes(config: ParallelConfig) -> Iterator[None]:
     # After an error others may be gone or wait elsewhere: then only the end of the process helps.
     dist.barrier()
     dist.destroy_process_group()
-
-
-@cache
-def _store() -> Any:
-    """Where processes can leave a word for each other, whatever else they are doing."""
-    return next(rendezvous("env://"))[0]
 
 
 def size() -> int:
@@ -177,11 +168,3 @@ def require_same(what: str, value: Any) -> None:
     values = gather(value)
     if any(other != values[0] for other in values):
         raise UserError(f"the processes see different {what}: do all machines read the same files?")
-
-
-def is_first_to_fail() -> bool:
-    """Whether no other process has asked this before: the one to tell the user."""
-    try:
-        return _store().add(FAILURES, 1) == 1
-    except RuntimeError:  # the store went with a process that failed before
-        return False

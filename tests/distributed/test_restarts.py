@@ -1,0 +1,89 @@
+"""torchrun for real: a killed worker, a node that is taken away."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY, silent, tiny_recipe
+from igpt.checkpoint import RunDirectory
+from igpt.pretrain import pretrain
+
+STEPS = 80
+WORDS = [f"train.steps={STEPS}", "train.eval_every=20", "train.checkpoint_every=5"]
+
+
+def torchrun(out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "--max-restarts", "3", "-m", "igpt", "pretrain", "digits"]
+    return subprocess.Popen(
+        [*command, *TINY, *WORDS, *more, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """In the order of their ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return sorted(map(int, children))
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        path = run / "metrics.jsonl"
+        if path.is_file() and f'"step": {step},' in path.read_text():
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"{run} did not come to step {step}: {process.communicate(timeout=60)}")
+
+
+def curve(run: Path) -> list[tuple[int, str, float]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(r["step"], key, r[key]) for r in lines for key in ("loss", "val_loss") if key in r]
+
+
+def test_a_run_whose_workers_are_killed_goes_on_by_itself_to_the_undisturbed_curve(
+    tmp_path: Path,
+) -> None:
+    rng = random.Random(os.getpid())
+    run = tmp_path / "run"
+    process = torchrun(run)
+    moments = sorted(rng.sample(range(2, STEPS - 10), 2))
+    for moment in moments:
+        wait_for_step(process, run, moment)
+        time.sleep(rng.uniform(0, 0.03))
+        os.kill(rng.choice(workers(process)), signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert f"{run}: {STEPS} steps" in out
+    pretrain(tiny_recipe(*WORDS), tmp_path / "alone", resume=False, say=silent)
+    expected = curve(tmp_path / "alone")
+    found = curve(run)
+    assert [row[:2] for row in found] == [row[:2] for row in expected], moments
+    assert [row[2] for row in found] == pytest.approx([row[2] for row in expected], abs=1e-5)
+    assert err.count("resuming at step") == len(moments)
+
+
+def test_a_node_that_is_taken_away_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = torchrun(run)
+    wait_for_step(process, run, 7)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on, and waits
+    out, _ = process.communicate(timeout=60)
+    checkpoint = RunDirectory(run).latest_checkpoint()
+    assert checkpoint is not None
+    step = checkpoint.progress.step
+    assert step >= 7
+    assert f"stopped at step {step}; go on with: " in out
