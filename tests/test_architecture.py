@@ -38,6 +38,7 @@ ROOMS = [
     "train",
     "pretrain",
     "finetune",
+    "decode",
     "sample",
     "pipeline",
     "sklearn",

@@ -182,8 +182,8 @@ class ImageGPT(nn.Module):
         cache.advance(len(new))
         return self.head(self.ln_f(h[:, -1]))
 
-    def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for `batch` pictures, of the weights' type and place."""
+    def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for `batch` pictures, where the weights are; by default of their type."""
         c = self.config
         return KVCache(
             c.n_layer,
@@ -191,7 +191,7 @@ class ImageGPT(nn.Module):
             c.n_head,
             c.n_positions,
             c.n_embd // c.n_head,
-            dtype=self.wte.dtype,
+            dtype=dtype or self.wte.dtype,
             device=self.wte.device,
         )
 

@@ -81,9 +81,14 @@ class Pipeline:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        precision: str = "auto",
     ) -> list[Image.Image]:
-        """Paint `n` new pictures."""
-        sampling = Sampling(temperature, top_k, top_p, seed)
+        """Paint `n` new pictures.
+
+        `precision` of the products is float32, bfloat16, int8 (rounded weights), or what the device
+        is made for. Only float32 repeats to the bit on every machine.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed, precision)
         return [Image.fromarray(pixels) for pixels in self.paint(n, sampling)]
 
     def paint(self, n: int, sampling: Sampling) -> Pixels:
@@ -102,12 +107,13 @@ class Pipeline:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        precision: str = "auto",
     ) -> list[list[Image.Image]]:
         """Complete each picture in `n` ways from its first part: a list of n for each.
 
         `keep` is the part that is given, in the model's order; 0.5 of a raster is the upper half.
         """
-        sampling = Sampling(temperature, top_k, top_p, seed)
+        sampling = Sampling(temperature, top_k, top_p, seed, precision)
         completed = self.continue_from(images, keep, n, sampling)
         return [[Image.fromarray(pixels) for pixels in variants] for variants in completed]
 

@@ -4,5 +4,14 @@
 """
 
 from igpt.kernels.attention import tile_attention, tiles_take
+from igpt.kernels.decode import BlockWeights, TileCache, TileWeights, can_decode, tile_step
 
-__all__ = ["tile_attention", "tiles_take"]
+__all__ = [
+    "BlockWeights",
+    "TileCache",
+    "TileWeights",
+    "can_decode",
+    "tile_attention",
+    "tile_step",
+    "tiles_take",
+]

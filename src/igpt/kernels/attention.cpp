@@ -84,10 +84,12 @@ float dot(const bf16* a, const bf16* b, int n) {
   return _mm512_reduce_add_ps(sum);
 }
 
-// `multiply` with 32 rows of A as they lie in memory, `a_row` elements apart.
-void multiply_rows(const bf16* a, long a_row, const uint32_t* b0, const uint32_t* b1, int k,
-                   float* c, long c_row) {
-  multiply(a, a + TILE * a_row, 2 * a_row, 64, b0, b1, 4 * TILE_DWORDS, k, c, 4 * c_row);
+// C [32, 32] = A [32, 32 k] B [32 k, 32], the rows of A and C so many elements apart.
+void multiply(const bf16* a, long a_row, const uint32_t* b0, const uint32_t* b1, int k, float* c,
+              long c_row) {
+  clear();
+  accumulate(a, a + TILE * a_row, 2 * a_row, 64, b0, b1, 4 * TILE_DWORDS, k);
+  store_product(c, 4 * c_row);
 }
 
 struct Shape {
@@ -148,8 +150,8 @@ void forward_head(Head query, Head key, Head value, Head out, float* log_sum, Sh
     const int width = s.causal ? i + BLOCK : s.Tp;  // keys that this block may see
     for (int j = 0; j < width; j += BLOCK) {
       const uint32_t* tiles = &k[size_t(j / TILE) * steps * TILE_DWORDS];
-      multiply_rows(&q[size_t(i) * s.Dp], s.Dp, tiles, tiles + steps * TILE_DWORDS, steps,
-                    &scores[j], s.W);
+      multiply(&q[size_t(i) * s.Dp], s.Dp, tiles, tiles + steps * TILE_DWORDS, steps, &scores[j],
+               s.W);
     }
     const int rows = std::min(BLOCK, s.T - i);
     for (int r = 0; r < rows; r++) {
@@ -160,8 +162,8 @@ void forward_head(Head query, Head key, Head value, Head out, float* log_sum, Sh
     }
     for (int d = 0; d < s.Dp; d += BLOCK) {
       const uint32_t* tiles = &v[size_t(d / TILE) * (s.Tp / 32) * TILE_DWORDS];
-      multiply_rows(weights.data(), s.W, tiles, tiles + s.Tp / 32 * TILE_DWORDS, width / 32,
-                    &mixed[d], s.Dp);
+      multiply(weights.data(), s.W, tiles, tiles + s.Tp / 32 * TILE_DWORDS, width / 32, &mixed[d],
+               s.Dp);
     }
     for (int r = 0; r < rows; r++)
       store_rounded(&mixed[size_t(r) * s.Dp], 1 / sums[r], s.D, out.data + (i + r) * out.row);
@@ -245,8 +247,8 @@ void store_block_gradient(const Packed& weights, const PackedTiles& rows, int bl
                           Shape s, std::vector<float>& buffer, Head out) {
   for (int d = 0; d < s.Dp; d += BLOCK) {
     const uint32_t* tiles = &rows[(size_t(d / TILE) * (s.Tp / 32) + from / 32) * TILE_DWORDS];
-    multiply_rows(&weights[from], s.W, tiles, tiles + s.Tp / 32 * TILE_DWORDS,
-                  (s.Tp - from) / 32, &buffer[d], s.Dp);
+    multiply(&weights[from], s.W, tiles, tiles + s.Tp / 32 * TILE_DWORDS, (s.Tp - from) / 32,
+             &buffer[d], s.Dp);
   }
   for (int r = 0; r < std::min(BLOCK, s.T - block); r++)
     store_rounded(&buffer[size_t(r) * s.Dp], 1.0f, s.D, out.data + (block + r) * out.row);
@@ -277,10 +279,10 @@ void backward_head(Head query, Head key, Head value, Head out, Head out_gradient
     const int from = s.causal ? j : 0;  // queries that see these keys
     for (int i = from; i < s.Tp; i += BLOCK) {
       const size_t tile = size_t(i / TILE) * steps * TILE_DWORDS, next = steps * TILE_DWORDS;
-      multiply_rows(&k[size_t(j) * s.Dp], s.Dp, &q_columns[tile], &q_columns[tile + next], steps,
-                    &scores[i], s.W);
-      multiply_rows(&v[size_t(j) * s.Dp], s.Dp, &g_columns[tile], &g_columns[tile + next], steps,
-                    &products[i], s.W);
+      multiply(&k[size_t(j) * s.Dp], s.Dp, &q_columns[tile], &q_columns[tile + next], steps,
+               &scores[i], s.W);
+      multiply(&v[size_t(j) * s.Dp], s.Dp, &g_columns[tile], &g_columns[tile + next], steps,
+               &products[i], s.W);
     }
     score_gradients(scores.data(), products.data(), j, from, s, log2_sum.data(), delta.data(),
                     p.data(), ds.data(), ds_pairs.data());

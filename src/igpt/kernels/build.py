@@ -41,6 +41,15 @@ def load(name: str) -> ctypes.CDLL | None:
         return None
 
 
+@cache
+def load_for_tiles(name: str) -> ctypes.CDLL | None:
+    """`load`, where the processor has matrix tiles (AMX) and the system grants them."""
+    if not torch.cpu._is_amx_tile_supported():
+        return None
+    library = load(name)
+    return library if library is not None and library.request_tiles() == 0 else None
+
+
 def _compiled(name: str, compiler: str) -> Path:
     source = Path(__file__).with_name(f"{name}.cpp")
     threads = _threads_of_torch()

@@ -38,16 +38,13 @@ struct Tiles {
 // Nor does it know what a tile is loaded from: all that was written must be in memory.
 inline void written() { __asm__ volatile("" ::: "memory"); }
 
-// C [32, 32] = A [32, 32 k] B [32 k, 32]. A is two rows of tiles and B two columns. Steps, from one
-// tile of a row or column to the next, and strides, from a row to the next, are in bytes.
-inline void multiply(const void* a0, const void* a1, long a_stride, long a_step, const void* b0,
-                     const void* b1, long b_step, int k, float* c, long c_stride) {
+// C [32, 32], in tiles 0 to 3, += A [32, 32 k] B [32 k, 32]. A is two rows of tiles and B two columns.
+// Steps, from one tile of a row or column to the next, and strides, from a row to the next, are in
+// bytes.
+inline void accumulate(const void* a0, const void* a1, long a_stride, long a_step, const void* b0,
+                       const void* b1, long b_step, int k) {
   written();
   const auto at = [](const void* base, long offset) { return (const char*)base + offset; };
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
   for (long i = 0; i < k; i++) {
     _tile_loadd(4, at(a0, i * a_step), a_stride);
     _tile_loadd(5, at(a1, i * a_step), a_stride);
@@ -58,6 +55,16 @@ inline void multiply(const void* a0, const void* a1, long a_stride, long a_step,
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
+}
+
+inline void clear() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+inline void store_product(float* c, long c_stride) {
   auto* out = (char*)c;
   _tile_stored(0, out, c_stride);
   _tile_stored(1, out + 64, c_stride);
