@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from igpt.attention import KVCache, attend
 from igpt.config import ModelConfig
+from igpt.kernels import fast_quick_gelu, gelu_takes
 
 NORM_EPS = 1e-5  # image-gpt src/model.py, norm()
 # Standard deviations of the initialisation, image-gpt src/model.py.
@@ -59,7 +60,7 @@ class Attention(nn.Module):
 
 def quick_gelu(h: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), image-gpt src/model.py, gelu()."""
-    return h * torch.sigmoid(1.702 * h)
+    return fast_quick_gelu(h) if gelu_takes(h) else h * torch.sigmoid(1.702 * h)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

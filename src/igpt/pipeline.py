@@ -15,7 +15,7 @@ from igpt.checkpoint import load_class_names, load_model, save_model
 from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
 from igpt.config import UserError
 from igpt.data import UnreadablePicture, fit_square, open_files, to_rgb
-from igpt.device import default_device
+from igpt.device import default_device, reuse_memory
 from igpt.evaluate import Likelihood, likelihood, picture_nats, pixel_nats
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
@@ -47,6 +47,7 @@ class Pipeline:
         class_names: tuple[str, ...] = (),
         folder: Path | None = None,
     ) -> None:
+        reuse_memory()
         self.model = model.to(default_device()).eval()
         self.codec = codec
         self.class_names = class_names  # of the model's own head, if it has one

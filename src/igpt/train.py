@@ -27,7 +27,7 @@ from igpt.checkpoint import (
 )
 from igpt.config import TrainConfig, UserError
 from igpt.data import Batch, Loader, prefetch
-from igpt.device import autocast, compute_dtype
+from igpt.device import autocast, compute_dtype, reuse_memory
 from igpt.model import ImageGPT
 from igpt.monitor import Monitor
 from igpt.objectives import Objective
@@ -118,6 +118,7 @@ class Trainer:
     _pending: list[tuple[int, float, Tensor]] = field(default_factory=list)  # step, rate, loss
 
     def __post_init__(self) -> None:
+        reuse_memory()
         self.device = self.model.wte.device
         self.dtype = compute_dtype(self.config.precision, self.device)
         groups = self.groups or [ParameterGroup(list(self.model.parameters()))]
