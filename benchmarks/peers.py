@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from igpt.checkpoint import save_model
 from igpt.config import ModelConfig
 from igpt.decode import new_decoder
-from igpt.device import autocast
+from igpt.device import autocast, reuse_memory
 from igpt.evaluate import picture_nats
 from igpt.model import ImageGPT
 from igpt.objectives import AR
@@ -75,7 +75,9 @@ def _start_first(config: ModelConfig, pictures: Tensor) -> Tensor:
 
 def train_ours(config: ModelConfig, batch: int, kernels: bool) -> Work:
     """A step as the loop does it, compiled; without kernels: plain PyTorch, not compiled."""
-    if not kernels:
+    if kernels:
+        reuse_memory()
+    else:
         os.environ["IGPT_KERNELS"] = "0"
     model, objective, pictures = ours(config), AR(), tokens(config, batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
@@ -111,6 +113,7 @@ def train_theirs(config: ModelConfig, batch: int, dtype: torch.dtype) -> Work:
 
 
 def score_ours(config: ModelConfig, batch: int, dtype: torch.dtype) -> Work:
+    reuse_memory()
     model, pictures = ours(config).eval(), tokens(config, batch)
     return lambda: picture_nats(model, AR(), pictures, batch, dtype)
 
