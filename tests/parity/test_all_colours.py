@@ -1,7 +1,7 @@
-"""Every one of the 16.7 million colours, by our palette and by the image processor of transformers.
+"""All of the 16.7 million colours, by our palette and by the image processor of transformers.
 
-Theirs computes |a|² - 2ab + |b|² in float32, which cannot tell clusters whose distances differ by its
-rounding; ours is exact. For the paper's 512 colours, a few minutes:
+Theirs computes |a|² - 2ab + |b|² in float32, which cannot tell clusters whose distances differ by
+its rounding; ours is exact. For the paper's 512 colours, a few minutes:
 
     python tests/parity/test_all_colours.py
 """
