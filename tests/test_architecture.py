@@ -40,13 +40,13 @@ ROOMS = [
     "finetune",
     "decode",
     "sample",
+    "plots",
+    "share",
     "pipeline",
     "sklearn",
     "study",
     "sweep",
     "score",
-    "plots",
-    "share",
     "cli",
 ]
 

@@ -25,6 +25,7 @@ from igpt.palette import Palette
 from igpt.probe.features import Masking, extract, make_pool, parse_layers
 from igpt.probe.store import load_probe, mark
 from igpt.sample import Sampling, generate
+from igpt.share import push
 
 # What people hold: one picture or several, as PIL images, paths of files, or uint8 arrays or
 # tensors [H, W], [H, W, 3], [B, H, W] or [B, H, W, 3].
@@ -61,6 +62,31 @@ class Pipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder that `igpt.load` and `transformers` read."""
         save_model(Path(folder), self.model, self.codec, self.class_names)
+
+    def push_to_hub(
+        self,
+        model_id: str,
+        *,
+        license: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload the model folder, with a card and samples, as the Hub model `model_id`.
+
+        `license` is an identifier of the Hub, like mit; `revision` a branch. Returns the address.
+        Raises UserError, one line, when the Hub is out of reach or refuses.
+        """
+        return push(
+            self,
+            model_id,
+            license=license,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
 
     @property
     def palette(self) -> Palette:
