@@ -51,16 +51,15 @@ def main() -> None:
         start = time.perf_counter()
         plain_pillow(folder)
         print(f"plain Pillow, one process: {count / (time.perf_counter() - start):.0f} pictures/s")
-        for workers in (1, len(os.sched_getaffinity(0))):
+        for workers in sorted({1, len(os.sched_getaffinity(0))}):
             out = Path(temporary) / f"out{workers}"
             work = Preparation(str(folder), SIZE, out, shard_pictures=250)
             start = time.perf_counter()
             prepare(work, workers=workers, part=(0, 1), say=lambda _line: None)
             rate = count / (time.perf_counter() - start)
-            size = sum(path.stat().st_size for path in (out / "data").iterdir()) / count
-            print(
-                f"igpt prepare, {workers} processes: {rate:.0f} pictures/s, {size:.0f} bytes each"
-            )
+            size_each = sum(path.stat().st_size for path in (out / "data").iterdir()) / count
+            what = f"igpt prepare, {workers} processes"
+            print(f"{what}: {rate:.0f} pictures/s, {size_each:.0f} bytes each")
 
 
 if __name__ == "__main__":
