@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from igpt.checkpoint import Progress, RunDirectory
 from igpt.cli import main
 from igpt.config import Recipe, load_recipe
 from igpt.pretrain import pretrain
@@ -46,6 +48,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "tiny"
     pretrain(tiny_recipe(), path, resume=False, say=silent)
     return path
+
+
+def newest(run: Path) -> tuple[Progress, dict[str, torch.Tensor]]:
+    """Progress and tensors of a run's newest checkpoint, which one process wrote."""
+    checkpoint = RunDirectory(run).latest_checkpoint()
+    assert checkpoint is not None
+    (path,) = checkpoint.folder.glob("*.safetensors")
+    return checkpoint.progress, load_file(path)
 
 
 def picture_bytes(seed: int, size: tuple[int, int] = (9, 7), image_format: str = "PNG") -> bytes:

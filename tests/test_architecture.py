@@ -27,6 +27,7 @@ ROOMS = [
     "model",
     "objectives",
     "device",
+    "parallel",
     "interop",
     "checkpoint",
     "prepare",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import tiny_recipe
-from igpt.checkpoint import RunDirectory, TrainingState, load_model, write_text
+from conftest import newest, tiny_recipe
+from igpt.checkpoint import Progress, RunDirectory, load_model, optimizer_tensors, write_text
 from igpt.config import UserError
 
 
@@ -36,7 +37,7 @@ def test_a_run_holds_what_its_description_says(tiny_run: Path) -> None:
         *(
             f"checkpoints/step-{step:08d}/{name}"
             for step in (8, 12)
-            for name in ("model.safetensors", "optimizer.safetensors", "state.json")
+            for name in ("shard-00001-model-00001-of-00001.safetensors", "state.json")
         ),
     }
     assert any(n.startswith("tensorboard/") for n in names)
@@ -51,16 +52,15 @@ def test_the_resolved_recipe_and_the_palette_are_saved(tiny_run: Path) -> None:
 
 
 def test_the_top_of_the_run_is_the_model_of_the_best_validation(tiny_run: Path) -> None:
-    state = RunDirectory(tiny_run).latest_checkpoint()
-    assert state is not None
+    progress, tensors = newest(tiny_run)
     rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
     assert set(losses) == {4, 8, 12}
-    assert state.best == min(losses.values())
+    assert progress.best == min(losses.values())
     assert min(losses, key=losses.__getitem__) == 12  # it still falls so early
     model, _ = load_model(tiny_run)
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, state.model[name]), name
+        assert torch.equal(tensor, tensors[name]), name
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
@@ -148,22 +148,81 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def state(step: int) -> TrainingState:
-    tensors = {"w": torch.full((1000,), float(step))}
-    return TrainingState(step, None, 0, tensors, {"exp_avg/w": tensors["w"] * 2})
+def tensors(step: int) -> dict[str, torch.Tensor]:
+    return {"w": torch.full((1000,), float(step)), "step/w": torch.tensor(float(step))}
 
 
 def test_checkpoints_come_back_and_only_the_newest_two_are_kept(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert run.latest_checkpoint() is None
     for step in (5, 10, 15):
-        run.save_checkpoint(state(step))
+        run.save_checkpoint(Progress(step), tensors(step))
     names = sorted(p.name for p in run.checkpoints.iterdir())
     assert names == ["latest", "step-00000010", "step-00000015"]
-    loaded = run.latest_checkpoint()
-    assert loaded is not None
-    assert loaded.step == 15
-    assert torch.equal(loaded.optimizer["exp_avg/w"], torch.full((1000,), 30.0))
+    progress, found = newest(tmp_path)
+    assert progress == Progress(15)
+    assert found.keys() == tensors(15).keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors(15).items())
+
+
+@pytest.mark.parametrize("name", ["shard-00001-model-00001-of-00001.safetensors", "state.json"])
+@pytest.mark.parametrize("keep", [None, 0, 0.5])
+def test_a_half_written_newest_checkpoint_falls_back_to_the_one_before_and_says_so(
+    tmp_path: Path, name: str, keep: float | None
+) -> None:
+    run, said = RunDirectory(tmp_path), list[str]()
+    for step in (5, 10):
+        run.save_checkpoint(Progress(step), tensors(step))
+    path = run.checkpoints / "step-00000010" / name
+    contents = path.read_bytes()
+    path.unlink()
+    if keep is not None:
+        path.write_bytes(contents[: int(len(contents) * keep)])
+    checkpoint = run.latest_checkpoint(said.append)
+    assert checkpoint is not None
+    assert checkpoint.progress == Progress(5)
+    (line,) = said
+    assert str(path) in line
+    assert "going back" in line
+    # The damaged one is gone when the run has come past it, not the one that it went on from.
+    run.save_checkpoint(Progress(7), tensors(7))
+    names = sorted(p.name for p in run.checkpoints.iterdir())
+    assert names == ["latest", "step-00000005", "step-00000007"]
+
+
+def test_without_a_whole_checkpoint_there_is_an_error(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.save_checkpoint(Progress(5), tensors(5))
+    (run.checkpoints / "step-00000005" / "state.json").unlink()
+    with pytest.raises(UserError, match="no checkpoint is whole"):
+        run.latest_checkpoint()
+
+
+def test_a_checkpoint_of_version_0_1_0_is_read(tiny_run: Path, tmp_path: Path) -> None:
+    """It had two files, which one process wrote, and no list of them."""
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(tiny_run, run.path)
+    progress, found = newest(run.path)
+    folder = run.checkpoints / f"step-{progress.step:08d}"
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for name, moments in (("model", False), ("optimizer", True)):
+        part = {key: tensor for key, tensor in found.items() if ("/" in key) == moments}
+        save_file(part, folder / f"{name}.safetensors")
+    (folder / "state.json").write_text(json.dumps(asdict(progress)))
+    checkpoint = run.latest_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.progress == progress
+    model, _ = load_model(tiny_run)
+    optimizer = torch.optim.Adam(model.parameters())
+    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for tensor in model.state_dict().values():
+        tensor.zero_()
+    checkpoint.load(model, optimizer)
+    assert all(torch.equal(model.state_dict()[name], best[name]) for name in best)
+    moments = optimizer_tensors(model, optimizer)
+    assert moments
+    assert all(torch.equal(moments[name], found[name]) for name in moments)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

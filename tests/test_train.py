@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import silent, tiny_recipe
+from conftest import newest, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.config import TrainConfig, UserError
 from igpt.pretrain import pretrain
@@ -70,12 +70,10 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tmp_path: Path, obje
     pretrain(None, path, resume=True, say=silent)
     assert rows(path, "loss") == whole
     assert rows(path, "val_loss") == rows(tmp_path / "whole", "val_loss")
-    ours, theirs = run.latest_checkpoint(), RunDirectory(tmp_path / "whole").latest_checkpoint()
-    assert ours is not None
-    assert theirs is not None
-    for mine, other in ((ours.model, theirs.model), (ours.optimizer, theirs.optimizer)):
-        assert mine.keys() == other.keys()
-        assert all(torch.equal(mine[name], other[name]) for name in mine)
+    (ours, mine), (theirs, other) = newest(path), newest(tmp_path / "whole")
+    assert ours == theirs
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
@@ -93,10 +91,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     monkeypatch.setattr(AR, "__call__", breaks_at_step_seven)
     with pytest.raises(UserError, match=r"nan at step 7, with learning rate 0\.00"):
         train(tmp_path / "run", "train.log_every=5")
-    state = RunDirectory(tmp_path / "run").latest_checkpoint()
-    assert state is not None
+    state, tensors = newest(tmp_path / "run")
     assert state.step == 4
-    assert all(tensor.isfinite().all() for tensor in state.model.values())
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 def test_a_step_that_breaks_the_weights_is_not_saved(
@@ -114,8 +111,7 @@ def test_a_step_that_breaks_the_weights_is_not_saved(
     monkeypatch.setattr(Trainer, "_optimizer_step", breaks_the_weights_at_step_eight)
     with pytest.raises(UserError, match="weights are not finite at step 8"):
         train(tmp_path / "run", "train.eval_every=100")
-    state = RunDirectory(tmp_path / "run").latest_checkpoint()
-    assert state is not None
+    state, _ = newest(tmp_path / "run")
     assert state.step == 4
 
 

@@ -8,6 +8,9 @@
 
 A checkpoint is written into a folder of another name, flushed to the disk and renamed; then the
 pointer is replaced. A reader sees a whole checkpoint or the one before. Nothing is pickled.
+
+Of several processes, all call what writes: the first one writes what is one file, and every one its
+part of a checkpoint.
 """
 
 from __future__ import annotations
@@ -15,9 +18,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +35,37 @@ from igpt.interop.files import read_tensors, read_weights
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
+from igpt.parallel.processes import on_first, rank, require_same
+from igpt.parallel.storage import load_tensors, save_tensors, saved_tensors
 
 GENERATIVE_HEAD = "lm_head.safetensors"  # of a model with classes, beside `model.safetensors`
+HEADER = "state.json"  # of a checkpoint: its progress, and the bytes of each file
 KEPT_CHECKPOINTS = 2  # the newest, and one to fall back to
 PARAMETER_SEPARATOR = "/"  # between an optimizer's slot and a parameter's name
 
 
 @dataclass(frozen=True)
-class TrainingState:
-    """What a run needs, beside its recipe, to go on: what is random is a function of the step."""
+class Progress:
+    """How far a run is; what is random in it is a function of the step."""
 
     step: int  # optimizer steps done
-    best: float | None  # smallest criterion of validation so far
-    best_step: int  # when it was reached
-    model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]  # "exp_avg/blocks.0..." and so on, and "step/..."
+    best: float | None = None  # smallest criterion of validation so far
+    best_step: int = 0  # when it was reached
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs, beside its recipe, to go on: its progress, weights and moments."""
+
+    folder: Path
+    progress: Progress
+
+    def load(self, model: ImageGPT, optimizer: torch.optim.Optimizer) -> None:
+        """Fill a model and its optimizer; UserError when it is another model's."""
+        saved = saved_tensors(self.folder)
+        weights = model.state_dict()
+        _require_fit(weights, saved, self.folder)
+        load_tensors(self.folder, weights | _new_moments(model, optimizer, saved))
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -89,8 +108,13 @@ def save_model(
 ) -> None:
     """Write the Hugging Face model folder; `igpt.load` and `transformers` read it.
 
-    Weights come last, so that a folder with weights is whole.
+    Weights come last, so that a folder with weights is whole. Of several processes, all call it and
+    the first writes; UserError for all when it cannot.
     """
+    on_first(lambda: _write_model(folder, model, codec, class_names))
+
+
+def _write_model(folder: Path, model: ImageGPT, codec: Codec, class_names: tuple[str, ...]) -> None:
     config = model.config
     theirs = huggingface.config_to_hf(config, codec.order, class_names)
     write_json(folder / "config.json", theirs)
@@ -130,14 +154,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def load_into(model: ImageGPT, state: Mapping[str, Tensor], source: Path) -> None:
     """Copy native weights into the model; UserError when names or shapes do not fit."""
-    own = model.state_dict()
-    for name, tensor in own.items():
-        if name not in state:
-            raise UserError(f"{source}: tensor {name} is missing")
-        if state[name].shape != tensor.shape:
-            found, expected = tuple(state[name].shape), tuple(tensor.shape)
-            raise UserError(f"{source}: {name} has shape {found}, the config asks for {expected}")
+    _require_fit(model.state_dict(), state, source)
     model.load_state_dict(dict(state))
+
+
+def _require_fit(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path) -> None:
+    """UserError unless `found` has a tensor of the shape of each of the model's `own`."""
+    for name, tensor in own.items():
+        if name not in found:
+            raise UserError(f"{source}: tensor {name} is missing")
+        if found[name].shape != tensor.shape:
+            shape, expected = tuple(found[name].shape), tuple(tensor.shape)
+            raise UserError(f"{source}: {name} has shape {shape}, the config asks for {expected}")
 
 
 def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
@@ -203,6 +231,11 @@ class RunDirectory:
         """Whether a run has begun here."""
         return (self.path / "recipe.yaml").is_file()
 
+    def begin(self, recipe: Recipe, palette: Palette) -> None:
+        """Write what repeats the run."""
+        self.save_recipe(recipe)
+        palette.save(self.path / "palette.npy")
+
     def save_recipe(self, recipe: Recipe) -> None:
         write_text(self.path / "recipe.yaml", recipe_yaml(recipe))
 
@@ -213,64 +246,81 @@ class RunDirectory:
             raise UserError(f"no run at {self.path}: {path.name} is missing")
         return parse_recipe(path.read_text(encoding="utf-8"), (), str(path))
 
-    def save_palette(self, palette: Palette) -> None:
-        palette.save(self.path / "palette.npy")
-
     def palette(self) -> Palette | None:
         """The palette this run began with, if it came so far."""
         path = self.path / "palette.npy"
         return Palette.load(path) if path.is_file() else None
 
-    def save_checkpoint(self, state: TrainingState) -> None:
-        """Write the training state; UserError when the disk does not take it."""
-        name = f"step-{state.step:08d}"
-        with self._new_folder(name) as folder:
-            save_file(state.model, folder / "model.safetensors")
-            save_file(state.optimizer, folder / "optimizer.safetensors")
-            header = {"step": state.step, "best": state.best, "best_step": state.best_step}
-            (folder / "state.json").write_text(json.dumps(header), encoding="utf-8")
-        write_text(self.checkpoints / "latest", name + "\n")
-        for old in sorted(self.checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
-
-    @contextmanager
-    def _new_folder(self, name: str) -> Iterator[Path]:
-        """A folder that gets its name only when all in it is on the disk."""
-        temporary = self.checkpoints / f".{name}.tmp"
-        final = self.checkpoints / name
+    def save_checkpoint(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        """Write a training state; UserError when the disk does not take it."""
+        final = self.checkpoints / f"step-{progress.step:08d}"
+        temporary = self.checkpoints / f".{final.name}.tmp"
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            yield temporary
-            for file in temporary.iterdir():
-                _flush(file)
-            _flush(temporary)
-            shutil.rmtree(final, ignore_errors=True)  # left by a run that died before the pointer
-            os.replace(temporary, final)
-            _flush(self.checkpoints)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            on_first(lambda: _make_empty(temporary))
+            save_tensors(temporary, tensors)
+            require_same("checkpoint files", sorted(path.name for path in temporary.iterdir()))
+            on_first(lambda: self._publish(temporary, final, progress))
+        except UserError as error:
+            if rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
             raise UserError(
                 f"cannot write checkpoint {final}: {error}; the last one is intact"
             ) from error
 
-    def latest_checkpoint(self) -> TrainingState | None:
-        """The state to resume from, or None when no checkpoint was written yet.
+    def _publish(self, written: Path, final: Path, progress: Progress) -> None:
+        """Give a checkpoint that is on the disk its name, point to it, and drop old ones."""
+        files = {path.name: path.stat().st_size for path in sorted(written.iterdir())}
+        header = json.dumps({**asdict(progress), "files": files})
+        (written / HEADER).write_text(header, encoding="utf-8")
+        _flush(written / HEADER)
+        _flush(written)
+        # Left by a run that died before the pointer, or fell back to a checkpoint before these.
+        for stale in self.checkpoints.glob("step-*"):
+            if stale.name >= final.name:
+                shutil.rmtree(stale)
+        os.replace(written, final)
+        _flush(self.checkpoints)
+        write_text(self.checkpoints / "latest", final.name + "\n")
+        for old in sorted(self.checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
 
-        Raises UserError when the newest checkpoint is damaged.
+    def latest_checkpoint(self, say: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
+        """The newest whole checkpoint, or None when none was written yet.
+
+        Says so when a newer one is damaged. Raises UserError when all of them are.
         """
         pointer = self.checkpoints / "latest"
         if not pointer.is_file():
             return None
-        folder = self.checkpoints / pointer.read_text(encoding="utf-8").strip()
-        header = read_json(folder / "state.json")
-        return TrainingState(
-            step=int(header["step"]),
-            best=header["best"],
-            best_step=int(header["best_step"]),
-            model=read_tensors(folder / "model.safetensors"),
-            optimizer=read_tensors(folder / "optimizer.safetensors"),
-        )
+        newest = pointer.read_text(encoding="utf-8").strip()
+        folders = sorted(self.checkpoints.glob("step-*"), reverse=True)
+        for folder in [f for f in folders if f.name <= newest]:
+            try:
+                return Checkpoint(folder, _read_progress(folder))
+            except UserError as error:
+                say(f"warning: {error}: going back to the checkpoint before it")
+        raise UserError(f"{self.checkpoints}: no checkpoint is whole")
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _read_progress(folder: Path) -> Progress:
+    """Of a checkpoint, if it is whole; else UserError that says what is wrong."""
+    header = read_json(folder / HEADER)
+    files: dict[str, int] = header.pop("files", {})  # version 0.1.0 did not write it
+    try:
+        progress = Progress(**header)
+    except TypeError as error:
+        raise UserError(f"{folder / HEADER} is not the header of a checkpoint") from error
+    for name, expected in files.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else 0
+        if found != expected:
+            raise UserError(f"{path} has {found} of {expected} bytes")
+    return progress
 
 
 def optimizer_tensors(model: ImageGPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -282,12 +332,18 @@ def optimizer_tensors(model: ImageGPT, optimizer: torch.optim.Optimizer) -> dict
     }
 
 
-def restore_optimizer(
-    model: ImageGPT, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
-    """The inverse of `optimizer_tensors`."""
+def _new_moments(
+    model: ImageGPT, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A state of the optimizer to be filled with what was `saved` of one, by the same names."""
     parameters = dict(model.named_parameters())
-    for key, tensor in tensors.items():
-        slot, name = key.split(PARAMETER_SEPARATOR, 1)
-        place = tensor.device if slot == "step" else parameters[name].device
-        optimizer.state[parameters[name]][slot] = tensor.to(place)
+    for key, like in saved.items():
+        slot, separator, name = key.rpartition(PARAMETER_SEPARATOR)
+        if separator and name in parameters:
+            parameter = parameters[name]
+            optimizer.state[parameter][slot] = (
+                torch.zeros_like(parameter)  # split as it is
+                if like.shape == parameter.shape
+                else torch.zeros(like.shape, dtype=like.dtype, device=parameter.device)
+            )
+    return optimizer_tensors(model, optimizer)

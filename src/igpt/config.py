@@ -148,7 +148,8 @@ class TrainConfig:
 
     steps: int = 1000
     batch_size: int = 128  # pictures a step, over all processes and micro-batches
-    micro_batch_size: int | None = None  # pictures a forward pass; None: the whole batch
+    # pictures a process takes in a forward pass; None: its whole share of the batch
+    micro_batch_size: int | None = None
     lr: float = 3e-3  # peak
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 100
@@ -216,6 +217,17 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How a run that torchrun started on several processes is divided among them."""
+
+    # Seconds that a process waits for the others; then one of them hangs, and the run ends.
+    timeout: int = 600
+
+    def __post_init__(self) -> None:
+        _require(self.timeout >= 1, f"parallel.timeout must be at least 1: {self.timeout}")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All that a run is told."""
 
@@ -226,6 +238,7 @@ class Recipe:
     mask_probability: float = 0.15  # BERT only (paper, section 2.1)
     model: ModelChoice = field(default_factory=ModelChoice)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     finetune: FinetuneConfig | None = None  # None: pretraining
 
     def __post_init__(self) -> None:

@@ -13,6 +13,19 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def join_device(local_rank: int) -> torch.device:
+    """The device of this process, the `local_rank`-th of its machine; `default_device` from now."""
+    device = default_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(local_rank)
+    return device
+
+
+def communication(device: torch.device) -> str:
+    """What carries tensors between processes: gloo from memory, NCCL from GPU to GPU as well."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The type of the products: "auto" takes bfloat16 where the device has it in hardware."""
     if precision == "float32":

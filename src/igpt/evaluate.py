@@ -1,4 +1,8 @@
-"""Exact likelihood of a set of pictures: every picture counted once, none padded or dropped."""
+"""Exact likelihood of a set of pictures: every picture counted once, none padded or dropped.
+
+The batches are the same for any number of processes, which share them, and so is every picture's
+value.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from igpt.data import Batch
 from igpt.device import autocast
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, token_nats
+from igpt.parallel.processes import share_of, total
 from igpt.rng import torch_rng
 
 # BERT hides its positions in as many turns: a seventh is nearest to the 0.15 of its training
@@ -39,7 +44,7 @@ class Likelihood:
         return self.nats_per_pixel * self.n_pixels
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def picture_nats(
     model: ImageGPT,
     objective: Objective,
@@ -49,18 +54,22 @@ def picture_nats(
 ) -> torch.Tensor:
     """The objective of each of the pictures `tokens` [N, T] in the model's order: nats/pixel, [N].
 
-    Raises ValueError when there are no pictures.
+    Of several processes, each computes its share and has all values at the end. Raises ValueError
+    when there are no pictures.
     """
     if len(tokens) == 0:
         raise ValueError("no pictures to evaluate")
     device = model.wte.device
-    values = []
-    for step, start in enumerate(range(0, len(tokens), batch_size)):
-        part = tokens[start : start + batch_size].to(device)
+    nats = torch.zeros(len(tokens), device=device)
+    for step, counts in share_of(math.ceil(len(tokens) / batch_size)):
+        rows = slice(step * batch_size, (step + 1) * batch_size)
+        part = tokens[rows].to(device)
         batch = Batch(tokens=part, labels=None, step=step, rows=range(len(part)))
         with autocast(device, dtype):
-            values.append(objective(model, *objective.inputs(batch)))
-    return torch.cat(values).cpu()
+            values = objective(model, *objective.inputs(batch))
+        if counts:
+            nats[rows] = values
+    return total(nats).cpu()
 
 
 @torch.inference_mode()

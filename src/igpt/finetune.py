@@ -21,6 +21,8 @@ from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
 from igpt.objectives import Joint, make_objective
 from igpt.order import Codec
+from igpt.parallel import launch
+from igpt.parallel.processes import processes, require_same, share_of_batch, together
 from igpt.pretrain import Say, new_model, settle_recipe, train_run
 from igpt.probe.features import Masking
 from igpt.probe.linear import score
@@ -85,13 +87,25 @@ def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Fin
     Raises UserError as `pretrain` does, and for data without labels.
     """
     run = RunDirectory(out)
+    resume = resume or (launch.is_restart() and run.exists())
     recipe = settle_recipe(recipe, run, resume)
-    options, config = recipe.finetune, recipe.train
+    options = recipe.finetune
     if options is None:
         raise UserError(f"{out} holds a pretraining run: `igpt pretrain --resume` goes on with it")
+    with processes(recipe.parallel):
+        share_of_batch(recipe.train.batch_size)  # a mistake is better known before the pictures are
+        return _finetune(recipe, options, run, resume, say)
+
+
+def _finetune(
+    recipe: Recipe, options: FinetuneConfig, run: RunDirectory, resume: bool, say: Say
+) -> Finetuned:
+    config = recipe.train
     start, codec = load_model(local_folder(options.start))
     _check(recipe, start, codec)
-    task = _open_task(recipe, say)
+    with together():
+        task = _open_task(recipe, say)
+    require_same("labelled pictures", (task.train.labels.tolist(), len(task.validation)))
     model = _build(recipe, start, task.train.n_classes)
     classifier = HeadClassifier(model, task.train.class_names, Masking(recipe.mask_probability))
     dtype = compute_dtype(config.precision, default_device())
@@ -124,7 +138,7 @@ def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Fin
         ),
         config,
         run,
-        Callbacks(validate, lambda: save_model(out, model, codec, task.train.class_names)),
+        Callbacks(validate, lambda: save_model(run.path, model, codec, task.train.class_names)),
         parameter_groups(model, options),
     )
     outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
@@ -134,7 +148,8 @@ def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Fin
 def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[ParameterGroup]:
     """Parameters by depth: the first `freeze` blocks stay as they are, deeper ones learn faster.
 
-    Depth 0 is the embeddings, l is block l - 1, and n_layer + 1 is what follows the blocks.
+    What the loss does not depend on stays as well. Depth 0 is the embeddings, l is block l - 1, and
+    n_layer + 1 is what follows the blocks.
     """
     top = model.config.n_layer + 1
     by_depth: dict[int, list[torch.nn.Parameter]] = {}
@@ -142,7 +157,8 @@ def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[Parameter
         depth = 0 if name in ("wte", "wpe", "start") else top
         if name.startswith("blocks."):
             depth = int(name.split(".")[1]) + 1
-        if options.freeze and depth <= options.freeze:
+        unused = name == "head.weight" and options.gen_weight == 0
+        if unused or (options.freeze and depth <= options.freeze):
             parameter.requires_grad_(False)
         else:
             by_depth.setdefault(depth, []).append(parameter)

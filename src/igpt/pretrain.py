@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +27,21 @@ from igpt.data import (
 from igpt.device import compute_dtype, default_device
 from igpt.evaluate import likelihood
 from igpt.model import ImageGPT
-from igpt.monitor import Monitor
+from igpt.monitor import Monitor, Row
 from igpt.objectives import make_objective
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
+from igpt.parallel import launch
+from igpt.parallel.processes import (
+    from_first,
+    gather,
+    on_first,
+    processes,
+    rank,
+    require_same,
+    share_of_batch,
+    together,
+)
 from igpt.rng import numpy_rng, torch_rng
 from igpt.train import Callbacks, Outcome, Trainer, Validation
 
@@ -51,15 +64,15 @@ class Prepared:
 def prepare(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
     """Open and decode the pictures, fit the palette unless there is one, encode."""
     data, seed = recipe.data, recipe.train.seed
-    train, held_out = training_splits(open_data(data), data, seed)
+    with together():
+        train, held_out = training_splits(open_data(data), data, seed)
     if data.augmentation == "imagenet":
         return _prepare_crops(recipe, train, held_out, palette, say)
-    decoded, held_decoded = (
-        decode_all(train, data.image_size),
-        decode_all(held_out, data.image_size),
-    )
+    with together():
+        decoded = decode_all(train, data.image_size)
+        held_decoded = decode_all(held_out, data.image_size)
     say(f"{len(decoded.images):,} pictures to train on, {len(held_decoded.images):,} held out")
-    palette = palette or make_palette(recipe, decoded.images, say)
+    palette = palette or _settle_palette(recipe, lambda: decoded.images, say)
     codec = Codec(palette, recipe.order, data.image_size)
     loader = TokenLoader(
         codec.raster_tokens(decoded.images),
@@ -69,7 +82,8 @@ def prepare(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
         seed,
         data.augmentation,
     )
-    validation = torch.from_numpy(codec.encode(held_decoded.images))
+    require_same("training pictures", _fingerprint(loader.tokens))
+    validation = _encode_held_out(codec, held_decoded.images)
     return Prepared(loader, validation, codec, decoded.skipped + held_decoded.skipped)
 
 
@@ -81,16 +95,45 @@ def _prepare_crops(
     if train.encoded is not None:
         raise UserError("augmentation imagenet crops pictures, and the data are tokens already")
     say(f"{len(train):,} pictures to train on, {len(held_out):,} held out")
-    if palette is None:
+
+    def sample() -> npt.NDArray[np.uint8] | Encoded:
         count = min(len(train), PALETTE_SAMPLE)
         chosen = numpy_rng(seed, "palette").choice(len(train), count, replace=False)
-        sample = decode_all(train.select(np.sort(chosen)), data.image_size, imagenet_centre)
-        palette = make_palette(recipe, sample.images, say)
+        return decode_all(train.select(np.sort(chosen)), data.image_size, imagenet_centre).images
+
+    palette = palette or _settle_palette(recipe, sample, say)
     codec = Codec(palette, recipe.order, data.image_size)
-    held_decoded = decode_all(held_out, data.image_size, imagenet_centre)
+    with together():
+        held_decoded = decode_all(held_out, data.image_size, imagenet_centre)
     loader = CropLoader(train, codec, recipe.train.batch_size, seed)
-    validation = torch.from_numpy(codec.encode(held_decoded.images))
+    require_same("training pictures", len(train))
+    validation = _encode_held_out(codec, held_decoded.images)
     return Prepared(loader, validation, codec, held_decoded.skipped)
+
+
+def _encode_held_out(codec: Codec, images: npt.NDArray[np.uint8] | Encoded) -> torch.Tensor:
+    """Tokens int64 [N, T] in the model's order, the same for every process."""
+    tokens = codec.encode(images)
+    require_same("validation pictures", _fingerprint(tokens))
+    return torch.from_numpy(tokens)
+
+
+def _fingerprint(tokens: npt.NDArray[np.generic]) -> int:
+    return zlib.crc32(np.ascontiguousarray(tokens).data)
+
+
+def _settle_palette(
+    recipe: Recipe, images: Callable[[], npt.NDArray[np.uint8] | Encoded], say: Say
+) -> Palette:
+    """`make_palette` of the first process for all: two machines need not fit the same bits."""
+    made: list[Palette] = []
+
+    def clusters() -> list[list[float]]:
+        made.append(make_palette(recipe, images(), say))
+        return made[0].clusters.tolist()
+
+    shared = from_first(clusters)
+    return made[0] if made else Palette(np.array(shared, dtype=np.float32))
 
 
 def make_palette(recipe: Recipe, images: npt.NDArray[np.uint8] | Encoded, say: Say) -> Palette:
@@ -146,7 +189,14 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
     holds a run already, a recipe that differs from the run's, and all that can be wrong with data.
     """
     run = RunDirectory(out)
+    resume = resume or (launch.is_restart() and run.exists())
     recipe = settle_recipe(recipe, run, resume)
+    with processes(recipe.parallel):
+        share_of_batch(recipe.train.batch_size)  # a mistake is better known before the pictures are
+        return _pretrain(recipe, run, resume, say)
+
+
+def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pretrained:
     prepared = prepare(recipe, run.palette() if resume else None, say)
     codec, config = prepared.codec, recipe.train
     model = build_model(recipe, codec)
@@ -169,20 +219,38 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
         Callbacks(validate, lambda: save_model(run.path, model, codec)),
     )
     outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
-    return Pretrained(outcome, sorted({*prepared.skipped, *prepared.loader.skipped}))
+    return Pretrained(outcome, _all_skipped(prepared, say))
+
+
+def _all_skipped(prepared: Prepared, say: Say) -> list[str]:
+    """Unreadable pictures of all processes; those that no one was told of are named now."""
+    ours = {*prepared.skipped, *prepared.loader.skipped}
+    every = {name for names in gather(sorted(ours)) for name in names}
+    for name in sorted(every - ours):
+        say(f"warning: skipped an unreadable picture: {name}")
+    return sorted(every)
 
 
 def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, say: Say) -> Outcome:
     """Train to the end, from the run's newest checkpoint if it is resumed and has one."""
     run, config = trainer.run, recipe.train
-    state = run.latest_checkpoint() if resume else None
-    if state is not None:
-        trainer.resume(state)
-        say(f"resuming at step {state.step} of {config.steps}")
-    run.save_recipe(recipe)
-    run.save_palette(codec.palette)
-    with Monitor(run.path, trainer.step, config.steps, config.wandb) as monitor:
-        return trainer.train(monitor)
+    checkpoint = run.latest_checkpoint(say) if resume else None
+    require_same("checkpoints", checkpoint and checkpoint.progress.step)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+        say(f"resuming at step {trainer.step} of {config.steps}")
+    on_first(lambda: run.begin(recipe, codec.palette))
+    with ExitStack() as stack:
+        log: Callable[[Row], None] = _ignore
+        with together():
+            if rank() == 0:
+                monitor = Monitor(run.path, trainer.step, config.steps, config.wandb)
+                log = stack.enter_context(monitor).log
+        return trainer.train(log)
+
+
+def _ignore(_row: Row) -> None:
+    """The log of a process that is not the first."""
 
 
 def settle_recipe(recipe: Recipe | None, run: RunDirectory, resume: bool) -> Recipe:

@@ -3,6 +3,9 @@
 It knows a model, an objective and a loader that is addressed by step; it does not know pictures,
 foreign formats or how a model is split. All that it needs to go on after a kill is in the
 checkpoint: weights, Adam's moments, the step, the best validation and when it was.
+
+Started by torchrun, every process runs this loop on its rows of each batch, and all of them take
+every decision (to log, to validate, to save, to stop) at the same step.
 """
 
 from __future__ import annotations
@@ -16,21 +19,17 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from igpt.checkpoint import (
-    RunDirectory,
-    TrainingState,
-    load_into,
-    optimizer_tensors,
-    restore_optimizer,
-)
+from igpt.checkpoint import Checkpoint, Progress, RunDirectory, optimizer_tensors
 from igpt.config import TrainConfig, UserError
 from igpt.data import Batch, Loader, prefetch
 from igpt.device import autocast, compute_dtype, reuse_memory
 from igpt.model import ImageGPT
-from igpt.monitor import Monitor
+from igpt.monitor import Row
 from igpt.objectives import Objective
+from igpt.parallel.gradients import accumulate, average_gradients
+from igpt.parallel.processes import largest, mean, share_of_batch, size, together
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -84,11 +83,17 @@ class Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Catch the signals while training; a second one acts as it would have without us."""
+        """Catch the signals while training; a second one acts as it would have without us.
+
+        Not so under torchrun, which repeats to its processes what the terminal sent them already,
+        and ends them itself when they take long.
+        """
         previous = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
 
         def catch(number: int, _frame: FrameType | None) -> None:
             self.signal = signal.Signals(number)
+            if size() > 1:
+                return
             for caught, handler in previous.items():
                 signal.signal(caught, handler)
 
@@ -99,6 +104,17 @@ class Stop:
         finally:
             for caught, handler in previous.items():
                 signal.signal(caught, handler)
+
+
+class Values(nn.Module):
+    """The objective's values [B] of its inputs: what is compiled, and called by every process."""
+
+    def __init__(self, model: ImageGPT, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.objective(self.model, *inputs)
 
 
 @dataclass
@@ -128,44 +144,56 @@ class Trainer:
             betas=self.config.betas,
             fused=True,
         )
-        # Dynamo would retrace for every new model object, hence the closure over one.
-        self._values = torch.compile(self._objective_values, disable=not self.config.compile)
+        self._rows = share_of_batch(self.config.batch_size)
+        self._averaged = average_gradients(Values(self.model, self.objective))
+        self._values = torch.compile(self._averaged, disable=not self.config.compile)
 
-    def _objective_values(self, *inputs: Tensor) -> Tensor:
-        return self.objective(self.model, *inputs)
-
-    def resume(self, state: TrainingState) -> None:
+    def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint; UserError when it is another model's."""
-        load_into(self.model, state.model, self.run.checkpoints)
-        restore_optimizer(self.model, self.optimizer, state.optimizer)
-        self.step, self.best, self.best_step = state.step, state.best, state.best_step
+        checkpoint.load(self.model, self.optimizer)
+        done = checkpoint.progress
+        self.step, self.best, self.best_step = done.step, done.best, done.best_step
 
-    def train(self, monitor: Monitor) -> Outcome:
+    def train(self, log: Callable[[Row], None]) -> Outcome:
         """Run to the last step, until validation has not improved for long, or until a signal.
 
-        Raises UserError when the loss is not finite.
+        `log` takes a row of metrics. Raises UserError when the loss is not finite.
         """
         stop = Stop()
         with stop.on_signals():
             clock, since = time.monotonic(), self.step
-            last = self.step if self._exhausted() else self.config.steps
-            for batch in prefetch(self.loader, range(self.step, last)):
+            for batch in self._batches():
                 self._optimizer_step(batch)
                 if self._due(self.config.log_every):
                     row = self._log_row()
                     now = time.monotonic()
                     pictures = (self.step - since) * self.config.batch_size
-                    monitor.log({**row, "pictures_per_second": pictures / (now - clock)})
+                    with together():
+                        log({**row, "pictures_per_second": pictures / (now - clock)})
                     clock, since = now, self.step
                 if self._due(self.config.eval_every):
-                    monitor.log({"step": self.step, **self._validate()})
+                    metrics = self._validate()
+                    with together():
+                        log({"step": self.step, **metrics})
                     clock, since = time.monotonic(), self.step
-                ending = bool(stop.signal) or self._exhausted()
+                caught = largest(stop.signal or 0)  # by any process: all stop after the same step
+                ending = bool(caught) or self._exhausted()
                 if ending or self._due(self.config.checkpoint_every):
                     self._save()
                 if ending:
-                    break
-        return Outcome(self.step, self.best, stop.signal)
+                    return Outcome(self.step, self.best, signal.Signals(caught) if caught else None)
+        return Outcome(self.step, self.best)
+
+    def _batches(self) -> Iterator[Batch]:
+        """This process's rows of the batches of the steps that are left."""
+        last = self.step if self._exhausted() else self.config.steps
+        batches = prefetch(self.loader, range(self.step, last), self._rows)
+        while True:
+            with together():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _exhausted(self) -> bool:
         """Whether the last `patience` validations brought nothing better."""
@@ -176,17 +204,23 @@ class Trainer:
         return self.step % every == 0 or self.step == self.config.steps
 
     def _optimizer_step(self, batch: Batch) -> None:
-        """One step of Adam on the mean objective of the batch, over its micro-batches."""
+        """One step of Adam on the mean objective of the batch, over its micro-batches.
+
+        The mean over the batch is the mean over processes of the means over their rows.
+        """
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         total = torch.zeros((), device=self.device)
         inputs = [x.to(self.device, non_blocking=True) for x in self.objective.inputs(batch)]
-        micro = self.config.micro_batch_size or self.config.batch_size
-        for parts in zip(*(torch.split(x, micro) for x in inputs), strict=True):
-            with autocast(self.device, self.dtype):
-                loss = self._values(*parts).sum() / self.config.batch_size
-            loss.backward()  # type: ignore[no-untyped-call]
+        rows = len(self._rows)
+        micro = min(self.config.micro_batch_size or rows, rows)
+        for start in range(0, rows, micro):
+            parts = [x[start : start + micro] for x in inputs]
+            with accumulate(self._averaged, last=start + micro >= rows):
+                with autocast(self.device, self.dtype):
+                    loss = self._values(*parts).sum() / rows
+                loss.backward()
             total += loss.detach()
         if self.config.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
@@ -196,22 +230,27 @@ class Trainer:
         self._pending.append((self.step, rate, total))
 
     def _log_row(self) -> dict[str, float | int]:
-        """The last step's row, after making sure that no loss since the last one was infinite.
-
-        Losses wait here because looking at one makes an accelerator wait.
-        """
-        self._require_finite()
-        step, rate, loss = self._pending[-1]
+        """The last step's row, after making sure that no loss since the last one was infinite."""
+        loss = self._finite_losses()[-1]
+        step, rate, _ = self._pending[-1]
         self._pending.clear()
-        return {"step": step, "loss": loss.item(), "lr": rate}
+        return {"step": step, "loss": loss, "lr": rate}
 
-    def _require_finite(self) -> None:
-        for step, rate, loss in self._pending:
-            if not math.isfinite(loss.item()):
-                raise _diverged(f"loss is {loss.item()}", step, rate)
+    def _finite_losses(self) -> list[float]:
+        """Of the steps since the last row, over all processes; UserError when one is not finite.
+
+        They wait to be looked at because that makes an accelerator wait.
+        """
+        if not self._pending:
+            return []
+        losses = mean(torch.stack([loss for _, _, loss in self._pending])).tolist()
+        for (step, rate, _), loss in zip(self._pending, losses, strict=True):
+            if not math.isfinite(loss):
+                raise _diverged(f"loss is {loss}", step, rate)
+        return losses
 
     def _validate(self) -> dict[str, float]:
-        self._require_finite()
+        self._finite_losses()
         self.model.eval()
         validation = self.callbacks.validate()
         self.model.train()
@@ -221,15 +260,16 @@ class Trainer:
         return validation.metrics
 
     def _save(self) -> None:
-        self._require_finite()
+        self._finite_losses()
         weights = self.model.state_dict()
         # A finite loss says nothing of the step that followed it.
-        if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        broken = not all(bool(tensor.isfinite().all()) for tensor in weights.values())
+        if largest(broken):
             rate = learning_rate(self.step - 1, self.config)
             raise _diverged("weights are not finite", self.step, rate)
-        moments = optimizer_tensors(self.model, self.optimizer)
         self.run.save_checkpoint(
-            TrainingState(self.step, self.best, self.best_step, weights, moments)
+            Progress(self.step, self.best, self.best_step),
+            weights | optimizer_tensors(self.model, self.optimizer),
         )
 
 

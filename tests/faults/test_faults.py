@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY
-from igpt.checkpoint import RunDirectory
+from conftest import TINY, newest
 
 STEPS = 60
 COMMAND = [sys.executable, "-m", "igpt", "pretrain", "digits", *TINY, f"train.steps={STEPS}"]
@@ -75,8 +74,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(
 ) -> None:
     out = tmp_path / "run"
     assert start_and(lambda p: p.send_signal(signal.Signals[name]), out, 18) == status
-    state = RunDirectory(out).latest_checkpoint()
-    assert state is not None
+    state, _ = newest(out)
     assert 18 <= state.step < STEPS
     subprocess.run(command(out, "--resume"), check=True, capture_output=True)
     assert losses(out) == undisturbed
@@ -101,8 +99,7 @@ def test_a_full_disk_stops_the_run_in_one_line_with_the_last_checkpoint_intact(
         assert "cannot write" in last
         assert "No space left" in last
         assert "Traceback" not in done.stderr
-        state = RunDirectory(disk / "run").latest_checkpoint()
-        assert state is not None
+        state, _ = newest(disk / "run")
         assert state.step % 4 == 0
         left = [p.name for p in (disk / "run" / "checkpoints").iterdir() if "tmp" in p.name]
         assert not left

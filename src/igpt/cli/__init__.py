@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import warnings
 from importlib import import_module
 from typing import NoReturn
 
-from igpt.cli.report import INTERRUPTED, USER_ERROR, Report
+from igpt.cli.report import INTERRUPTED, LOST_PROCESS, USER_ERROR, Report
 from igpt.config import UserError
+from igpt.parallel import launch
 
 COMMANDS = {
     "demo": "the whole tour on handwritten digits, in a few minutes",
@@ -36,6 +38,8 @@ COMMANDS = {
     "palette": "fit a colour palette to your pictures",
     "info": "what a preset, a run or a model is made of, and what it costs",
 }
+
+PARALLEL = ("pretrain", "finetune", "eval")  # those that torchrun may start on several processes
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,7 +66,8 @@ def _overview() -> Parser:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    if launch.is_first():
+        print(line, file=sys.stderr, flush=True)
 
 
 def command_parser(name: str) -> Parser:
@@ -81,26 +86,47 @@ def command_parser(name: str) -> Parser:
     return parser
 
 
-def _run(name: str, argv: list[str]) -> Report:
+def _run(name: str, argv: list[str]) -> int:
     args = command_parser(name).parse_intermixed_args(argv)
+    if launch.size() > 1 and name not in PARALLEL:
+        raise UserError(
+            f"torchrun starts {', '.join(PARALLEL)} on several processes, {name} runs in one"
+        )
     report: Report = import_module(f"igpt.cli.{name}").run(args, _say)
-    print(json.dumps(report.values) if args.json else report.text)
-    return report
+    if launch.is_first():
+        print(json.dumps(report.values) if args.json else report.text)
+    return report.status
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Run the command line and exit: 0 done, 2 a user's mistake, 130 interrupted.
+
+    Of several processes that torchrun started each exits so, or with 1 when it lost another one.
+    """
     argv = sys.argv[1:] if argv is None else argv
     name = _overview().parse_args(argv[:1] or ["--help"]).command
     warnings.showwarning = lambda message, *_args, **_kwargs: _say(f"warning: {message}")
     try:
-        status = _run(name, argv[1:]).status
-    except (UserError, OSError) as error:  # a full disk or a forbidden folder is no bug of ours
+        status = _run(name, argv[1:])
+    except (UserError, OSError, launch.LostProcess) as error:
+        # A full disk or a forbidden folder is no bug of ours.
         if "--debug" in argv:
             raise
-        _say(f"igpt {name}: error: {error}")
-        status = USER_ERROR
+        _tell(f"igpt {name}: error: {error}")
+        status = LOST_PROCESS if isinstance(error, launch.LostProcess) else USER_ERROR
     except KeyboardInterrupt:
         _say("interrupted")
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _tell(line: str) -> None:
+    """Say what went wrong, once for all processes."""
+    if launch.size() == 1:
+        _say(line)
+        return
+    from igpt.parallel.processes import is_first_to_fail
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others when one has ended
+    if is_first_to_fail():
+        print(line, file=sys.stderr, flush=True)

@@ -18,14 +18,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.config import ParallelConfig
     from igpt.device import compute_dtype
+    from igpt.parallel.processes import processes, require_same, together
     from igpt.pipeline import load
 
-    pipeline = load(args.run)
-    images = load_pictures(args, pipeline.image_size)
-    say(f"{len(images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
-    dtype = compute_dtype(args.precision, pipeline.model.wte.device)
-    result = pipeline.likelihood(images, dtype)
+    with processes(ParallelConfig()):
+        with together():
+            pipeline = load(args.run)
+            images = load_pictures(args, pipeline.image_size)
+        require_same("pictures", len(images))
+        say(f"{len(images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
+        dtype = compute_dtype(args.precision, pipeline.model.wte.device)
+        result = pipeline.likelihood(images, dtype)
     values = {
         "nats_per_pixel": result.nats_per_pixel,
         "bits_per_pixel": result.bits_per_pixel,

@@ -9,6 +9,7 @@ from pathlib import Path
 from igpt.cli.arguments import add_short_flags, overrides
 from igpt.cli.report import Report, stopped_status
 from igpt.config import PRESETS, UserError, load_recipe, shipped_recipes
+from igpt.parallel import launch
 
 EXAMPLE = "igpt pretrain digits --out runs/digits --steps 200 train.grad_clip=1"
 
@@ -62,9 +63,11 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     recipe = None if name is None else load_recipe(name, changes)
     done = pretrain(recipe, args.out, resume=args.resume, say=say)
     outcome, folder = done.outcome, RunDirectory(args.out)
-    write_atomically(
-        folder.figures / "loss.png", lambda path: loss_figure(read_metrics(folder.metrics), path)
-    )
+    if launch.is_first():
+        write_atomically(
+            folder.figures / "loss.png",
+            lambda path: loss_figure(read_metrics(folder.metrics), path),
+        )
     values = {
         "run": str(args.out),
         "step": outcome.step,

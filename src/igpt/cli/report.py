@@ -6,7 +6,7 @@ import signal
 from dataclasses import dataclass
 from typing import Any
 
-USER_ERROR, INTERRUPTED = 2, 130  # exit statuses
+LOST_PROCESS, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit statuses
 
 
 @dataclass(frozen=True)

@@ -162,12 +162,12 @@ class CropLoader:
                 warnings.warn(f"skipped an unreadable picture: {error}", stacklevel=3)
 
 
-def prefetch(loader: Loader, steps: Iterable[int]) -> Iterator[Batch]:
-    """The batches of `steps` in turn, the next one made while the last one is used."""
+def prefetch(loader: Loader, steps: Iterable[int], rows: range | None = None) -> Iterator[Batch]:
+    """The batches of `steps`, or those rows of them, the next made while the last is used."""
     with ThreadPoolExecutor(1) as pool:
         pending = None
         for step in steps:
-            following = pool.submit(loader.batch, step)
+            following = pool.submit(loader.batch, step, rows)
             if pending is not None:
                 yield pending.result()
             pending = following

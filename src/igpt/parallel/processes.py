@@ -1,0 +1,187 @@
+"""The processes of a run: joining them, and what they tell each other.
+
+Small things (a count, a signal, a message) go through memory, by gloo, and never wait for an
+accelerator. What one process tells the others is JSON, not pickles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from igpt.config import ParallelConfig, UserError
+from igpt.device import communication, join_device
+from igpt.parallel import launch
+
+FAILURES = "igpt/failures"  # the key that failing processes count themselves under
+
+
+@contextmanager
+def processes(config: ParallelConfig) -> Iterator[None]:
+    """Work together with the processes that torchrun started with this one; alone, do nothing.
+
+    Raises LostProcess when one of them is gone or hangs.
+    """
+    if launch.size() == 1 or dist.is_initialized():
+        yield
+        return
+    device = join_device(launch.local_rank())
+    dist.init_process_group(
+        communication(device),
+        store=_store(),
+        rank=launch.rank(),
+        world_size=launch.size(),
+        timeout=timedelta(seconds=config.timeout),
+    )
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise launch.LostProcess(
+            "another process of this run is gone, or did not answer for "
+            f"{config.timeout} s (parallel.timeout)"
+        ) from error
+    # After an error others may be gone or wait elsewhere: then only the end of the process helps.
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@cache
+def _store() -> Any:
+    """Where processes can leave a word for each other, whatever else they are doing."""
+    return next(rendezvous("env://"))[0]
+
+
+def size() -> int:
+    """Processes that work together; 1 for one that is alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process among them, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+# --- sharing work --------------------------------------------------------------------------------
+
+
+def share_of_batch(batch_size: int) -> range:
+    """The rows of every step's batch that this process is trained on.
+
+    Raises UserError unless all can have the same number.
+    """
+    if batch_size % size():
+        raise UserError(
+            f"train.batch_size ({batch_size}) must be a multiple of the processes ({size()})"
+        )
+    rows = batch_size // size()
+    return range(rank() * rows, (rank() + 1) * rows)
+
+
+def share_of(n: int) -> Iterator[tuple[int, bool]]:
+    """The pieces of `n`, 0 to n - 1, that this process computes, and whether each counts.
+
+    All processes compute the same number, since a model that is split over them needs all of them
+    for a pass: one that runs out does the last piece again, which does not count.
+    """
+    for first in range(0, n, size()):
+        piece = first + rank()
+        yield min(piece, n - 1), piece < n
+
+
+# --- telling each other --------------------------------------------------------------------------
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of `values` over all processes, in place."""
+    if size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean of `values` over all processes, in place."""
+    return total(values).div_(size()) if size() > 1 else values
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' values."""
+    if size() == 1:
+        return value
+    held = torch.tensor(value)
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    return int(held)
+
+
+def gather(value: Any) -> list[Any]:
+    """The `value` of every process, anything that JSON holds, in the order of their ranks."""
+    if size() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    lengths = torch.zeros(size(), dtype=torch.int64)
+    lengths[rank()] = len(text)
+    total(lengths)
+    texts = torch.zeros(size(), int(lengths.max()), dtype=torch.uint8)
+    texts[rank(), : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    total(texts)
+    return [
+        json.loads(bytes(row[:length].tolist()))
+        for row, length in zip(texts, lengths.tolist(), strict=True)
+    ]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What goes wrong here for one process goes wrong for all, with the first one's UserError.
+
+    For work that a process does alone: it must not need the others.
+    """
+    failure: UserError | OSError | None = None
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if size() == 1:
+            raise
+        failure = error
+    if largest(failure is not None):
+        message = next(text for text in gather(failure and str(failure)) if text is not None)
+        raise UserError(message) from failure
+
+
+def on_first(act: Callable[[], object]) -> None:
+    """Let the first process act; UserError for all when it cannot."""
+    with together():
+        if rank() == 0:
+            act()
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """What the first process makes, anything that JSON holds; UserError for all when it cannot."""
+    made: list[Any] = []
+    on_first(lambda: made.append(make()))
+    return gather(made[0] if made else None)[0]
+
+
+def require_same(what: str, value: Any) -> None:
+    """UserError unless all processes have the same `value`."""
+    values = gather(value)
+    if any(other != values[0] for other in values):
+        raise UserError(f"the processes see different {what}: do all machines read the same files?")
+
+
+def is_first_to_fail() -> bool:
+    """Whether no other process has asked this before: the one to tell the user."""
+    try:
+        return _store().add(FAILURES, 1) == 1
+    except RuntimeError:  # the store went with a process that failed before
+        return False

@@ -1,0 +1,108 @@
+"""Several processes as torchrun starts them, for tests: forked from one that has imported torch.
+
+torchrun itself takes seconds to start; its environment variables and its store do not.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    [
+        *("igpt.cli.pretrain", "igpt.finetune", "igpt.plots", "datasets", "sklearn.cluster"),
+        *("torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard"),
+    ]
+)
+
+
+def _work(environment: dict[str, str], log: Path, act: Callable[..., None], args: Any) -> None:
+    os.environ.update(environment)
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, descriptor)
+    torch.set_num_threads(1)
+    act(*args)
+
+
+def _command(*argv: str) -> None:
+    from igpt.cli import main
+
+    main(list(argv))
+
+
+@dataclass
+class Several:
+    """`n` processes that do the same."""
+
+    n: int
+    act: Callable[..., None]
+    args: tuple[Any, ...]
+    restarts: int = 0  # how often torchrun started them before
+    processes: list[BaseProcess] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._logs = Path(tempfile.mkdtemp(prefix="several-"))
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        shared = {
+            "WORLD_SIZE": str(self.n),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self._store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": str(self.restarts),
+        }
+        for rank in range(self.n):
+            environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = _context.Process(
+                target=_work, args=(environment, self._logs / str(rank), self.act, self.args)
+            )
+            process.start()
+            self.processes.append(process)
+
+    def send(self, number: signal.Signals, ranks: list[int]) -> None:
+        for rank in ranks:
+            pid = self.processes[rank].pid
+            assert pid is not None
+            os.kill(pid, number)
+
+    def wait(self, seconds: float = 120) -> list[int]:
+        """Exit statuses, in the order of ranks; those that do not end are killed."""
+        for process in self.processes:
+            process.join(seconds)
+            process.kill()
+            process.join()
+        return [process.exitcode for process in self.processes if process.exitcode is not None]
+
+    @property
+    def out(self) -> str:
+        return self._said("out")
+
+    @property
+    def err(self) -> str:
+        return self._said("err")
+
+    def _said(self, name: str) -> str:
+        return "".join(path.read_text() for path in sorted(self._logs.glob(f"*.{name}")))
+
+
+def igpt(n: int, *argv: object, restarts: int = 0) -> Several:
+    """The command line on `n` processes, not waited for."""
+    return Several(n, _command, tuple(map(str, argv)), restarts)
+
+
+def call(n: int, act: Callable[..., None], *args: Any) -> None:
+    """`act(*args)` on `n` processes, which must end well; `act` is a function of a module."""
+    several = Several(n, act, args)
+    statuses = several.wait()
+    assert statuses == [0] * n, several.err
