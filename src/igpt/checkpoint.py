@@ -36,6 +36,7 @@ from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.parallel.processes import on_first, rank, require_same
+from igpt.parallel.sharding import whole_weights
 from igpt.parallel.storage import load_tensors, save_tensors, saved_tensors
 
 GENERATIVE_HEAD = "lm_head.safetensors"  # of a model with classes, beside `model.safetensors`
@@ -111,16 +112,22 @@ def save_model(
     Weights come last, so that a folder with weights is whole. Of several processes, all call it and
     the first writes; UserError for all when it cannot.
     """
-    on_first(lambda: _write_model(folder, model, codec, class_names))
+    state = whole_weights(model)
+    on_first(lambda: _write_model(folder, state, model.config, codec, class_names))
 
 
-def _write_model(folder: Path, model: ImageGPT, codec: Codec, class_names: tuple[str, ...]) -> None:
-    config = model.config
+def _write_model(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: ModelConfig,
+    codec: Codec,
+    class_names: tuple[str, ...],
+) -> None:
     theirs = huggingface.config_to_hf(config, codec.order, class_names)
     write_json(folder / "config.json", theirs)
     processor = huggingface.processor_to_hf(codec.palette.clusters, codec.image_size)
     write_json(folder / "preprocessor_config.json", processor)
-    weights = huggingface.weights_to_hf(model.state_dict(), config)
+    weights = huggingface.weights_to_hf(state, config)
     if config.n_classes:
         # Their classifier has no head for the next pixel, and would complain of one.
         head = {huggingface.LM_HEAD: weights.pop(huggingface.LM_HEAD)}

@@ -66,7 +66,7 @@ class HeadClassifier:
         logits = np.concatenate(list(self._logits(tokens, dtype)))  # [N, masks, C]
         return vote(logits, self.ensemble, self.masking.seed)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference_mode would leave a split model tensors that cannot be trained
     def _logits(self, tokens: Tensor, dtype: torch.dtype) -> Iterator[npt.NDArray[np.float32]]:
         model, masking = self.model, self.masking
         passes = 1 if model.config.causal else max(1, masking.count)

@@ -157,6 +157,8 @@ class TrainConfig:
     patience: int | None = None  # validations without a better one that end the run; None: never
     grad_clip: float | None = None  # largest norm of the gradient; None: no clipping
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    # Keep only what enters a block and compute the rest again on the way back: a third more work.
+    activation_checkpointing: bool = False
     compile: bool = False  # torch.compile the training step: slower start, faster steps
     seed: int = 0
     log_every: int = 10
@@ -218,13 +220,36 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How a run that torchrun started on several processes is divided among them."""
+    """How a run that torchrun started is divided: `data` x `shard` is the number of processes.
 
-    # Seconds that a process waits for the others; then one of them hangs, and the run ends.
-    timeout: int = 600
+    Each copy of the model is trained on its part of every batch. shard=1 replicates the model on
+    every process, data=1 holds one copy between all of them, and there is everything between.
+    """
+
+    data: int | None = None  # copies of the model; None: what the processes make
+    shard: int | None = 1  # processes that hold a copy between them; None: what data leaves
+    timeout: int = 600  # seconds after which a process that does not answer ends the run
 
     def __post_init__(self) -> None:
-        _require(self.timeout >= 1, f"parallel.timeout must be at least 1: {self.timeout}")
+        for name in ("data", "shard", "timeout"):
+            value = getattr(self, name)
+            _require(
+                value is None or value >= 1, f"parallel.{name} must be at least 1, got {value}"
+            )
+
+    def mesh(self, processes: int) -> tuple[int, int]:
+        """(data, shard) for so many processes; UserError when they do not make them up."""
+        data, shard = self.data, self.shard
+        if shard is None:
+            shard = processes // (data or 1)
+        if data is None:
+            data = processes // shard
+        _require(
+            data * shard == processes,
+            f"parallel: data ({self.data}) x shard ({self.shard}) are not the {processes} "
+            f"process{'es' * (processes > 1)} that there are",
+        )
+        return data, shard
 
 
 @dataclass(frozen=True)
@@ -330,6 +355,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+# Fields that say how a run is computed, not what: it can be resumed with others.
+DIVISION = ("parallel.", "train.micro_batch_size", "train.activation_checkpointing")
 
 
 def differing_fields(a: Recipe, b: Recipe) -> list[str]:

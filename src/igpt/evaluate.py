@@ -44,7 +44,7 @@ class Likelihood:
         return self.nats_per_pixel * self.n_pixels
 
 
-@torch.no_grad()
+@torch.no_grad()  # inference_mode would leave a split model tensors that cannot be trained
 def picture_nats(
     model: ImageGPT,
     objective: Objective,

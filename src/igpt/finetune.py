@@ -22,8 +22,9 @@ from igpt.model import ImageGPT
 from igpt.objectives import Joint, make_objective
 from igpt.order import Codec
 from igpt.parallel import launch
-from igpt.parallel.processes import processes, require_same, share_of_batch, together
-from igpt.pretrain import Say, new_model, settle_recipe, train_run
+from igpt.parallel.processes import processes, require_same, together
+from igpt.parallel.sharding import copy_whole
+from igpt.pretrain import Say, check_division, new_model, settle_recipe, train_run
 from igpt.probe.features import Masking
 from igpt.probe.linear import score
 from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
@@ -93,7 +94,7 @@ def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Fin
     if options is None:
         raise UserError(f"{out} holds a pretraining run: `igpt pretrain --resume` goes on with it")
     with processes(recipe.parallel):
-        share_of_batch(recipe.train.batch_size)  # a mistake is better known before the pictures are
+        check_division(recipe)
         return _finetune(recipe, options, run, resume, say)
 
 
@@ -206,11 +207,13 @@ def _open_task(recipe: Recipe, say: Say) -> Task:
 def _build(recipe: Recipe, start: ImageGPT, n_classes: int) -> ImageGPT:
     """The starting model with a head of zeros for the classes."""
     assert recipe.finetune is not None
-    model = new_model(replace(start.config, n_classes=n_classes), recipe.train.seed)
+    model = new_model(replace(start.config, n_classes=n_classes), recipe)
     if not recipe.finetune.from_scratch:
-        trunk = {k: v for k, v in start.state_dict().items() if not k.startswith("clf.")}
-        model.load_state_dict({**trunk, "clf.weight": model.clf.weight.detach()})
-    return model.to(default_device())
+        weights = start.state_dict()
+        for name, tensor in model.state_dict().items():
+            if name != "clf.weight":
+                copy_whole(tensor, weights[name])
+    return model
 
 
 def _class_weights(train: Labelled, options: FinetuneConfig) -> torch.Tensor:

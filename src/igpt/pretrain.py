@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from igpt.checkpoint import RunDirectory, save_model
-from igpt.config import ModelConfig, Recipe, UserError, differing_fields
+from igpt.config import DIVISION, ModelConfig, Recipe, UserError, differing_fields
 from igpt.data import (
     CropLoader,
     Loader,
@@ -40,8 +40,10 @@ from igpt.parallel.processes import (
     rank,
     require_same,
     share_of_batch,
+    size,
     together,
 )
+from igpt.parallel.sharding import DrawOnProcessor, checkpoint_activations, split
 from igpt.rng import numpy_rng, torch_rng
 from igpt.train import Callbacks, Outcome, Trainer, Validation
 
@@ -155,22 +157,22 @@ def make_palette(recipe: Recipe, images: npt.NDArray[np.uint8] | Encoded, say: S
     return palette
 
 
-def build_model(recipe: Recipe, codec: Codec) -> ImageGPT:
-    """The recipe's model, initialised from its seed."""
-    causal = recipe.objective == "ar"
-    config = recipe.model.resolve(codec.vocab_size, codec.n_tokens, causal)
-    return new_model(config, recipe.train.seed).to(default_device())
+def new_model(config: ModelConfig, recipe: Recipe) -> ImageGPT:
+    """A model of the shape as the run of `recipe` trains it, with the weights that its seed draws.
 
-
-def new_model(config: ModelConfig, seed: int) -> ImageGPT:
-    """A model of the shape with the weights that `seed` draws: on meta, then materialised.
-
-    They are drawn on the processor, so that every device starts the same.
+    Built on meta, split over the processes, materialised, initialised: the same weights for any
+    number of processes and any device. Raises UserError when `recipe.parallel` asks for another
+    number of processes.
     """
+    train, device = recipe.train, default_device()
     with torch.device("meta"):
         model = ImageGPT(config)
-    model.to_empty(device="cpu")
-    model.init_weights(torch_rng(seed, "init"))
+    if train.activation_checkpointing:
+        checkpoint_activations(model)
+    split(model, recipe.parallel, device, compute_dtype(train.precision, device))
+    model.to_empty(device=device)
+    with DrawOnProcessor():  # type: ignore[no-untyped-call]
+        model.init_weights(torch_rng(train.seed, "init"))
     return model
 
 
@@ -192,14 +194,21 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
     resume = resume or (launch.is_restart() and run.exists())
     recipe = settle_recipe(recipe, run, resume)
     with processes(recipe.parallel):
-        share_of_batch(recipe.train.batch_size)  # a mistake is better known before the pictures are
+        check_division(recipe)
         return _pretrain(recipe, run, resume, say)
+
+
+def check_division(recipe: Recipe) -> None:
+    """UserError when the processes cannot share the work, before any of it is done."""
+    recipe.parallel.mesh(size())
+    share_of_batch(recipe.train.batch_size)
 
 
 def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pretrained:
     prepared = prepare(recipe, run.palette() if resume else None, say)
     codec, config = prepared.codec, recipe.train
-    model = build_model(recipe, codec)
+    causal = recipe.objective == "ar"
+    model = new_model(recipe.model.resolve(codec.vocab_size, codec.n_tokens, causal), recipe)
     held_out = make_objective(
         recipe.objective, recipe.mask_probability, config.seed, stream="evaluate"
     )
@@ -254,7 +263,10 @@ def _ignore(_row: Row) -> None:
 
 
 def settle_recipe(recipe: Recipe | None, run: RunDirectory, resume: bool) -> Recipe:
-    """The recipe of a new run, or the one that a run to resume was begun with."""
+    """The recipe of a new run, or the one that a run to resume was begun with.
+
+    How it is divided over processes and memory may change on the way.
+    """
     if not run.exists():
         if recipe is None:
             raise UserError(f"no run at {run.path} to resume, and no recipe to begin one")
@@ -262,6 +274,9 @@ def settle_recipe(recipe: Recipe | None, run: RunDirectory, resume: bool) -> Rec
     if not resume:
         raise UserError(f"{run.path} holds a run already: add --resume, or choose another --out")
     saved = run.recipe()
-    if recipe is not None and (changed := differing_fields(recipe, saved)):
+    if recipe is None:
+        return saved
+    changed = [name for name in differing_fields(recipe, saved) if not name.startswith(DIVISION)]
+    if changed:
         raise UserError(f"cannot resume {run.path}: {', '.join(changed)} differ from its recipe")
-    return saved
+    return recipe

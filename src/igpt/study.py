@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from igpt.baselines import fit_neighbours, predict_cnn, train_cnn
-from igpt.config import UserError
+from igpt.config import Recipe, TrainConfig, UserError
 from igpt.data import Task, few_labels
 from igpt.device import compute_dtype
 from igpt.order import Encoded, need_pixels
@@ -136,7 +136,8 @@ def pixel_features(images: Pixels | Encoded) -> dict[str, Features]:
 
 def untrained(pipeline: Pipeline, seed: int) -> Pipeline:
     """The same network with the weights that training began with, of another seed."""
-    return Pipeline(new_model(pipeline.model.config, seed), pipeline.codec)
+    recipe = Recipe(train=TrainConfig(seed=seed))
+    return Pipeline(new_model(pipeline.model.config, recipe), pipeline.codec)
 
 
 class LinearMethod:

@@ -30,6 +30,7 @@ from igpt.monitor import Row
 from igpt.objectives import Objective
 from igpt.parallel.gradients import accumulate, average_gradients
 from igpt.parallel.processes import largest, mean, share_of_batch, size, together
+from igpt.parallel.storage import all_finite
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -263,8 +264,7 @@ class Trainer:
         self._finite_losses()
         weights = self.model.state_dict()
         # A finite loss says nothing of the step that followed it.
-        broken = not all(bool(tensor.isfinite().all()) for tensor in weights.values())
-        if largest(broken):
+        if not all_finite(weights):
             rate = learning_rate(self.step - 1, self.config)
             raise _diverged("weights are not finite", self.step, rate)
         self.run.save_checkpoint(

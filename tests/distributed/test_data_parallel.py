@@ -23,10 +23,11 @@ from igpt.parallel.processes import gather, processes, rank, size, together
 from igpt.pretrain import pretrain
 
 # 150 pictures are held out: 19 batches of 8, which neither 2 nor 4 processes can share evenly.
+SHORT = ["train.steps=6", "train.eval_every=3", "train.checkpoint_every=3"]
 CASES = {
-    "ar": ["data.augmentation=flip", "train.grad_clip=0.5"],
-    "bert": ["objective=bert", "train.micro_batch_size=1", "data.augmentation=cifar"],
-    "uneven": ["train.batch_size=12", "train.micro_batch_size=2", "train.patience=1"],
+    "ar": [*SHORT, "data.augmentation=flip", "train.grad_clip=0.5"],
+    "bert": [*SHORT, "objective=bert", "train.micro_batch_size=1", "data.augmentation=cifar"],
+    "uneven": [*SHORT, "train.batch_size=12", "train.micro_batch_size=2", "train.patience=1"],
 }
 
 
@@ -45,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_all(out: Path, folder: Path) -> None:
     """Every case, in one start of the processes."""
-    crops = ["data.augmentation=imagenet", f"data.source={folder}", "palette.colors=8"]
+    crops = [*SHORT, "data.augmentation=imagenet", f"data.source={folder}", "palette.colors=8"]
     with processes(ParallelConfig()):
         for name, words in {**CASES, "crops": [*crops, "data.image_size=4"]}.items():
             done = pretrain(tiny_recipe(*words), out / name, resume=False, say=silent)
@@ -216,15 +217,15 @@ def test_a_signal_to_any_process_saves_once_and_all_end_well(
 def test_a_process_that_hangs_or_is_gone_ends_the_others_in_one_line(tmp_path: Path) -> None:
     for number in (signal.SIGSTOP, signal.SIGKILL):
         run = tmp_path / number.name
-        running = several.igpt(2, *command(run, "train.steps=100000", "parallel.timeout=3"))
+        running = several.igpt(2, *command(run, "train.steps=100000", "parallel.timeout=8"))
         wait_for_step(run, 5)
         began = time.monotonic()
         running.send(number, [1])
         running.processes[0].join(60)
         assert running.processes[0].exitcode == 1
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60
         (line,) = [line for line in running.err.splitlines() if "error:" in line]
-        assert "did not answer for 3 s (parallel.timeout)" in line
+        assert "did not answer for 8 s (parallel.timeout)" in line
         assert "Traceback" not in running.err
         running.wait(0)
 
@@ -235,11 +236,11 @@ def test_a_run_goes_on_with_another_number_of_processes(
     run, words = tmp_path / "run", [*TINY, *CASES["ar"]]
     stopped = several.igpt(4, "pretrain", "digits", "--out", run, *words, "train.patience=1")
     assert stopped.wait() == [0, 0, 0, 0], stopped.err
-    (run / "checkpoints/latest").write_text("step-00000008\n")
+    (run / "checkpoints/latest").write_text("step-00000003\n")
     again = several.igpt(2, "pretrain", "--out", run, "--resume")
     assert again.wait() == [0, 0], again.err
     assert rows(run, "loss") == pytest.approx(rows(runs[1] / "ar", "loss"), abs=2e-6)
-    assert math.isfinite(rows(run, "val_loss")[12])
+    assert math.isfinite(rows(run, "val_loss")[6])
 
 
 def test_evaluation_and_fine_tuning_are_the_same_for_any_number_of_processes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from igpt.config import DataConfig
+    from igpt.config import DataConfig, Recipe
     from igpt.data import Pictures, Task
     from igpt.data.decode import Fit
     from igpt.order import Encoded
@@ -177,3 +177,20 @@ def overrides(args: argparse.Namespace, short: ShortFlags) -> list[str]:
     """What the command line says with short flags, as overrides like "train.lr=0.003"."""
     given = ((name, getattr(args, name)) for name, _ in short.values())
     return [f"{name}={value}" for name, value in given if value is not None]
+
+
+def resumed_recipe(out: Path, changes: Sequence[str]) -> Recipe | None:
+    """The recipe of the run in `out`, if there is one, divided over processes as `changes` say.
+
+    Raises UserError for a change of anything else.
+    """
+    from igpt.checkpoint import RunDirectory
+    from igpt.config import DIVISION, UserError, parse_recipe, recipe_yaml
+
+    for change in changes:
+        if not change.startswith(DIVISION):
+            raise UserError(f"--resume repeats the run's own recipe: {change} cannot change it")
+    run = RunDirectory(out)
+    if not run.exists():
+        return None
+    return parse_recipe(recipe_yaml(run.recipe()), changes, f"of {out}")

@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from igpt.cli.arguments import add_run, add_short_flags, overrides
+from igpt.cli.arguments import add_run, add_short_flags, overrides, resumed_recipe
 from igpt.cli.report import Report, stopped_status
-from igpt.config import UserError
 
 EXAMPLE = "igpt finetune runs/digits --out runs/digits-classes --steps 300 finetune.layer_decay=0.8"
 
@@ -46,10 +45,9 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     from igpt.finetune import default_recipe, finetune
 
     changes = [*overrides(args, SHORT), *args.words]
-    if args.resume and changes:
-        raise UserError(f"--resume repeats the run's own recipe: {changes[0]} cannot change it")
-    recipe = None
-    if not args.resume:
+    if args.resume:
+        recipe = resumed_recipe(args.out, changes)
+    else:
         text = recipe_yaml(default_recipe(args.run))
         recipe = parse_recipe(text, changes, f"of {args.run}")
     done = finetune(recipe, args.out, resume=args.resume, say=say)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from igpt.cli.arguments import add_short_flags, overrides
+from igpt.cli.arguments import add_short_flags, overrides, resumed_recipe
 from igpt.cli.report import Report, stopped_status
 from igpt.config import PRESETS, UserError, load_recipe, shipped_recipes
 from igpt.parallel import launch
@@ -56,11 +56,9 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     from igpt.pretrain import pretrain
 
     name, changes = _recipe_and_changes(args)
-    if args.resume and name is None and changes:
-        raise UserError(f"--resume repeats the run's own recipe: {changes[0]} cannot change it")
     if name is None and not args.resume:
         raise UserError(f"name a recipe: a .yaml file or one of {', '.join(shipped_recipes())}")
-    recipe = None if name is None else load_recipe(name, changes)
+    recipe = load_recipe(name, changes) if name else resumed_recipe(args.out, changes)
     done = pretrain(recipe, args.out, resume=args.resume, say=say)
     outcome, folder = done.outcome, RunDirectory(args.out)
     if launch.is_first():

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TypeGuard
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from igpt.parallel.processes import size
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
 
 def average_gradients(module: nn.Module) -> nn.Module:
-    """`module`, to be called in its place, with gradients averaged over all processes.
+    """What to call in `module`'s place, so that gradients are averaged over all processes.
 
-    Every process starts from the first one's weights.
+    A model that is split takes care of that itself; of one that is not, every process starts from
+    the first one's weights.
     """
-    if size() == 1:
+    if size() == 1 or any(map(_is_split, module.modules())):
         return module
     return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[object]:
     """Where a micro-batch goes through `module`: gradients are exchanged after the `last` only."""
+    for part in filter(_is_split, module.children()):
+        part.set_requires_gradient_sync(last)
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
+
+
+def _is_split(module: nn.Module) -> TypeGuard[FSDPModule]:
+    if size() == 1:
+        return False
+    from torch.distributed.fsdp import FSDPModule  # half a second to import
+
+    return isinstance(module, FSDPModule)

@@ -17,7 +17,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from igpt.config import UserError
-from igpt.parallel.processes import size
+from igpt.parallel.processes import largest, size
+from igpt.parallel.sharding import local
+
+
+def all_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether every number of every tensor is, on all processes, which all call it."""
+    return not largest(not all(bool(local(t).isfinite().all()) for t in tensors.values()))
 
 
 def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,119 @@
+"""A model that is split over processes: PyTorch's `fully_shard`, applied from outside.
+
+The unit that is gathered, used and dropped is a block's matrices, in the type of the products. What
+is small stays with the root and in float32, as autocast has it on one process: embeddings, norms
+and heads. So a run computes the same whether it is split or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from igpt.config import ParallelConfig
+from igpt.model import ImageGPT
+from igpt.parallel.processes import rank, size
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def split(
+    model: ImageGPT, config: ParallelConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Split `model`, still on the meta device, over processes as `config` says.
+
+    It will be computed on `device` with products in `dtype`. Does nothing when every process holds
+    the whole model. Raises UserError when `config` is for another number of processes.
+    """
+    copies, parts = config.mesh(size())
+    if parts == 1:
+        return
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    mesh = init_device_mesh(device.type, (copies, parts), mesh_dim_names=("data", "shard"))
+    if copies == 1:
+        mesh = mesh["shard"]
+    products = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for block in model.blocks:
+        matrices = [block.get_submodule("attn"), block.get_submodule("mlp")]
+        fully_shard(matrices, mesh=mesh, mp_policy=products)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "trunk")  # the heads that follow it find the root gathered
+
+
+def checkpoint_activations(model: ImageGPT) -> None:
+    """Let every block keep its input only, and compute the rest again when gradients need it."""
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+class DrawOnProcessor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Where normal draws are those of the whole tensor on the processor, wherever it is and is cut.
+
+    So `init_weights` gives every process its part of the weights that one process would have. One
+    tensor at a time is whole, no more.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        target = args[0] if args else None
+        if func is torch.ops.aten.normal_.default and isinstance(target, Tensor):
+            copy_whole(target, func(torch.empty(target.shape), *args[1:], **(kwargs or {})))
+            return target
+        return func(*args, **(kwargs or {}))
+
+
+def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether this process holds a part of `tensor` only."""
+    if size() == 1:
+        return False
+    from torch.distributed.tensor import (
+        DTensor,
+    )  # half a second, which most commands can do without
+
+    return isinstance(tensor, DTensor)
+
+
+def copy_whole(target: Tensor, whole: Tensor) -> None:
+    """Copy `whole` into `target`, or this process's part of it when `target` is split."""
+    if is_split(target):
+        from torch.distributed.tensor import distribute_tensor
+
+        placed = whole.to(target.device, target.dtype)
+        whole = distribute_tensor(placed, target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(whole)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of it."""
+    return tensor.to_local() if is_split(tensor) else tensor
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of `model` by name. All processes call it; if they hold parts, the first one gets
+    them whole, in memory, and the others nothing.
+    """
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if not is_split(tensor):
+            weights[name] = tensor
+            continue
+        whole = tensor.full_tensor()
+        if rank() == 0:
+            weights[name] = whole.cpu()
+    return weights

@@ -1,0 +1,272 @@
+"""A model split over processes: weights, curve, checkpoints and export of one that is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import several
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from conftest import TINY, silent, tiny_recipe
+from igpt.checkpoint import RunDirectory, load_model, optimizer_tensors
+from igpt.config import ModelConfig, ParallelConfig, Recipe, UserError, load_recipe
+from igpt.evaluate import picture_nats
+from igpt.model import ImageGPT
+from igpt.objectives import AR
+from igpt.parallel.gradients import accumulate, average_gradients
+from igpt.parallel.processes import gather, mean, processes, rank, size
+from igpt.parallel.sharding import local, split, whole_weights
+from igpt.pretrain import new_model, pretrain
+from igpt.train import Values
+
+SHORT = ["train.steps=6", "train.eval_every=6", "train.checkpoint_every=3"]
+AR_WORDS = [*SHORT, "train.grad_clip=0.5", "train.micro_batch_size=1", "data.augmentation=flip"]
+BERT_WORDS = [*SHORT, "objective=bert", "train.activation_checkpointing=true"]
+BFLOAT16 = [*SHORT, "train.precision=bfloat16"]
+
+# name -> processes, and how they share the model
+LAYOUTS = {
+    "shard-2": (2, ["parallel.shard=2"]),
+    "shard-4": (4, ["parallel.shard=null"]),
+    "hybrid": (4, ["parallel.data=2", "parallel.shard=2"]),
+}
+
+
+def train_all(out: Path) -> None:
+    """The cases of this file for all layouts of so many processes."""
+    with processes(ParallelConfig()):
+        for name, (n, words) in LAYOUTS.items():
+            if n == size():
+                for case, more in (("ar", AR_WORDS), ("bert", BERT_WORDS)):
+                    recipe = tiny_recipe(*words, *more)
+                    pretrain(recipe, out / name / case, resume=False, say=silent)
+        if size() == 2:
+            for name, word in (("replicated", "parallel.data=2"), ("split", "parallel.shard=2")):
+                recipe = tiny_recipe(word, *BFLOAT16)
+                pretrain(recipe, out / "bfloat16" / name, resume=False, say=silent)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("split")
+    for case, more in (("ar", AR_WORDS), ("bert", BERT_WORDS)):
+        pretrain(tiny_recipe(*more), out / "alone" / case, resume=False, say=silent)
+    for n in (2, 4):
+        several.call(n, train_all, out)
+    return out
+
+
+def rows(run: Path, key: str) -> dict[int, float]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return {row["step"]: row[key] for row in map(json.loads, lines) if key in row}
+
+
+@pytest.mark.parametrize("case", ["ar", "bert"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_loss_curve_does_not_depend_on_how_the_model_is_split(
+    runs: Path, layout: str, case: str
+) -> None:
+    alone, shared = runs / "alone" / case, runs / layout / case
+    for key in ("loss", "val_loss"):
+        expected = rows(alone, key)
+        assert expected
+        assert rows(shared, key) == pytest.approx(expected, abs=2e-6), key
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_split_run_exports_the_whole_model(runs: Path, layout: str) -> None:
+    ours = load_model(runs / "alone" / "ar")[0].state_dict()
+    theirs = load_model(runs / layout / "ar")[0].state_dict()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, atol=1e-4, rtol=1e-4)
+
+
+def test_in_mixed_precision_a_split_model_computes_what_a_replicated_one_does(runs: Path) -> None:
+    """Its matrices travel in bfloat16, into which autocast would have rounded them."""
+    replicated = rows(runs / "bfloat16" / "replicated", "loss")
+    assert rows(runs / "bfloat16" / "split", "loss") == pytest.approx(replicated, abs=1e-5)
+
+
+# --- building ------------------------------------------------------------------------------------
+
+SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=17, n_positions=16, n_classes=3)
+
+
+def build(path: Path, *layouts: list[str]) -> None:
+    with processes(ParallelConfig()):
+        for words in layouts:
+            recipe = tiny_recipe(*words)
+            model = new_model(SHAPE, recipe)
+            held = sum(local(parameter).numel() for parameter in model.parameters())
+            weights = whole_weights(model)
+            if rank() == 0:
+                torch.save(weights, path / f"{'-'.join(words)}.pt")
+            _, parts = recipe.parallel.mesh(size())
+            n = sum(parameter.numel() for parameter in model.parameters())
+            # 3 classes and 17 colours cannot be cut evenly.
+            assert held <= n / parts + (1 + 1) * SHAPE.n_embd * 2, (held, n)
+
+
+def test_every_process_begins_with_its_part_of_the_weights_of_one_process(tmp_path: Path) -> None:
+    layouts = [words for n, words in LAYOUTS.values() if n == 4]
+    several.call(4, build, tmp_path, *layouts)
+    alone = new_model(SHAPE, Recipe()).state_dict()
+    paths = list(tmp_path.glob("*.pt"))
+    assert len(paths) == len(layouts)
+    for path in paths:
+        shared = torch.load(path, weights_only=True)
+        assert shared.keys() == alone.keys()
+        assert all(torch.equal(shared[name], tensor) for name, tensor in alone.items())
+
+
+@pytest.fixture
+def processes_of_a_cluster():
+    """Makes this process the first of as many as one likes; nothing is ever sent."""
+
+    def pretend(n: int) -> None:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=n)
+
+    yield pretend
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"), [(["parallel.shard=64"], 64), (["parallel.shard=8", "parallel.data=8"], 8)]
+)
+def test_igpt_xl_is_split_on_the_meta_device(
+    processes_of_a_cluster: Callable[[int], None], words: list[str], parts: int
+) -> None:
+    from torch.distributed.fsdp import FSDPModule
+
+    processes_of_a_cluster(64)
+    recipe = load_recipe("igpt-xl-imagenet64", words)
+    config = recipe.model.resolve(512, 64 * 64, causal=True)
+    with torch.device("meta"):
+        model = ImageGPT(config)
+    n = sum(parameter.numel() for parameter in model.parameters())
+    split(model, recipe.parallel, torch.device("cpu"), torch.bfloat16)
+    assert isinstance(model, FSDPModule)
+    assert all(isinstance(block.get_submodule("attn"), FSDPModule) for block in model.blocks)
+    held = sum(local(parameter).numel() for parameter in model.parameters())
+    assert n == 6_810_875_904
+    assert held == pytest.approx(n / parts, rel=1e-3)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("words", [["parallel.shard=3"], ["parallel.data=2", "parallel.shard=4"]])
+def test_a_layout_for_another_number_of_processes_is_a_mistake(words: list[str]) -> None:
+    with pytest.raises(UserError, match="are not the 1 process that there are"):
+        new_model(SHAPE, tiny_recipe(*words))
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def first_gradients() -> None:
+    """Two micro-batches: after the first no gradient was exchanged, after the last all were."""
+    shape = replace(SHAPE, n_classes=0)
+
+    def sums(model: ImageGPT) -> list[float]:
+        """Of what is there of the gradients, by process."""
+        found = [p.grad for p in model.parameters() if p.grad is not None]
+        return gather(float(sum(local(g).abs().sum() for g in found)))
+
+    with processes(ParallelConfig()):
+        tokens = torch.from_numpy(np.random.default_rng(rank()).integers(0, 17, (2, 1, 16)))
+        gradients: list[dict[str, Tensor]] = []
+        for words in (["parallel.data=2"], ["parallel.shard=2"]):
+            model = new_model(shape, tiny_recipe(*words))
+            averaged = average_gradients(Values(model, AR()))
+            for i, last in enumerate((False, True)):
+                with accumulate(averaged, last):
+                    averaged(tokens[i]).sum().backward()
+                if not last and words == ["parallel.data=2"]:
+                    one, other = sums(model)
+                    assert one != other
+                if not last and words == ["parallel.shard=2"]:
+                    assert sums(model) == [0, 0]  # they stay whole, outside of the parameters
+            found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            gradients.append(
+                {n: getattr(g, "full_tensor", lambda g=g: g)() for n, g in found.items()}
+            )
+        replicated, shared = gradients
+        assert replicated.keys() >= shared.keys()
+        assert "blocks.0.attn.qkv.weight" in shared
+        for name, gradient in shared.items():
+            torch.testing.assert_close(gradient, replicated[name])
+            torch.testing.assert_close(mean(gradient.clone()), gradient)
+
+
+def test_gradients_are_exchanged_after_the_last_micro_batch_only() -> None:
+    several.call(2, first_gradients)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def read_back(run: Path, out: Path) -> None:
+    """What every layout of so many processes reads from a checkpoint, and the next loss."""
+    checkpoint = RunDirectory(run).latest_checkpoint()
+    assert checkpoint is not None
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 17, (9, 64)))
+    with processes(ParallelConfig()):
+        for words in [[], *(w for n, w in LAYOUTS.values() if n == size())]:
+            config = ModelConfig(2, 2, 16, vocab_size=17, n_positions=64)
+            model = new_model(config, tiny_recipe("train.seed=5", *words))
+            optimizer = torch.optim.Adam(model.parameters(), fused=True)
+            checkpoint.load(model, optimizer)
+            moments = torch.nn.Module()
+            for name, tensor in optimizer_tensors(model, optimizer).items():
+                moments.register_buffer(name.replace(".", "_"), tensor)
+            state = {**whole_weights(model), **whole_weights(moments)}
+            state["loss"] = picture_nats(model, AR(), tokens, batch_size=2)
+            if rank() == 0:
+                torch.save(state, out / f"{size()}-{'-'.join(words)}.pt")
+
+
+def test_a_checkpoint_is_the_same_bits_for_any_number_of_processes_and_any_split(
+    runs: Path, tmp_path: Path
+) -> None:
+    run = runs / "hybrid" / "ar"
+    read_back(run, tmp_path)
+    for n in (2, 4):
+        several.call(n, read_back, run, tmp_path)
+    first, *others = [torch.load(p, weights_only=True) for p in sorted(tmp_path.glob("*.pt"))]
+    assert len(others) == 5
+    assert len(first) > 60
+    for other in others:
+        assert other.keys() == first.keys()
+        assert all(torch.equal(other[name], tensor) for name, tensor in first.items())
+
+
+def test_a_run_goes_on_with_another_split(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["pretrain", "digits", "--out", run, "--resume"]
+    begun = several.igpt(2, *words, *TINY, *AR_WORDS, "parallel.shard=2", "train.patience=1")
+    assert begun.wait() == [0, 0], begun.err
+    (run / "checkpoints/latest").write_text("step-00000003\n")
+    went_on = several.igpt(4, "pretrain", "--out", run, "--resume", "parallel.shard=4")
+    assert went_on.wait() == [0] * 4, went_on.err
+    assert rows(run, "loss") == pytest.approx(rows(runs / "alone/ar", "loss"), abs=2e-6)
+    other = several.igpt(2, "pretrain", "--out", run, "--resume", "train.lr=1")
+    assert other.wait() == [2, 2]
+    assert "train.lr=1 cannot change it" in other.err
+
+
+def test_fine_tuning_a_split_model_is_the_same(tiny_run: Path, tmp_path: Path, igpt) -> None:
+    quick = ["--steps", 4, "--batch-size", 8, "--eval-every", 2, "train.log_every=1"]
+    tune = ["finetune", tiny_run, *quick, "finetune.layer_decay=0.5", "--out"]
+    shared = several.igpt(2, *tune, tmp_path / "shared", "parallel.shard=2")
+    assert shared.wait() == [0, 0], shared.err
+    assert igpt(*tune, tmp_path / "alone").status == 0
+    for key in ("loss", "val_accuracy"):
+        expected = rows(tmp_path / "alone", key)
+        assert rows(tmp_path / "shared", key) == pytest.approx(expected, abs=2e-6)
