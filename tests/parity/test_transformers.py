@@ -285,3 +285,34 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
         assert loaded_codec.palette == codec.palette
         for name, tensor in ours.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def other_architecture(kind: str) -> torch.nn.Module:
+    if kind == "GPT-2":
+        config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=12)
+        return transformers.GPT2LMHeadModel(config)
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    return transformers.ViTForImageClassification(config)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("GPT-2", "gpt2"), ("ViT", "vit")])
+def test_a_checkpoint_of_another_architecture_is_one_line(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    other_architecture(kind).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"model_type is '{name}'") as refusal:
+        igpt.load(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_model_that_the_hub_does_not_give_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    for options in ({}, {"local_files_only": True}):
+        with pytest.raises(UserError, match="nobody/nothing-here") as refusal:
+            igpt.load("nobody/nothing-here", cache_dir=tmp_path, **options)
+        assert "\n" not in str(refusal.value)
