@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-openai lint clean
+.PHONY: demo test test-openai bench lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,9 @@ test: .venv/installed
 
 test-openai: .venv-openai/installed
 	.venv-openai/bin/python -m pytest -rs tests/parity/test_openai_checkpoints.py
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

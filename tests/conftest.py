@@ -82,6 +82,16 @@ def assert_mistake(result: Result, complaint: str) -> None:
     assert result.out == ""
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What docs/interop.md states."""
+    from parity.differences import summary
+
+    if lines := summary():
+        terminalreporter.section("largest differences from other programs")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture
 def igpt(capfd: pytest.CaptureFixture[str]):
     def call(*argv: object) -> Result:

@@ -39,14 +39,15 @@ ROOMS = [
     "train",
     "pretrain",
     "finetune",
+    "decode",
     "sample",
+    "plots",
+    "share",
     "pipeline",
     "sklearn",
     "study",
     "sweep",
     "score",
-    "plots",
-    "share",
     "cli",
 ]
 

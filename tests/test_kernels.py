@@ -16,7 +16,7 @@ from torch import Tensor
 
 from igpt.attention import attend
 from igpt.config import ModelConfig
-from igpt.kernels import tile_attention, tiles_take
+from igpt.kernels import fast_quick_gelu, gelu_takes, tile_attention, tiles_take
 from igpt.model import ImageGPT
 from igpt.objectives import AR
 
@@ -82,8 +82,27 @@ def test_large_scores_and_a_long_picture_stay_finite_and_exact() -> None:
 
 
 @needs_tiles
-def test_it_is_a_well_formed_operator_of_pytorch() -> None:
+@pytest.mark.parametrize("shape", [(1,), (3, 17), (5, 7, 1024)])
+def test_the_activation_and_its_gradient_are_those_of_the_plain_road(
+    shape: tuple[int, ...],
+) -> None:
+    x = 4 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x[..., 0] = -200  # far on the side where its exponential overflows
+    x = x.bfloat16().requires_grad_()
+    assert gelu_takes(x)
+    exact = x.detach().float().requires_grad_()
+    found, expected = fast_quick_gelu(x), exact * torch.sigmoid(1.702 * exact)
+    torch.testing.assert_close(found.float(), expected, rtol=0.005, atol=1e-5)
+    found.backward(torch.ones_like(found))
+    expected.backward(torch.ones_like(expected))
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.float(), exact.grad, rtol=0.005, atol=1e-3)
+
+
+@needs_tiles
+def test_they_are_well_formed_operators_of_pytorch() -> None:
     inputs = [x.requires_grad_() for x in heads(0, 2, 2, 33, 16)]
+    torch.library.opcheck(torch.ops.igpt.quick_gelu.default, (inputs[0],), atol=0.05, rtol=0.05)
     torch.library.opcheck(
         torch.ops.igpt.tile_attention.default, (*inputs, True),
         atol=0.05, rtol=0.05,

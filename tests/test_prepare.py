@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,9 +50,11 @@ def shards(out: Path) -> dict[str, bytes]:
 def test_shards_hold_the_pixels_and_labels_that_training_would_have_seen(
     igpt, folder: Path, tmp_path: Path, workers: int
 ) -> None:
-    out = tmp_path / "out"
+    out, source = tmp_path / "out", tmp_path / "source"
+    shutil.copytree(folder, source)
     options = ("--size", 8, "--shard-pictures", 5, "--workers", workers)
-    result = igpt("prepare", "--data", folder, *options, "--out", out, "--json")
+    result = igpt("prepare", "--data", source, *options, "--out", out, "--json")
+    shutil.rmtree(source)  # shards stand on their own
     assert result.status == 0, result.err
     report = json.loads(result.out)
     assert (report["pictures"], report["skipped"], report["shards"]) == (23, 1, 5)
@@ -61,6 +64,7 @@ def test_shards_hold_the_pixels_and_labels_that_training_would_have_seen(
     ours, found = everything(out)
     np.testing.assert_array_equal(found, expected)
     assert ours.class_names == theirs.class_names == ("cats", "dogs")
+    assert ours.name(0) == "cats/01.jpeg"
     assert theirs.labels is not None
     kept = [i for i in range(len(theirs)) if BROKEN not in theirs.name(i)]
     np.testing.assert_array_equal(ours.labels, theirs.labels[kept])

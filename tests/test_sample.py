@@ -38,12 +38,12 @@ def test_several_positions_at_once_on_a_part_filled_cache_agree_too() -> None:
 
 
 def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size() -> None:
-    model = random_model(AR)
+    model, exact = random_model(AR), Sampling(seed=5, precision="float32")
     prefix = torch.randint(11, (3, 4), generator=torch.Generator().manual_seed(0))
     for given_tokens, n in ((EMPTY, 7), (prefix, 3)):
-        whole = generate(model, given_tokens, n, Sampling(seed=5), batch_size=64)
+        whole = generate(model, given_tokens, n, exact, batch_size=64)
         for batch_size in (1, 2, 4):
-            parts = generate(model, given_tokens, n, Sampling(seed=5), batch_size=batch_size)
+            parts = generate(model, given_tokens, n, exact, batch_size=batch_size)
             assert torch.equal(whole, parts)
     assert not torch.equal(whole, generate(model, prefix, 3, Sampling(seed=6)))
 
@@ -61,7 +61,7 @@ def test_completions_keep_what_was_given_and_differ_in_the_rest() -> None:
 
 def test_greedy_decoding_takes_the_likeliest_token_each_time() -> None:
     model = random_model(AR)
-    tokens = generate(model, EMPTY, 1, Sampling(temperature=0))[0]
+    tokens = generate(model, EMPTY, 1, Sampling(temperature=0, precision="float32"))[0]
     with torch.inference_mode():
         assert torch.equal(model(tokens).argmax(-1), tokens)
 

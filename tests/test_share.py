@@ -79,3 +79,32 @@ def test_an_upload_that_cannot_be_is_one_line(
         assert result.status == 2
         (line,) = [line for line in result.err.splitlines() if "error:" in line]
         assert "cannot upload" in line
+
+
+def test_a_pipeline_pushes_its_folder_to_a_branch(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: dict[str, dict[str, object]] = {}
+
+    def record(name: str):
+        def call(_api: object, *args: object, **options: object) -> str:
+            if "folder_path" in options:
+                options["files"] = {p.name for p in Path(str(options["folder_path"])).iterdir()}
+            calls[name] = {"args": args, **options}
+            return "https://hub/me/digits"
+
+        return call
+
+    for name in ("create_repo", "create_branch", "upload_folder"):
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", record(name))
+    address = igpt.load(tiny_run).push_to_hub(
+        "me/digits", license="mit", private=True, revision="v1", commit_message="first"
+    )
+    assert address == "https://hub/me/digits"
+    assert calls["create_repo"]["private"] is True
+    assert calls["create_branch"]["branch"] == "v1"
+    uploaded = calls["upload_folder"]
+    assert (uploaded["repo_id"], uploaded["revision"]) == ("me/digits", "v1")
+    assert uploaded["commit_message"] == "first"
+    files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert files < uploaded["files"]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from igpt.attention import KVCache, attend
 from igpt.config import ModelConfig
+from igpt.kernels import fast_quick_gelu, gelu_takes
 
 NORM_EPS = 1e-5  # image-gpt src/model.py, norm()
 # Standard deviations of the initialisation, image-gpt src/model.py.
@@ -59,7 +60,7 @@ class Attention(nn.Module):
 
 def quick_gelu(h: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), image-gpt src/model.py, gelu()."""
-    return h * torch.sigmoid(1.702 * h)
+    return fast_quick_gelu(h) if gelu_takes(h) else h * torch.sigmoid(1.702 * h)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -182,8 +183,8 @@ class ImageGPT(nn.Module):
         cache.advance(len(new))
         return self.head(self.ln_f(h[:, -1]))
 
-    def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for `batch` pictures, of the weights' type and place."""
+    def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for `batch` pictures, where the weights are; by default of their type."""
         c = self.config
         return KVCache(
             c.n_layer,
@@ -191,7 +192,7 @@ class ImageGPT(nn.Module):
             c.n_head,
             c.n_positions,
             c.n_embd // c.n_head,
-            dtype=self.wte.dtype,
+            dtype=dtype or self.wte.dtype,
             device=self.wte.device,
         )
 

@@ -15,7 +15,7 @@ from igpt.checkpoint import load_class_names, load_model, save_model
 from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
 from igpt.config import UserError
 from igpt.data import UnreadablePicture, fit_square, open_files, to_rgb
-from igpt.device import default_device
+from igpt.device import default_device, reuse_memory
 from igpt.evaluate import Likelihood, likelihood, picture_nats, pixel_nats
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
@@ -25,6 +25,7 @@ from igpt.palette import Palette
 from igpt.probe.features import Masking, extract, make_pool, parse_layers
 from igpt.probe.store import load_probe, mark
 from igpt.sample import Sampling, generate
+from igpt.share import push
 
 # What people hold: one picture or several, as PIL images, paths of files, or uint8 arrays or
 # tensors [H, W], [H, W, 3], [B, H, W] or [B, H, W, 3].
@@ -47,6 +48,7 @@ class Pipeline:
         class_names: tuple[str, ...] = (),
         folder: Path | None = None,
     ) -> None:
+        reuse_memory()
         self.model = model.to(default_device()).eval()
         self.codec = codec
         self.class_names = class_names  # of the model's own head, if it has one
@@ -60,6 +62,31 @@ class Pipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder that `igpt.load` and `transformers` read."""
         save_model(Path(folder), self.model, self.codec, self.class_names)
+
+    def push_to_hub(
+        self,
+        model_id: str,
+        *,
+        license: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload the model folder, with a card and samples, as the Hub model `model_id`.
+
+        `license` is an identifier of the Hub, like mit; `revision` a branch. Returns the address.
+        Raises UserError, one line, when the Hub is out of reach or refuses.
+        """
+        return push(
+            self,
+            model_id,
+            license=license,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
 
     @property
     def palette(self) -> Palette:
@@ -81,9 +108,14 @@ class Pipeline:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        precision: str = "auto",
     ) -> list[Image.Image]:
-        """Paint `n` new pictures."""
-        sampling = Sampling(temperature, top_k, top_p, seed)
+        """Paint `n` new pictures.
+
+        `precision` of the products is float32, bfloat16, int8 (rounded weights), or what the device
+        is made for. Only float32 repeats to the bit on every machine.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed, precision)
         return [Image.fromarray(pixels) for pixels in self.paint(n, sampling)]
 
     def paint(self, n: int, sampling: Sampling) -> Pixels:
@@ -102,12 +134,13 @@ class Pipeline:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        precision: str = "auto",
     ) -> list[list[Image.Image]]:
         """Complete each picture in `n` ways from its first part: a list of n for each.
 
         `keep` is the part that is given, in the model's order; 0.5 of a raster is the upper half.
         """
-        sampling = Sampling(temperature, top_k, top_p, seed)
+        sampling = Sampling(temperature, top_k, top_p, seed, precision)
         completed = self.continue_from(images, keep, n, sampling)
         return [[Image.fromarray(pixels) for pixels in variants] for variants in completed]
 

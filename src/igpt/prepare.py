@@ -120,7 +120,8 @@ class Preparation:
             except UnreadablePicture as error:
                 skipped.append(str(error))
                 continue
-            rows.append({"bytes": _png(Image.fromarray(pixels)), "path": pictures.name(i)})
+            name = pictures.name(i).removeprefix(f"{self.source}/")
+            rows.append({"bytes": _png(Image.fromarray(pixels)), "path": name})
             labels.append(None if pictures.labels is None else int(pictures.labels[i]))
         path = self.out / DATA / f"{shard.name}.parquet"
         write_atomically(path, lambda file: _write_parquet(file, rows, labels, pictures))
@@ -232,8 +233,9 @@ def _write_parquet(
     file: Path, rows: list[dict[str, Any]], labels: list[int | None], pictures: Pictures
 ) -> None:
     import datasets
+    import pyarrow
+    import pyarrow.parquet
 
-    datasets.disable_progress_bars()
     columns: dict[str, list[Any]] = {"image": rows}
     features: dict[str, Any] = {"image": datasets.Image()}
     if pictures.labels is not None:
@@ -242,8 +244,9 @@ def _write_parquet(
         features["label"] = (
             datasets.Value("int64") if names is None else datasets.ClassLabel(names=list(names))
         )
-    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    table.to_parquet(file)
+    # Not by `datasets.Dataset`: it drops the bytes of a picture whose path exists.
+    schema = datasets.Features(features).arrow_schema
+    pyarrow.parquet.write_table(pyarrow.Table.from_pydict(columns, schema=schema), file)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The decoding engine: one prefill of what is given, then a step a pixel, with a cache.
+"""The sampling engine: one prefill of what is given, then a step a pixel.
 
 Each picture draws from uniforms of its own, a function of (seed, picture, position), so the same
 seed gives the same pictures whatever the batch size.
@@ -13,13 +13,18 @@ import torch
 from torch import Tensor
 
 from igpt.config import UserError
+from igpt.decode import PRECISIONS, Decoder, new_decoder
 from igpt.model import ImageGPT
+from igpt.plan import cache_bytes
 from igpt.rng import numpy_rng
+
+CACHE_BYTES = 4 * 2**30  # of the pictures that are decoded side by side
+MOST_TOGETHER = 256  # pictures: more bring no speed
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from the model's distribution.
+    """How a token is drawn from the model's distribution, and in what precision that is computed.
 
     Raises UserError for values outside their range.
     """
@@ -28,8 +33,12 @@ class Sampling:
     top_k: int | None = None  # only the k most likely tokens
     top_p: float | None = None  # only the most likely tokens that together have probability p
     seed: int = 0
+    precision: str = "auto"  # float32, bfloat16, int8 (weights), or what the device is made for
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise UserError(f"precision must be one of {known}, got '{self.precision}'")
         if self.temperature < 0:
             raise UserError(f"temperature must be 0 or more, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -73,13 +82,14 @@ def _uniforms(seed: int, pictures: range, n_positions: int) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling, batch_size: int = 64
+    model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling, batch_size: int | None = None
 ) -> Tensor:
     """Continue each of the pictures that begin with `prefix` [B, t] in n ways: tokens [B, n, T].
 
     The prefix may be empty (t = 0). It is computed once a picture and shared by the n completions.
-    At most `batch_size` pictures are decoded side by side. Raises UserError for a BERT model, which
-    has no order to paint in, and for a prefix that is not shorter than the picture.
+    `batch_size` pictures are decoded side by side, by default as many as CACHE_BYTES holds. Raises
+    UserError for a BERT model, which has no order to paint in, and for a prefix that is not shorter
+    than the picture.
     """
     if not model.config.causal:
         raise UserError("a BERT model cannot sample or complete: it has no order to paint in")
@@ -88,32 +98,32 @@ def generate(
     n_positions, t = model.config.n_positions, prefix.shape[1]
     if t >= n_positions:
         raise UserError(f"nothing to complete: all {n_positions} pixels are given")
+    if batch_size is None:
+        batch_size = min(MOST_TOGETHER, max(1, CACHE_BYTES // cache_bytes(model.config, "float32")))
+    decoder, device = new_decoder(model, sampling.precision), model.wte.device
     out = torch.empty(len(prefix) * n, n_positions, dtype=torch.long)
     # A picture with its n completions is the unit of work; more completions than fit are split.
     for start in range(0, len(out), batch_size):
         rows = range(start, min(start + batch_size, len(out)))
         sources = range(rows.start // n, (rows.stop - 1) // n + 1)
-        which = torch.tensor([row // n - sources.start for row in rows])
-        part = prefix[sources.start : sources.stop]
-        uniforms = _uniforms(sampling.seed, rows, n_positions)
-        out[rows.start : rows.stop] = _decode(model, part, which, uniforms, sampling)
+        which = torch.tensor([row // n - sources.start for row in rows], device=device)
+        part = prefix[sources.start : sources.stop].to(device)
+        uniforms = _uniforms(sampling.seed, rows, n_positions).to(device)
+        out[rows.start : rows.stop] = _paint(decoder, part, which, uniforms, sampling)
     return out.view(len(prefix), n, n_positions)
 
 
-def _decode(
-    model: ImageGPT, prefix: Tensor, which: Tensor, uniforms: Tensor, sampling: Sampling
+def _paint(
+    decoder: Decoder, prefix: Tensor, which: Tensor, uniforms: Tensor, sampling: Sampling
 ) -> Tensor:
-    """Tokens [R, T]: row r continues prefix[which[r]]."""
-    device = model.wte.device
+    """Tokens [R, T]: row r continues prefix[which[r]] with uniforms[r]."""
     t, n_positions = prefix.shape[1], uniforms.shape[1]
-    which, uniforms = which.to(device), uniforms.to(device)
-    cache = model.new_cache(len(prefix))
-    logits = model.next_logits(prefix.to(device), cache)[which]  # [R, K]
-    cache = cache.select(which)
-    tokens = torch.empty(len(which), n_positions, dtype=torch.long, device=device)
-    tokens[:, :t] = prefix.to(device)[which]
+    logits = decoder.prefill(prefix)[which]  # [R, K]
+    decoder.select(which)
+    tokens = torch.empty(len(which), n_positions, dtype=torch.long, device=prefix.device)
+    tokens[:, :t] = prefix[which]
     for position in range(t, n_positions):
         if position > t:
-            logits = model.next_logits(tokens[:, :position], cache)
+            logits = decoder.step(tokens[:, position - 1])
         tokens[:, position] = draw(probabilities(logits, sampling), uniforms[:, position])
-    return tokens.cpu()
+    return tokens

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from igpt.checkpoint import RunDirectory, save_model, write_text
 from igpt.config import Recipe, UserError, recipe_yaml
 from igpt.monitor import read_metrics
-from igpt.pipeline import Pipeline
 from igpt.plots import picture_sheet, save_image
 from igpt.sample import Sampling
+
+if TYPE_CHECKING:
+    from igpt.pipeline import Pipeline
 
 SAMPLES = 16  # pictures of the card's sheet
 SHEET = "samples.png"
@@ -46,20 +50,41 @@ def write_folder(pipeline: Pipeline, folder: Path, name: str, license: str | Non
     write_text(folder / "README.md", card(pipeline, name, license, recipe, loss, paints))
 
 
-def push(folder: Path, model_id: str, *, private: bool, token: str | None) -> str:
-    """Upload a folder that `write_folder` made as the Hub model `model_id`; its address.
+def push(
+    pipeline: Pipeline,
+    model_id: str,
+    *,
+    license: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Upload what `write_folder` writes as the Hub model `model_id`; its address.
 
     Raises UserError, one line, when the Hub is out of reach or refuses.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    try:
-        api.create_repo(model_id, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=model_id, folder_path=folder))
-    except Exception as error:  # the Hub's own errors, and those of whatever HTTP library it uses
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(f"cannot upload {model_id}: {reason}") from error
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        write_folder(pipeline, folder, model_id, license)
+        try:
+            api.create_repo(model_id, private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(model_id, branch=revision, exist_ok=True)
+            return str(
+                api.upload_folder(
+                    repo_id=model_id,
+                    folder_path=folder,
+                    revision=revision,
+                    commit_message=commit_message,
+                )
+            )
+        except Exception as error:  # the Hub's own, and those of whatever HTTP library it uses
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise UserError(f"cannot upload {model_id}: {reason}") from error
 
 
 def _without_paths(recipe: Recipe) -> Recipe:

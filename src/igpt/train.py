@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from igpt.checkpoint import Checkpoint, Progress, RunDirectory, optimizer_tensors
 from igpt.config import TrainConfig, UserError
 from igpt.data import Batch, Loader, prefetch
-from igpt.device import autocast, compute_dtype
+from igpt.device import autocast, compute_dtype, reuse_memory
 from igpt.model import ImageGPT
 from igpt.monitor import Row
 from igpt.objectives import Objective
@@ -135,6 +135,7 @@ class Trainer:
     _pending: list[tuple[int, float, Tensor]] = field(default_factory=list)  # step, rate, loss
 
     def __post_init__(self) -> None:
+        reuse_memory()
         self.device = self.model.wte.device
         self.dtype = compute_dtype(self.config.precision, self.device)
         groups = self.groups or [ParameterGroup(list(self.model.parameters()))]

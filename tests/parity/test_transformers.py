@@ -20,6 +20,7 @@ from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.sample import Sampling, generate
+from parity.differences import assert_agree
 
 transformers = pytest.importorskip("transformers")
 
@@ -75,8 +76,8 @@ def test_a_saved_model_gives_the_same_logits_in_transformers(
     assert not info["unexpected_keys"]
     tokens = torch.randint(vocab, (3, size * size), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        torch.testing.assert_close(
-            ours(tokens), their_logits(theirs.eval(), tokens), atol=1e-5, rtol=0
+        assert_agree(
+            "here to transformers, next pixel", ours(tokens), their_logits(theirs.eval(), tokens)
         )
 
 
@@ -138,12 +139,14 @@ def test_a_model_saved_by_transformers_gives_the_same_logits_here(
     with torch.inference_mode():
         # Tied to the embeddings, theirs has a logit for the start token too, which is no colour.
         expected = their_logits(theirs, tokens)[..., :vocab]
-        torch.testing.assert_close(ours(tokens), expected, atol=1e-5, rtol=1e-5)
+        assert_agree("transformers to here, next pixel", ours(tokens), expected)
     again = folder / "again"
     save_model(again, ours, random_codec(vocab, size))
     resaved = transformers.ImageGPTForCausalImageModeling.from_pretrained(again).eval()
-    torch.testing.assert_close(
-        their_logits(resaved, tokens), ours(tokens).detach(), atol=1e-5, rtol=1e-5
+    assert_agree(
+        "transformers to here and back, next pixel",
+        their_logits(resaved, tokens),
+        ours(tokens).detach(),
     )
 
 
@@ -163,7 +166,7 @@ def test_their_classifier_reads_unshifted_tokens_and_so_does_ours_of_it(tmp_path
     model, tokens = pipeline.model, random_tokens()
     with torch.inference_mode():
         ours = model.classify(model.trunk(tokens))
-        torch.testing.assert_close(ours, theirs(input_ids=tokens).logits, atol=1e-5, rtol=0)
+        assert_agree("their classifier here", ours, theirs(input_ids=tokens).logits)
     with pytest.raises(UserError, match="predicts no next pixel"):
         pipeline.sample(1)
 
@@ -179,11 +182,10 @@ def test_a_classifier_of_ours_is_theirs_with_the_start_token_first(tmp_path: Pat
     assert theirs.config.id2label == {0: "cat", 1: "dog", 2: "emu"}
     tokens = random_tokens()
     with torch.inference_mode():
-        torch.testing.assert_close(
+        assert_agree(
+            "our classifier there",
             ours.classify(ours.trunk(tokens)),
             their_logits(theirs.eval(), tokens),
-            atol=1e-5,
-            rtol=0,
         )
     # And it still paints here.
     assert torch.equal(load_model(tmp_path)[0].head.weight, ours.head.weight)
@@ -210,7 +212,7 @@ def test_a_base_model_gives_features(tmp_path: Path) -> None:
     with torch.inference_mode():
         out = theirs(input_ids=torch.cat((start, tokens[:, :-1]), dim=1), output_hidden_states=True)
         *_, last = ours.features(tokens)
-        torch.testing.assert_close(last, out.last_hidden_state, atol=1e-5, rtol=0)
+        assert_agree("their base model's features here", last, out.last_hidden_state)
 
 
 @pytest.mark.parametrize("safe", [True, False])
@@ -238,8 +240,8 @@ def test_weights_in_one_file_or_several_safe_or_not(
         (tmp_path / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": where}))
     ours, _ = load_model(tmp_path)
     with torch.inference_mode():
-        torch.testing.assert_close(
-            ours(random_tokens()), their_logits(theirs, random_tokens()), atol=1e-5, rtol=0
+        assert_agree(
+            "files of every kind here", ours(random_tokens()), their_logits(theirs, random_tokens())
         )
 
 
@@ -250,7 +252,8 @@ def test_greedy_generation_is_theirs_token_for_token(tmp_path: Path) -> None:
     ours, _ = load_model(tmp_path)
     start = torch.full((1, 1), 11)
     expected = theirs.generate(input_ids=start, max_new_tokens=16, do_sample=False)[:, 1:]
-    found = generate(ours, torch.empty(1, 0, dtype=torch.long), 1, Sampling(temperature=0))[0]
+    greedy = Sampling(temperature=0, precision="float32")
+    found = generate(ours, torch.empty(1, 0, dtype=torch.long), 1, greedy)[0]
     assert found.tolist() == expected.tolist()
 
 
@@ -282,3 +285,34 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
         assert loaded_codec.palette == codec.palette
         for name, tensor in ours.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def other_architecture(kind: str) -> torch.nn.Module:
+    if kind == "GPT-2":
+        config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=12)
+        return transformers.GPT2LMHeadModel(config)
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    return transformers.ViTForImageClassification(config)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("GPT-2", "gpt2"), ("ViT", "vit")])
+def test_a_checkpoint_of_another_architecture_is_one_line(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    other_architecture(kind).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"model_type is '{name}'") as refusal:
+        igpt.load(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_model_that_the_hub_does_not_give_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    for options in ({}, {"local_files_only": True}):
+        with pytest.raises(UserError, match="nobody/nothing-here") as refusal:
+            igpt.load("nobody/nothing-here", cache_dir=tmp_path, **options)
+        assert "\n" not in str(refusal.value)

@@ -32,6 +32,7 @@ COMMANDS = {
     "sweep": "train every combination of sizes, colours or other fields, and compare",
     "fetch": "download a model that OpenAI published",
     "import": "make a run of a model in a foreign format",
+    "export": "a model in a format for other programs",
     "push": "share a run on the Hugging Face Hub",
     "prepare": "resize a source of pictures once, into shards to train on",
     "palette": "fit a colour palette to your pictures",

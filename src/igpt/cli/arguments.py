@@ -56,12 +56,18 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="K", help="only the K most likely colours")
     parser.add_argument("--top-p", type=float, metavar="P", help="only the likeliest, up to P")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16", "int8"),
+        default="auto",
+        help="of the model's products, int8: of its weights; default: what the device is made for",
+    )
 
 
 def sampling(args: argparse.Namespace) -> Sampling:
     from igpt.sample import Sampling
 
-    return Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    return Sampling(args.temperature, args.top_k, args.top_p, args.seed, args.precision)
 
 
 def data_config(args: argparse.Namespace) -> DataConfig:

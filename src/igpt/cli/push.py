@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,9 +32,8 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
         write_folder(pipeline, args.dry_run, args.model_id, args.license)
         text = f"{args.dry_run}: what `igpt push {args.run} {args.model_id}` would upload"
         return Report(text, {"out": str(args.dry_run)})
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "model"
-        say("painting samples and writing the card")
-        write_folder(pipeline, folder, args.model_id, args.license)
-        address = push(folder, args.model_id, private=args.private, token=args.token)
+    say("painting samples, writing the card, uploading")
+    address = push(
+        pipeline, args.model_id, license=args.license, private=args.private, token=args.token
+    )
     return Report(address, {"url": address})

@@ -1,79 +1,19 @@
 // Softmax attention in bfloat16 on AMX tiles, forward and backward.
 //
 // Of a head, 32 rows of the score matrix are computed at a time and stay in the second-level cache,
-// so memory grows linearly in the tokens. A tile is 16 rows of 64 bytes; a product takes A [16, 32],
-// row by row, and B [32, 16] with pairs of rows interleaved, and adds to C [16, 16] in float32.
-// Names: T tokens, D width of a head; both are padded with zeros to multiples of 32.
+// so memory grows linearly in the tokens. Names: T tokens, D width of a head; both are padded with zeros to multiples of 32.
 //
 // Recomputing the probabilities in the backward pass from their rows' log-sum is the algorithm of
 // FlashAttention (Dao et al., 2022); what is blocked here fits a core's cache, not a GPU's.
 
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <vector>
 
+#include "tiles.h"
+
 namespace {
-
-using bf16 = uint16_t;
-
-constexpr int TILE = 16;              // rows of a tile, and columns of float32
-constexpr int BLOCK = 32;             // rows that are computed together
-constexpr int TILE_DWORDS = 16 * 16;  // a whole tile
-constexpr float LOG2E = 1.44269504088896340736f;
-
-int round_up(int n, int to) { return (n + to - 1) / to * to; }
-
-// --- tiles ---------------------------------------------------------------------------------------
-
-// Eight tiles of full size. Constant memory, as the compiler does not know that it is read.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE};
-};
-constexpr TileConfig CONFIG;
-
-// The tiles of one thread, as long as this lives.
-struct Tiles {
-  Tiles() { _tile_loadconfig(&CONFIG); }
-  ~Tiles() { _tile_release(); }
-};
-
-// Nor does it know what a tile is loaded from: all that was written must be in memory.
-inline void written() { __asm__ volatile("" ::: "memory"); }
-
-// C [32, 32] = A [32, 32 k] B [32 k, 32]. Strides are in bytes; B is two columns of tiles.
-void multiply(const bf16* a, long a_stride, const uint32_t* b0, const uint32_t* b1, long b_step,
-              int k, float* c, long c_stride) {
-  written();
-  const long half = TILE * a_stride;
-  const auto* rows = reinterpret_cast<const char*>(a);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int i = 0; i < k; i++) {
-    _tile_loadd(4, rows + 64 * i, a_stride);
-    _tile_loadd(5, rows + 64 * i + half, a_stride);
-    _tile_loadd(6, b0 + i * b_step, 64);
-    _tile_loadd(7, b1 + i * b_step, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-  auto* out = reinterpret_cast<char*>(c);
-  _tile_stored(0, out, c_stride);
-  _tile_stored(1, out + 64, c_stride);
-  _tile_stored(2, out + TILE * c_stride, c_stride);
-  _tile_stored(3, out + TILE * c_stride + 64, c_stride);
-}
 
 // --- packing -------------------------------------------------------------------------------------
 
@@ -125,23 +65,6 @@ Packed transpose(const Packed& rows, int Tp, int Dp, int W) {
   return out;
 }
 
-__m256i to_bf16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
-
-// 2^x of finite x, to the precision of bfloat16 and some more: a cubic on [-1/2, 1/2], 1e-4 relative.
-__m512 exp2_ps(__m512 x) {
-  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(x, whole);
-  __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.05550411f), f, _mm512_set1_ps(0.24022651f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.69314718f));
-  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(y, whole);
-}
-
-// Lanes of a vector that begins at `start` whose place is below `end`.
-__mmask16 lanes_below(int start, int end) {
-  return end - start >= 16 ? 0xffff : end <= start ? 0 : __mmask16((1u << (end - start)) - 1);
-}
-
 // x [n] times a factor, rounded.
 void store_rounded(const float* x, float factor, int n, bf16* out) {
   for (int i = 0; i < n; i += 16) {
@@ -159,6 +82,14 @@ float dot(const bf16* a, const bf16* b, int n) {
                            (__m512bh)_mm512_maskz_loadu_epi16(lanes, b + i));
   }
   return _mm512_reduce_add_ps(sum);
+}
+
+// C [32, 32] = A [32, 32 k] B [32 k, 32], the rows of A and C so many elements apart.
+void multiply(const bf16* a, long a_row, const uint32_t* b0, const uint32_t* b1, int k, float* c,
+              long c_row) {
+  clear();
+  accumulate(a, a + TILE * a_row, 2 * a_row, 64, b0, b1, 4 * TILE_DWORDS, k);
+  store_product(c, 4 * c_row);
 }
 
 struct Shape {
@@ -219,8 +150,8 @@ void forward_head(Head query, Head key, Head value, Head out, float* log_sum, Sh
     const int width = s.causal ? i + BLOCK : s.Tp;  // keys that this block may see
     for (int j = 0; j < width; j += BLOCK) {
       const uint32_t* tiles = &k[size_t(j / TILE) * steps * TILE_DWORDS];
-      multiply(&q[size_t(i) * s.Dp], 2 * s.Dp, tiles, tiles + steps * TILE_DWORDS, TILE_DWORDS,
-               steps, &scores[j], 4 * s.W);
+      multiply(&q[size_t(i) * s.Dp], s.Dp, tiles, tiles + steps * TILE_DWORDS, steps, &scores[j],
+               s.W);
     }
     const int rows = std::min(BLOCK, s.T - i);
     for (int r = 0; r < rows; r++) {
@@ -231,8 +162,8 @@ void forward_head(Head query, Head key, Head value, Head out, float* log_sum, Sh
     }
     for (int d = 0; d < s.Dp; d += BLOCK) {
       const uint32_t* tiles = &v[size_t(d / TILE) * (s.Tp / 32) * TILE_DWORDS];
-      multiply(weights.data(), 2 * s.W, tiles, tiles + s.Tp / 32 * TILE_DWORDS, TILE_DWORDS,
-               width / 32, &mixed[d], 4 * s.Dp);
+      multiply(weights.data(), s.W, tiles, tiles + s.Tp / 32 * TILE_DWORDS, width / 32, &mixed[d],
+               s.Dp);
     }
     for (int r = 0; r < rows; r++)
       store_rounded(&mixed[size_t(r) * s.Dp], 1 / sums[r], s.D, out.data + (i + r) * out.row);
@@ -316,8 +247,8 @@ void store_block_gradient(const Packed& weights, const PackedTiles& rows, int bl
                           Shape s, std::vector<float>& buffer, Head out) {
   for (int d = 0; d < s.Dp; d += BLOCK) {
     const uint32_t* tiles = &rows[(size_t(d / TILE) * (s.Tp / 32) + from / 32) * TILE_DWORDS];
-    multiply(&weights[from], 2 * s.W, tiles, tiles + s.Tp / 32 * TILE_DWORDS, TILE_DWORDS,
-             (s.Tp - from) / 32, &buffer[d], 4 * s.Dp);
+    multiply(&weights[from], s.W, tiles, tiles + s.Tp / 32 * TILE_DWORDS, (s.Tp - from) / 32,
+             &buffer[d], s.Dp);
   }
   for (int r = 0; r < std::min(BLOCK, s.T - block); r++)
     store_rounded(&buffer[size_t(r) * s.Dp], 1.0f, s.D, out.data + (block + r) * out.row);
@@ -348,10 +279,10 @@ void backward_head(Head query, Head key, Head value, Head out, Head out_gradient
     const int from = s.causal ? j : 0;  // queries that see these keys
     for (int i = from; i < s.Tp; i += BLOCK) {
       const size_t tile = size_t(i / TILE) * steps * TILE_DWORDS, next = steps * TILE_DWORDS;
-      multiply(&k[size_t(j) * s.Dp], 2 * s.Dp, &q_columns[tile], &q_columns[tile + next],
-               TILE_DWORDS, steps, &scores[i], 4 * s.W);
-      multiply(&v[size_t(j) * s.Dp], 2 * s.Dp, &g_columns[tile], &g_columns[tile + next],
-               TILE_DWORDS, steps, &products[i], 4 * s.W);
+      multiply(&k[size_t(j) * s.Dp], s.Dp, &q_columns[tile], &q_columns[tile + next], steps,
+               &scores[i], s.W);
+      multiply(&v[size_t(j) * s.Dp], s.Dp, &g_columns[tile], &g_columns[tile + next], steps,
+               &products[i], s.W);
     }
     score_gradients(scores.data(), products.data(), j, from, s, log2_sum.data(), delta.data(),
                     p.data(), ds.data(), ds_pairs.data());
@@ -374,9 +305,6 @@ struct Strided {
 };
 
 extern "C" {
-
-// Ask the system for the tiles: 0 when it grants them. 18 is the state of their data.
-int request_tiles() { return int(syscall(SYS_arch_prctl, 0x1023, 18)); }
 
 void attention_forward(const Strided* q, const Strided* k, const Strided* v, const Strided* out,
                        float* log_sum, int B, int H, int T, int D, int causal, int threads) {

@@ -6,13 +6,12 @@ Its plain twin is `scaled_dot_product_attention`; `attention.attend` chooses bet
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from igpt.kernels.build import load
+from igpt.kernels.build import load_for_tiles
 
 MAX_WIDTH = 256  # of a head; the kernel has no limit, wider ones are not tested
 
@@ -33,26 +32,17 @@ class _Strided(ctypes.Structure):
         return ctypes.byref(cls(x.data_ptr(), picture, head, token))
 
 
-@cache
-def _library() -> ctypes.CDLL | None:
-    """The compiled kernel, where processor and system have tiles."""
-    if not torch.cpu._is_amx_tile_supported():
-        return None
-    library = load("attention")
-    return library if library is not None and library.request_tiles() == 0 else None
-
-
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_tiles() -> bool:
     """What `torch.compile` need not trace into."""
-    return _library() is not None
+    return load_for_tiles("attention") is not None
 
 
 def tiles_take(query: Tensor, key: Tensor) -> bool:
     """Whether `tile_attention` is for these: T queries of T in bfloat16, and tiles are there."""
     return (
         query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
+        and query.dtype == key.dtype == torch.bfloat16
         and query.shape == key.shape
         and query.shape[-1] <= MAX_WIDTH
         and _has_tiles()
@@ -70,7 +60,7 @@ def tile_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> T
 @torch.library.custom_op("igpt::tile_attention", mutates_args=())
 def _attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """The result [B, H, T, D], and the logarithm of each row's sum, float32 [B, H, T]."""
-    library = _library()
+    library = load_for_tiles("attention")
     assert library is not None
     query, key, value = (_rows(x) for x in (query, key, value))
     out, log_sum = _outputs(query)
@@ -94,7 +84,7 @@ def _attention_backward(
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, each [B, H, T, D]."""
-    library = _library()
+    library = load_for_tiles("attention")
     assert library is not None
     query, key, value, out, out_gradient = (
         _rows(x) for x in (query, key, value, out, out_gradient)

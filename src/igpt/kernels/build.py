@@ -41,11 +41,21 @@ def load(name: str) -> ctypes.CDLL | None:
         return None
 
 
+@cache
+def load_for_tiles(name: str) -> ctypes.CDLL | None:
+    """`load`, where the processor has matrix tiles (AMX) and the system grants them."""
+    if not torch.cpu._is_amx_tile_supported():
+        return None
+    library = load(name)
+    return library if library is not None and library.request_tiles() == 0 else None
+
+
 def _compiled(name: str, compiler: str) -> Path:
     source = Path(__file__).with_name(f"{name}.cpp")
     threads = _threads_of_torch()
     # A processor of the same type compiles to the same code: its flags stand for -march=native.
-    about = [source.read_text(), *FLAGS, *threads, _version(compiler), _processor()]
+    headers = [path.read_text() for path in sorted(source.parent.glob("*.h"))]
+    about = [source.read_text(), *headers, *FLAGS, *threads, _version(compiler), _processor()]
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
     library = _cache_folder() / f"{name}-{key}.so"
     if not library.exists():

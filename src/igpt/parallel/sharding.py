@@ -82,9 +82,8 @@ def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether this process holds a part of `tensor` only."""
     if size() == 1:
         return False
-    from torch.distributed.tensor import (
-        DTensor,
-    )  # half a second, which most commands can do without
+    # Half a second, which most commands can do without.
+    from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
 

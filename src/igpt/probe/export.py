@@ -200,8 +200,8 @@ def _write_npz(path: Path, rows: Iterable[Rows], layout: Layout) -> int:
 
 def _write_parquet(path: Path, rows: Iterable[Rows], layout: Layout) -> int:
     """Write the columns, in row groups of about `ROW_GROUP` bytes, and return the rows' number."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     wide = layout.shape(1)[-1]  # of a column
     columns = [f"layer_{i}" for i in layout.layers] if layout.stacked else ["features"]

@@ -1,0 +1,257 @@
+"""igpt beside `transformers` on the same weights and inputs, and beside the machine's limits.
+
+    make bench                       (a quarter of an hour)
+    make bench ARGS=--quick          (two minutes: fewer rows and rounds)
+
+Prints a table for each kind of work, and writes bench.json and bench.png to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from contest import Contender, Result, contest
+from matplotlib.figure import Figure
+from peers import (
+    IGPT_S,
+    SMALL,
+    at_length,
+    complete_ours,
+    encode_ours,
+    encode_theirs,
+    matrix_products,
+    memory_stream,
+    ours,
+    sample_ours,
+    sample_theirs,
+    score_ours,
+    score_theirs,
+    train_ours,
+    train_theirs,
+)
+
+from igpt.config import ModelConfig
+from igpt.decode import TileDecoder
+from igpt.plan import cache_bytes, training_flops, weight_bytes
+
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+BASE = "transformers, float32"
+GIVEN, STEPS = 512, 8  # positions in the cache, and steps of a unit
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of work."""
+
+    title: str
+    unit: str  # of the rates, a second
+    amount: float  # of that unit in one unit of work
+    contenders: dict[str, Contender]
+    limit: Callable[[], float] | None = None  # the machine's, in the same unit
+    quick: bool = False  # also part of --quick
+
+
+def product_rate(config: ModelConfig, batch: int) -> float:
+    """FLOP/s of the bfloat16 products of a training step, alone."""
+    work, flops = matrix_products(config, batch)
+    return flops / _best_seconds(work)
+
+
+def bandwidth() -> float:
+    """Bytes/s that a dot product reads."""
+    work, read = memory_stream()
+    return read / _best_seconds(work)
+
+
+def _best_seconds(work: Callable[[], object], times: int = 5) -> float:
+    work()
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def training(title: str, config: ModelConfig, batch: int, quick: bool = False) -> Row:
+    contenders = {
+        BASE: Contender(train_theirs, (config, batch, FLOAT32)),
+        "transformers, bfloat16": Contender(train_theirs, (config, batch, BFLOAT16)),
+        "plain PyTorch, bfloat16": Contender(train_ours, (config, batch, False)),
+        "igpt": Contender(train_ours, (config, batch, True)),
+    }
+    limit = lambda: product_rate(config, batch) / training_flops(config)  # noqa: E731
+    return Row(
+        f"training step, {title}, batch {batch}", "pictures", batch, contenders, limit, quick
+    )
+
+
+def sampling(batch: int, quick: bool = False) -> Row:
+    args = (IGPT_S, batch, GIVEN, STEPS)
+    contenders = {
+        BASE: Contender(sample_theirs, (*args, FLOAT32)),
+        "transformers, bfloat16": Contender(sample_theirs, (*args, BFLOAT16)),
+        "igpt, float32": Contender(sample_ours, (*args, "float32")),
+        "igpt": Contender(sample_ours, (*args, "bfloat16")),
+        "igpt, int8": Contender(sample_ours, (*args, "int8")),
+    }
+    share = (GIVEN + STEPS / 2) / IGPT_S.n_positions  # of the cache that a step reads
+    read = weight_bytes(IGPT_S, "bfloat16") + batch * share * cache_bytes(IGPT_S, "bfloat16")
+    title = f"sampling, iGPT-S, batch {batch}, from pixel {GIVEN}"
+    return Row(
+        title, "pixels", batch * STEPS, contenders, lambda: batch * bandwidth() / read, quick
+    )
+
+
+def rows() -> list[Row]:
+    score = (SMALL, 8)
+    return [
+        training("L=8 d=128, 1,024 tokens", SMALL, 8, quick=True),
+        training("iGPT-S, 1,024 tokens", IGPT_S, 2),
+        training("L=8 d=128, 2,304 tokens", at_length(SMALL, 48 * 48), 2),
+        training("L=8 d=128, 4,096 tokens", at_length(SMALL, 64 * 64), 1),
+        sampling(1),
+        sampling(8, quick=True),
+        sampling(32),
+        Row(
+            "completion, 8 variants of half a picture, until the first new pixel, iGPT-S",
+            "pictures",
+            8,
+            {
+                "pixel by pixel": Contender(complete_ours, (IGPT_S, 8, False)),
+                "igpt": Contender(complete_ours, (IGPT_S, 8, True)),
+            },
+        ),
+        Row(
+            "scoring, L=8 d=128, 1,024 tokens, batch 8",
+            "pictures",
+            8,
+            {
+                BASE: Contender(score_theirs, score),
+                "igpt, float32": Contender(score_ours, (*score, FLOAT32)),
+                "igpt": Contender(score_ours, (*score, BFLOAT16)),
+            },
+            quick=True,
+        ),
+    ]
+
+
+def palette_rates() -> dict[str, Result]:
+    """Not one contest: theirs does in a unit a hundredth of what ours does."""
+    theirs = contest({"transformers": Contender(encode_theirs, (50,))}, 50, 3)
+    return {**theirs, **contest({"igpt": Contender(encode_ours, (20_000,))}, 20_000, 3)}
+
+
+def start_up() -> dict[str, float]:
+    """Seconds of whole processes, the median of five."""
+    commands = {"igpt --help": ["--help"], "igpt info igpt-s": ["info", "igpt-s"]}
+
+    def seconds(words: list[str]) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "igpt", *words], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    return {
+        name: statistics.median(seconds(words) for _ in range(5))
+        for name, words in commands.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    return {
+        "processor": name or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "kernels": TileDecoder.takes(ours(SMALL)),
+    }
+
+
+def table(unit: str, results: dict[str, Result], limit: float | None) -> str:
+    """Markdown: rates, ratios to the first contender, the part of the limit, memory."""
+    base = next(iter(results.values())).median
+    lines = [
+        f"| | {unit}/s (range) | ratio | of the limit | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    for name, r in results.items():
+        part = f"{100 * r.median / limit:.0f} %" if limit else ""
+        lines.append(
+            f"| {name} | {r.median:.4g} ({r.lowest:.4g} to {r.highest:.4g}) "
+            f"| {r.median / base:.1f} | {part} | {r.peak_bytes / GIB:.1f} GiB |"
+        )
+    if limit:
+        lines.append(f"| the machine's limit | {limit:.4g} | {limit / base:.1f} | | |")
+    return "\n".join(lines)
+
+
+def draw(measured: list[dict[str, Any]], path: Path) -> None:
+    """Ratios to the first contender of each row, as bars."""
+    figure = Figure(figsize=(9, 1 + 0.9 * len(measured)), layout="constrained")
+    axes = figure.subplots()
+    place, ticks = 0.0, []
+    for row in measured:
+        base = next(iter(row["results"].values()))["median"]
+        for name, result in row["results"].items():
+            ratio = result["median"] / base
+            axes.barh(place, ratio, 0.8, color="C1" if name.startswith("igpt") else "C7")
+            axes.text(ratio, place, f" {name}: {ratio:.1f}", va="center", fontsize=7)
+            place += 1
+        ticks.append((place - 0.5 - len(row["results"]) / 2, row["title"]))
+        place += 0.7
+    axes.set_yticks([at for at, _ in ticks], [title.replace(", ", ",\n", 1) for _, title in ticks])
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.set_xlabel("speed, the first of each group being 1")
+    axes.margins(x=0.25, y=0.02)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    about = machine()
+    print(json.dumps(about))
+    measured: list[dict[str, Any]] = []
+
+    def report(title: str, unit: str, results: dict[str, Result], limit: float | None) -> None:
+        print(f"\n**{title}**\n\n{table(unit, results, limit)}", flush=True)
+        described = {name: asdict(result) for name, result in results.items()}
+        measured.append({"title": title, "unit": unit, "limit": limit, "results": described})
+
+    for row in rows():
+        if row.quick or not args.quick:
+            results = contest(row.contenders, row.amount, 2 if args.quick else args.rounds)
+            report(row.title, row.unit, results, row.limit() if row.limit else None)
+    if not args.quick:
+        report("palette, 512 colours, 32x32 pictures of noise", "pictures", palette_rates(), None)
+    started = start_up()
+    print("\n" + "\n".join(f"{name}: {seconds:.2f} s" for name, seconds in started.items()))
+    everything = {"machine": about, "rows": measured, "start_up": started}
+    (args.out / "bench.json").write_text(json.dumps(everything, indent=1) + "\n")
+    draw(measured, args.out / "bench.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Contenders measured side by side: each in a process of its own, in alternation (A B C A B C …).
+
+A process of its own gives each its peak memory; alternation gives all the same weather. Between its
+turns a contender waits and uses no processor.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+Work = Callable[[], object]  # one unit
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is measured: `make(*args)`, called in its own process, returns one unit of work."""
+
+    make: Callable[..., Work]
+    args: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A contender's rates in units of the row, and the peak memory of its process."""
+
+    median: float
+    lowest: float
+    highest: float
+    peak_bytes: int
+
+
+def contest(contenders: Mapping[str, Contender], amount: float, rounds: int) -> dict[str, Result]:
+    """Rates of all contenders: `amount` of what a unit does, by its seconds, over the rounds."""
+    context = multiprocessing.get_context("spawn")
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    running, peaks = {}, {}
+    for name, contender in contenders.items():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, contender), daemon=True)
+        process.start()
+        ours.recv()  # ready, and warm
+        running[name] = process, ours
+    for _ in range(rounds):
+        for name, (_, connection) in running.items():
+            connection.send("go")
+            seconds[name].append(connection.recv())
+    for name, (process, connection) in running.items():
+        connection.send("stop")
+        peaks[name] = connection.recv()
+        process.join()
+    return {
+        name: Result(
+            amount / statistics.median(taken), amount / max(taken), amount / min(taken), peaks[name]
+        )
+        for name, taken in seconds.items()
+    }
+
+
+def _serve(connection: Connection, contender: Contender) -> None:
+    work = contender.make(*contender.args)
+    work()
+    connection.send("ready")
+    while connection.recv() == "go":
+        start = time.perf_counter()
+        work()
+        connection.send(time.perf_counter() - start)
+    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -1,0 +1,238 @@
+"""The same work, done by igpt and by `transformers` with the same weights: units for a contest."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from igpt.checkpoint import save_model
+from igpt.config import ModelConfig
+from igpt.decode import new_decoder
+from igpt.device import autocast, reuse_memory
+from igpt.evaluate import picture_nats
+from igpt.model import ImageGPT
+from igpt.objectives import AR
+from igpt.order import Codec
+from igpt.palette import Palette
+
+Work = Callable[[], object]
+
+SMALL = ModelConfig(n_layer=8, n_embd=128, n_head=4, vocab_size=512, n_positions=1024)
+IGPT_S = ModelConfig(n_layer=24, n_embd=512, n_head=8, vocab_size=512, n_positions=1024)
+CPU = torch.device("cpu")
+
+
+def at_length(config: ModelConfig, n_positions: int) -> ModelConfig:
+    return replace(config, n_positions=n_positions)
+
+
+def palette(n_colors: int = 512) -> Palette:
+    clusters = np.random.default_rng(0).uniform(-1, 1, (n_colors, 3)).astype(np.float32)
+    return Palette(clusters)
+
+
+def ours(config: ModelConfig) -> ImageGPT:
+    """A model from a seed, with a head that is not zero."""
+    generator = torch.Generator().manual_seed(0)
+    model = ImageGPT(config)
+    model.init_weights(generator)
+    with torch.no_grad():
+        model.head.weight.normal_(std=0.02, generator=generator)
+    return model
+
+
+def theirs(config: ModelConfig) -> nn.Module:
+    """The same weights in `transformers`."""
+    from transformers import ImageGPTForCausalImageModeling
+
+    size = round(config.n_positions**0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder), ours(config), Codec(palette(), "raster", size))
+        return ImageGPTForCausalImageModeling.from_pretrained(folder)
+
+
+def tokens(config: ModelConfig, batch: int, n: int | None = None) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch, n or config.n_positions)
+    return torch.randint(config.vocab_size, shape, generator=generator)
+
+
+def _start_first(config: ModelConfig, pictures: Tensor) -> Tensor:
+    """Their input: the start token, then all but the last pixel."""
+    start = torch.full((len(pictures), 1), config.vocab_size)
+    return torch.cat((start, pictures[:, :-1]), dim=1)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def train_ours(config: ModelConfig, batch: int, kernels: bool) -> Work:
+    """A step as the loop does it, compiled; without kernels: plain PyTorch, not compiled."""
+    if kernels:
+        reuse_memory()
+    else:
+        os.environ["IGPT_KERNELS"] = "0"
+    model, objective, pictures = ours(config), AR(), tokens(config, batch)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    values = torch.compile(lambda x: objective(model, x), disable=not kernels)
+
+    def step() -> None:
+        with autocast(CPU, torch.bfloat16):
+            loss = values(pictures).sum() / batch
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def train_theirs(config: ModelConfig, batch: int, dtype: torch.dtype) -> Work:
+    model, pictures = theirs(config).train(), tokens(config, batch)
+    inputs = _start_first(config, pictures)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        with autocast(CPU, dtype):
+            logits = model(input_ids=inputs).logits[..., : config.vocab_size]
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), pictures.flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+# --- scoring -------------------------------------------------------------------------------------
+
+
+def score_ours(config: ModelConfig, batch: int, dtype: torch.dtype) -> Work:
+    reuse_memory()
+    model, pictures = ours(config).eval(), tokens(config, batch)
+    return lambda: picture_nats(model, AR(), pictures, batch, dtype)
+
+
+def score_theirs(config: ModelConfig, batch: int) -> Work:
+    model, pictures = theirs(config).eval(), tokens(config, batch)
+    inputs = _start_first(config, pictures)
+
+    @torch.inference_mode()
+    def unit() -> None:
+        logits = model(input_ids=inputs).logits[..., : config.vocab_size]
+        nn.functional.cross_entropy(logits.flatten(0, 1), pictures.flatten(), reduction="none")
+
+    return unit
+
+
+# --- sampling ------------------------------------------------------------------------------------
+
+
+def sample_ours(config: ModelConfig, batch: int, given: int, steps: int, precision: str) -> Work:
+    """Steps from `given` positions on, the same ones in every unit."""
+    model, pictures = ours(config).eval(), tokens(config, batch)
+    with torch.inference_mode():
+        decoder = new_decoder(model, precision)
+        decoder.prefill(pictures[:1, : given - 1])
+        decoder.select(torch.zeros(batch, dtype=torch.long))
+
+    @torch.inference_mode()
+    def unit() -> None:
+        decoder.cache.length = given
+        if hasattr(decoder, "tokens"):
+            decoder.tokens = decoder.tokens[:, : given - 1]
+        token = pictures[:, given - 1]
+        for _ in range(steps):
+            token = decoder.step(token).argmax(dim=-1)
+
+    return unit
+
+
+def sample_theirs(
+    config: ModelConfig, batch: int, given: int, steps: int, dtype: torch.dtype
+) -> Work:
+    from transformers import DynamicCache
+
+    model, pictures = theirs(config).eval().to(dtype), tokens(config, batch)
+    cache = DynamicCache()
+    with torch.inference_mode():
+        model(input_ids=pictures[:1, :given], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(batch)
+
+    @torch.inference_mode()
+    def unit() -> None:
+        token = pictures[:, given - 1 : given]
+        for _ in range(steps):
+            logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
+            token = logits[:, -1:, : config.vocab_size].argmax(dim=-1)
+        cache.crop(-steps)
+
+    return unit
+
+
+def complete_ours(config: ModelConfig, n: int, together: bool) -> Work:
+    """n completions of one half picture: its half read in one pass, or pixel by pixel n times."""
+    model, half = ours(config).eval(), tokens(config, 1, config.n_positions // 2)
+
+    @torch.inference_mode()
+    def unit() -> None:
+        decoder = new_decoder(model, "bfloat16")
+        if together:
+            decoder.prefill(half)
+            decoder.select(torch.zeros(n, dtype=torch.long))
+        else:
+            decoder.prefill(half[:, :0].expand(n, 0))
+            for position in range(half.shape[1]):
+                decoder.step(half[:, position].expand(n))
+
+    return unit
+
+
+# --- palette -------------------------------------------------------------------------------------
+
+
+def encode_ours(n: int) -> Work:
+    pictures = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+    colours = palette()
+    return lambda: colours.encode(pictures)
+
+
+def encode_theirs(n: int) -> Work:
+    from transformers import ImageGPTImageProcessor
+
+    pictures = list(np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8))
+    clusters = palette().clusters
+    size = {"height": 32, "width": 32}
+    processor = ImageGPTImageProcessor(clusters=clusters, size=size)
+    return lambda: processor(pictures, return_tensors="np")
+
+
+# --- the machine's limits ------------------------------------------------------------------------
+
+
+def matrix_products(config: ModelConfig, batch: int) -> tuple[Work, float]:
+    """Every product with weights of a training step in bfloat16, and their FLOPs."""
+    d, rows = config.n_embd, batch * config.n_positions
+    shapes = [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)] * config.n_layer
+    shapes.append((d, config.vocab_size))
+    x = {size: torch.randn(rows, size).bfloat16() for shape in shapes for size in shape}
+    weights = [torch.randn(n, m).bfloat16() for n, m in shapes]
+
+    def unit() -> None:
+        for (n, m), weight in zip(shapes, weights, strict=True):
+            torch.mm(x[n], weight)
+            torch.mm(x[m], weight.t())
+            torch.mm(x[n].t(), x[m])
+
+    return unit, sum(6.0 * rows * n * m for n, m in shapes)
+
+
+def memory_stream() -> tuple[Work, float]:
+    """A dot product of an array with itself, and the bytes that it reads."""
+    x = torch.ones(50_000_000)
+    return lambda: torch.dot(x, x), x.nbytes

@@ -1,0 +1,66 @@
+"""How fast `igpt prepare` makes 32x32 shards of JPEGs of 500x375, beside plain Pillow in a loop.
+
+    python benchmarks/prepare_speed.py [--pictures 2000]
+
+The pictures are synthetic: smooth colours with some noise, about 60 kB each as a photograph is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from igpt.prepare import Preparation, prepare
+
+SIZE, WIDTH, HEIGHT = 32, 500, 375
+
+
+def write_jpegs(folder: Path, count: int) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        smooth = Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        noisy = np.asarray(smooth) + rng.normal(0, 12, (HEIGHT, WIDTH, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg", quality=90)
+
+
+def plain_pillow(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        with Image.open(path) as image:
+            short = min(image.size)
+            size = tuple(round(length * SIZE / short) for length in image.size)
+            image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=int, default=2000)
+    count = parser.parse_args().pictures
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "jpegs"
+        folder.mkdir()
+        write_jpegs(folder, count)
+        mean = sum(path.stat().st_size for path in folder.iterdir()) / count
+        print(f"{count} JPEGs of {mean / 1000:.0f} kB")
+        start = time.perf_counter()
+        plain_pillow(folder)
+        print(f"plain Pillow, one process: {count / (time.perf_counter() - start):.0f} pictures/s")
+        for workers in sorted({1, len(os.sched_getaffinity(0))}):
+            out = Path(temporary) / f"out{workers}"
+            work = Preparation(str(folder), SIZE, out, shard_pictures=250)
+            start = time.perf_counter()
+            prepare(work, workers=workers, part=(0, 1), say=lambda _line: None)
+            rate = count / (time.perf_counter() - start)
+            size_each = sum(path.stat().st_size for path in (out / "data").iterdir()) / count
+            what = f"igpt prepare, {workers} processes"
+            print(f"{what}: {rate:.0f} pictures/s, {size_each:.0f} bytes each")
+
+
+if __name__ == "__main__":
+    main()

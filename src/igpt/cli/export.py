@@ -1,0 +1,50 @@
+"""`igpt export`: a model in a format for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from igpt.cli.arguments import add_run
+from igpt.cli.report import Report
+
+EXAMPLE = "igpt export onnx runs/digits --out digits-onnx"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("format", choices=["onnx"], help="onnx: graphs for ONNX Runtime and others")
+    add_run(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    import numpy as np
+
+    from igpt.config import UserError
+    from igpt.interop.onnx import export_onnx
+    from igpt.pipeline import load
+
+    if args.out.exists() and (args.out.is_file() or any(args.out.iterdir())):
+        raise UserError(f"{args.out} is not empty: give a new folder")
+    pipeline = load(args.run)
+    # Under another name until all of it is there and was compared.
+    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        differences = export_onnx(pipeline.model, temporary)
+        pipeline.palette.save(temporary / "palette.npy")
+        np.save(temporary / "order.npy", pipeline.codec.pi)
+        if args.out.exists():
+            args.out.rmdir()
+        os.replace(temporary, args.out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shown = ", ".join(f"{name}.onnx ({value:.1e})" for name, value in differences.items())
+    return Report(
+        f"{shown}, palette.npy [colours, 3], order.npy: {args.out}\n"
+        "(in brackets: the largest difference between ONNX Runtime and the model)",
+        {"out": str(args.out), "differences": differences},
+    )

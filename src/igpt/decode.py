@@ -1,0 +1,136 @@
+"""Decoders: the pixels of several pictures in, a step at a time, the next one's logits out.
+
+`PlainDecoder` is the model with its cache; `TileDecoder` does the same on matrix tiles, several
+times faster, in bfloat16 or with weights of 8 bits. What samples knows neither cache nor weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from igpt.config import UserError
+from igpt.device import autocast, compute_dtype
+from igpt.kernels import BlockWeights, TileCache, TileWeights, can_decode, tile_step
+from igpt.kernels.decode import UNIT
+from igpt.model import NORM_EPS, Block, ImageGPT
+
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
+
+
+class Decoder(Protocol):
+    """Decodes R pictures side by side, all at the same position."""
+
+    def prefill(self, prefix: Tensor) -> Tensor:
+        """Begin anew with pictures `prefix` [P, t]: logits [P, K] of their next pixel."""
+        ...
+
+    def select(self, pictures: Tensor) -> None:
+        """Go on with `pictures` [R] of those there are, which may repeat."""
+        ...
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits [R, K] of the pixel after `tokens` [R]."""
+        ...
+
+
+class PlainDecoder:
+    """The model with its own cache, in the type of its weights, on its device."""
+
+    def __init__(self, model: ImageGPT) -> None:
+        self.model = model
+
+    def prefill(self, prefix: Tensor) -> Tensor:
+        self.cache = self.model.new_cache(len(prefix))
+        self.tokens = prefix  # [P, t]
+        return self.model.next_logits(prefix, self.cache)
+
+    def select(self, pictures: Tensor) -> None:
+        self.cache = self.cache.select(pictures)
+        self.tokens = self.tokens[pictures]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.tokens = torch.cat((self.tokens, tokens[:, None]), dim=1)
+        return self.model.next_logits(self.tokens, self.cache)
+
+
+class TileDecoder:
+    """The same with packed weights; the prefix is read by the model itself, in one pass."""
+
+    def __init__(self, model: ImageGPT, int8: bool) -> None:
+        self.model = model
+        self.weights = TileWeights(
+            [_block_weights(block) for block in model.blocks],
+            model.ln_f.weight,
+            model.head.weight,
+            n_head=model.config.n_head,
+            eps=NORM_EPS,
+            int8=int8,
+        )
+
+    @staticmethod
+    def takes(model: ImageGPT) -> bool:
+        """Whether the kernel is there, and made for models of this kind and size."""
+        c = model.config
+        return (
+            model.wte.device.type == "cpu"
+            and c.activation == "quick_gelu"
+            and not c.bias
+            and c.n_embd % UNIT == 0
+            and c.n_embd // c.n_head % UNIT == 0
+            and can_decode()
+        )
+
+    def prefill(self, prefix: Tensor) -> Tensor:
+        device = self.model.wte.device
+        dtype = compute_dtype("bfloat16", device)
+        cache = self.model.new_cache(len(prefix), dtype)
+        with autocast(device, dtype):
+            logits = self.model.next_logits(prefix, cache)
+        self.cache = TileCache.pack(cache.keys, cache.values, cache.length)
+        return logits.float()
+
+    def select(self, pictures: Tensor) -> None:
+        self.cache = self.cache.select(pictures)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        h = self.model.wte[tokens] + self.model.wpe[self.cache.length]  # [R, d]
+        return tile_step(self.weights, self.cache, h)
+
+
+def _block_weights(block: torch.nn.Module) -> BlockWeights:
+    assert isinstance(block, Block)
+    attention, mlp = block.attn, block.mlp
+    return BlockWeights(
+        block.ln_1.weight,
+        block.ln_2.weight,
+        attention.qkv.weight,
+        attention.proj.weight,
+        mlp.fc.weight,
+        mlp.proj.weight,
+    )
+
+
+def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
+    """The fastest decoder of a precision; "auto" takes bfloat16 where the device is made for it.
+
+    "int8" rounds the weights to 8 bits and computes in bfloat16. Raises UserError where there is
+    nothing that decodes with them, and for a precision of another name.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got '{precision}'")
+    tiles = TileDecoder.takes(model)
+    if precision == "int8":
+        if not tiles:
+            raise UserError(
+                "weights of 8 bits need a processor with matrix tiles (AMX), a C++ compiler, and a "
+                f"model without biases whose heads are a multiple of {UNIT} wide"
+            )
+        return TileDecoder(model, int8=True)
+    dtype = compute_dtype(precision, model.wte.device)
+    if dtype == model.wte.dtype:
+        return PlainDecoder(model)
+    return TileDecoder(model, int8=False) if tiles else PlainDecoder(copy.deepcopy(model).to(dtype))

@@ -1,0 +1,92 @@
+"""ONNX graphs, run by ONNX Runtime, against the models that they were made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import igpt as package
+from conftest import assert_mistake
+from igpt.config import ModelConfig
+from igpt.interop.onnx import export_onnx
+from igpt.sample import Sampling, generate
+from test_model import random_model
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX is not installed: igpt[onnx]")
+
+AR = ModelConfig(n_layer=2, n_embd=24, n_head=3, vocab_size=11, n_positions=16)
+
+
+def session(path: Path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def test_a_picture_is_painted_step_by_step_as_here(tmp_path: Path) -> None:
+    model = random_model(AR)
+    differences = export_onnx(model, tmp_path)
+    assert set(differences) == {"score", "decode"}
+    assert max(differences.values()) < 1e-4
+    decode = session(tmp_path / "decode.onnx")
+    token = np.full(2, 11)
+    keys = values = np.zeros((2, 2, 3, 0, 8), np.float32)
+    painted = []
+    for _ in range(16):
+        logits, keys, values = decode.run(None, {"token": token, "keys": keys, "values": values})
+        token = logits.argmax(axis=1)
+        painted.append(token)
+    greedy = Sampling(temperature=0, precision="float32")
+    expected = generate(model, torch.empty(1, 0, dtype=torch.long), 2, greedy)[0]
+    assert np.array_equal(np.stack(painted, axis=1), expected.numpy())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_classifier_scores_and_classifies(tmp_path: Path, causal: bool) -> None:
+    model = random_model(
+        ModelConfig(
+            n_layer=1, n_embd=16, n_head=2, vocab_size=5, n_positions=9, n_classes=3, causal=causal
+        )
+    )
+    names = {"score", "classify", "decode"} if causal else {"score", "classify"}
+    assert set(export_onnx(model, tmp_path)) == names
+    tokens = torch.randint(5, (7, 9))
+    inputs = {"tokens": tokens.numpy()}
+    masked = None if causal else torch.rand(7, 9) < 0.3
+    if masked is not None:
+        inputs["masked"] = masked.numpy()
+    (logits,) = session(tmp_path / "classify.onnx").run(None, inputs)
+    with torch.inference_mode():
+        expected = model.classify(model.trunk(tokens, masked))
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
+
+
+def test_the_command_writes_graphs_palette_and_order(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "onnx"
+    result = igpt("export", "onnx", tiny_run, "--out", out, "--json")
+    assert result.status == 0, result.err
+    assert max(json.loads(result.out)["differences"].values()) < 1e-4
+    assert {p.name for p in tmp_path.iterdir()} == {"onnx"}
+    pipeline, digits = package.load(tiny_run), np.full((1, 8, 8, 3), 100, np.uint8)
+    assert np.load(out / "palette.npy").shape == (pipeline.palette.n_colors, 3)
+    assert np.load(out / "order.npy").shape == (64,)
+    tokens = pipeline.tokens(digits).numpy()
+    (nats,) = session(out / "score.onnx").run(None, {"tokens": tokens})
+    assert nats.mean() == pytest.approx(pipeline.nll(digits)[0], abs=1e-4)
+
+
+def test_a_folder_in_use_is_refused(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    assert_mistake(igpt("export", "onnx", tiny_run, "--out", tmp_path), "is not empty")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_without_onnx_one_line_says_what_to_install(
+    igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("igpt.interop.onnx.find_spec", lambda _name: None)
+    result = igpt("export", "onnx", tiny_run, "--out", tmp_path / "out")
+    assert_mistake(result, "pip install 'igpt[onnx]'")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,140 @@
+"""Decoders against the model itself: each pixel's logits, whatever computes them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igpt.config import ModelConfig, UserError
+from igpt.decode import PlainDecoder, TileDecoder, new_decoder
+from igpt.model import ImageGPT
+from igpt.sample import Sampling, generate
+from test_model import random_model
+
+CONFIG = ModelConfig(n_layer=2, n_embd=64, n_head=2, vocab_size=27, n_positions=81)
+needs_tiles = pytest.mark.skipif(
+    not TileDecoder.takes(ImageGPT(CONFIG)), reason="no matrix tiles, or no C++ compiler, here"
+)
+# Largest difference of logits, whose standard deviation is about one.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.15, "int8": 0.3}
+
+
+def lively(config: ModelConfig) -> ImageGPT:
+    """A model whose logits spread: each is sure of something."""
+    model = random_model(config)
+    with torch.no_grad():
+        model.head.weight.mul_(1 / model.head.weight.std() / config.n_embd**0.5)
+    return model
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "float32",
+        pytest.param("bfloat16", marks=needs_tiles),
+        pytest.param("int8", marks=needs_tiles),
+    ],
+)
+@settings(max_examples=12, deadline=None)
+@given(
+    n_head=st.integers(1, 3),
+    width=st.sampled_from([32, 64, 96]),
+    n_layer=st.integers(1, 3),
+    pictures=st.integers(1, 40),
+    prefix=st.integers(0, 80),
+    seed=st.integers(0, 2**16),
+)
+def test_every_step_gives_the_logits_of_the_whole_model(
+    precision: str, n_head: int, width: int, n_layer: int, pictures: int, prefix: int, seed: int
+) -> None:
+    config = replace(CONFIG, n_layer=n_layer, n_head=n_head, n_embd=n_head * width)
+    model = lively(config)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(27, (pictures, 81), generator=generator)
+    rows = torch.randint(pictures, (pictures + 1,), generator=generator)
+    with torch.inference_mode():
+        expected = model(tokens)  # [B, T, K]
+        decoder = new_decoder(model, precision)
+        found = decoder.prefill(tokens[:, :prefix])
+        assert (found - expected[:, prefix]).abs().max() < TOLERANCE[precision]
+        decoder.select(rows)
+        for position in range(prefix + 1, min(prefix + 9, 81)):
+            found = decoder.step(tokens[rows, position - 1])
+            assert found.shape == (pictures + 1, 27)
+            assert (found - expected[rows, position]).abs().max() < TOLERANCE[precision]
+
+
+@needs_tiles
+def test_a_whole_picture_passes_every_boundary_of_the_cache() -> None:
+    model = lively(replace(CONFIG, n_positions=144))
+    tokens = torch.randint(27, (3, 144), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, decoder = model(tokens), new_decoder(model, "bfloat16")
+        assert isinstance(decoder, TileDecoder)
+        decoder.prefill(tokens[:, :0])
+        for position in range(1, 144):
+            found = decoder.step(tokens[:, position - 1])
+            assert (found - expected[:, position]).abs().max() < TOLERANCE["bfloat16"], position
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_tiles)])
+def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size(precision: str) -> None:
+    model, sampling = lively(CONFIG), Sampling(seed=5, precision=precision)
+    prefix = torch.randint(27, (3, 40), generator=torch.Generator().manual_seed(0))
+    whole = generate(model, prefix, 12, sampling)
+    for batch_size in (1, 5, 36):
+        assert torch.equal(whole, generate(model, prefix, 12, sampling, batch_size=batch_size))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"activation": "gelu"}, {"bias": True}, {"n_head": 4}, {"n_embd": 48, "n_head": 1}],
+    ids=["another activation", "biases", "narrow heads", "an odd width"],
+)
+def test_what_the_tiles_are_not_made_for_takes_the_plain_road(change: dict[str, object]) -> None:
+    model = lively(replace(CONFIG, **change))  # type: ignore[arg-type]
+    for precision in ("auto", "bfloat16"):
+        assert isinstance(new_decoder(model, precision), PlainDecoder)
+        tokens = generate(model, torch.zeros(1, 70, dtype=torch.long), 2, Sampling())
+        assert tokens.shape == (1, 2, 81)
+    with pytest.raises(UserError, match="weights of 8 bits need"):
+        new_decoder(model, "int8")
+
+
+def test_an_unknown_precision_is_refused(igpt, tiny_run: Path) -> None:
+    with pytest.raises(UserError, match="precision must be one of"):
+        Sampling(precision="float8")
+    result = igpt("sample", tiny_run, "--precision", "float8")
+    assert result.status == 2
+
+
+def test_float32_is_the_model_to_the_bit() -> None:
+    model = lively(CONFIG)
+    decoder = new_decoder(model, "float32")
+    assert isinstance(decoder, PlainDecoder)
+    assert decoder.model is model
+
+
+SWITCHED_OFF = """
+import torch
+from igpt.config import ModelConfig
+from igpt.decode import TileDecoder
+from igpt.model import ImageGPT
+print(TileDecoder.takes(ImageGPT(ModelConfig(n_layer=1, n_embd=32, n_head=1, vocab_size=8,
+                                             n_positions=16))))
+"""
+
+
+def test_the_switch_turns_the_tiles_off() -> None:
+    env = {**os.environ, "IGPT_KERNELS": "0"}
+    command = [sys.executable, "-c", SWITCHED_OFF]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
