@@ -13,14 +13,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from igpt.config import PRESETS, ModelChoice, ModelConfig
 from igpt.model import ImageGPT
+from igpt.objectives import AR
+from igpt.parallel.sharding import checkpoint_activations
 from igpt.plan import (
+    GPUS,
+    Division,
     cache_bytes,
+    checkpoint_bytes,
+    computed_flops,
+    fitting_division,
     forward_flops,
     n_parameters,
     parameters,
     training_flops,
+    training_memory,
     weight_bytes,
 )
+from measured_memory import peak_bytes
 
 # A parameter's first word, or its part of a block, and the part that it is counted in.
 PARTS = {
@@ -134,3 +143,88 @@ def test_bytes_are_those_of_the_tensors(config: ModelConfig) -> None:
         cache = model.new_cache(1)
         held = cache.keys.nbytes + cache.values.nbytes if config.causal else 0
         assert held == cache_bytes(config, name)
+
+
+def measured_peak(config: ModelConfig, division: Division) -> int:
+    """Bytes of all tensors at the worst moment of a real training step on the processor."""
+    model = ImageGPT(config)
+    if division.checkpointing:
+        checkpoint_activations(model)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    tokens = torch.randint(config.vocab_size, (division.rows, config.n_positions))
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=division.dtype == "bfloat16"):
+            loss = AR()(model, tokens).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()  # makes the moments
+    held = sum(t.nbytes for p in model.parameters() for t in (p, *optimizer.state[p].values()))
+    return held + peak_bytes(step)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        (ModelConfig(4, 2, 128, vocab_size=512, n_positions=256), 2),
+        (ModelConfig(3, 4, 256, vocab_size=16, n_positions=64), 2),
+        (ModelConfig(8, 2, 64, vocab_size=64, n_positions=256), 8),
+    ],
+)
+def test_the_memory_of_a_training_step_is_what_is_measured(
+    shape: ModelConfig,
+    rows: int,
+    checkpointing: bool,
+    dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Kernels for some processors keep less; what is planned is PyTorch's own.
+    monkeypatch.setattr("igpt.model.gelu_takes", lambda _: False)
+    monkeypatch.setattr("igpt.attention.tiles_take", lambda *_: False)
+    division = Division(rows, checkpointing=checkpointing, dtype=dtype, processor=True)
+    planned = sum(training_memory(shape, division).values())
+    assert planned == pytest.approx(measured_peak(shape, division), rel=0.1)
+
+
+def test_splitting_a_model_divides_what_it_holds_and_not_what_it_computes() -> None:
+    config = ModelChoice("igpt-xl").resolve(512, 64 * 64, causal=True)
+    whole = training_memory(config, Division(1, data=64, dtype="bfloat16"))
+    split = training_memory(config, Division(1, shard=64, dtype="bfloat16"))
+    for part in ("weights", "moments"):
+        assert split[part] == pytest.approx(whole[part] / 64, rel=1e-6)
+    assert split["gradients"] < whole["gradients"] / 10
+    several = training_memory(config, Division(1, shard=64, accumulates=True, dtype="bfloat16"))
+    # Until the last forward pass nothing is exchanged, so every process holds all of them.
+    assert several["gradients"] > whole["gradients"]
+    assert checkpoint_bytes(config) == 12 * n_parameters(config)
+
+
+def test_the_cheapest_division_that_fits_is_found() -> None:
+    def plan(name: str, size: int, rows: int, n: int, gpu: str) -> Division | None:
+        config = ModelChoice(name).resolve(512, size * size, causal=True)
+        return fitting_division(config, Division(rows, data=n, dtype="bfloat16"), GPUS[gpu])
+
+    small = plan("igpt-s", 32, 2, 64, "h100")
+    assert small == Division(2, data=64, dtype="bfloat16")
+    large = plan("igpt-xl", 64, 1, 64, "h100")
+    assert large is not None
+    assert large.shard > 1
+    assert not large.checkpointing
+    # The activations of 4 pictures do not fit, however the weights are split.
+    tight = plan("igpt-xl", 64, 4, 8, "h100")
+    assert tight is not None
+    assert (tight.rows, tight.checkpointing) == (4, True)
+    assert plan("igpt-xl", 64, 1, 1, "h100") is None  # its weights and moments alone are 82 GB
+
+
+def test_checkpointing_computes_the_blocks_again() -> None:
+    config = ModelConfig(3, 2, 32, vocab_size=17, n_positions=16)
+    model = ImageGPT(config)
+    checkpoint_activations(model)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(torch.zeros(2, 16, dtype=torch.long)).sum().backward()
+    assert counter.get_total_flops() == 2 * computed_flops(config, Division(2, checkpointing=True))

@@ -1,16 +1,39 @@
 """What a model costs, computed from its shape alone: parameters, FLOPs, bytes.
 
 Arithmetic on `ModelConfig`, so that it can be asked before anything is built. Counts are exact and
-compared with the model itself in the tests. L is the number of blocks, d the width, T the tokens of
-a picture, K the colours.
+compared with the model itself in the tests; the memory of a training step is a model of it, which
+the tests hold against measured peaks. L is the number of blocks, d the width, T the tokens of a
+picture, K the colours.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 from igpt.config import ModelConfig
 
 # Bytes a number takes, by the names that `train.precision` has for types.
 BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class GPU:
+    """What a GPU's maker says of it."""
+
+    memory: int  # bytes
+    flops: dict[str, float]  # products a second, dense, by their type; those of BYTES that it has
+
+
+# NVIDIA's data sheets, the SXM boards. A V100 has no bfloat16.
+GPUS = {
+    "v100": GPU(32 * 2**30, {"float32": 15.7e12}),
+    "a100": GPU(80 * 2**30, {"float32": 19.5e12, "bfloat16": 312e12}),
+    "h100": GPU(80 * 2**30, {"float32": 67e12, "bfloat16": 989e12}),
+    "h200": GPU(141 * 10**9, {"float32": 67e12, "bfloat16": 989e12}),
+}
+# Of a GPU's memory: the rest is the driver's, the libraries', between tensors, and the error of
+# what is planned here (docs/scaling.md).
+USABLE = 0.8
 
 
 def parameters(config: ModelConfig) -> dict[str, int]:
@@ -42,10 +65,15 @@ def forward_flops(config: ModelConfig) -> int:
     computes them, though an autoregressive model needs only half.
     """
     d, n_tokens = config.n_embd, config.n_positions
-    projections = 2 * n_tokens * 12 * d * d  # of a block: q, k, v, output and MLP
-    attention = 2 * 2 * n_tokens * n_tokens * d  # of a block: q k^T, then its product with v
     heads = 2 * n_tokens * d * config.vocab_size + 2 * d * config.n_classes
-    return config.n_layer * (projections + attention) + heads
+    return config.n_layer * _block_flops(config) + heads
+
+
+def _block_flops(config: ModelConfig) -> int:
+    d, n_tokens = config.n_embd, config.n_positions
+    projections = 2 * n_tokens * 12 * d * d  # q, k, v, output and MLP
+    attention = 2 * 2 * n_tokens * n_tokens * d  # q k^T, then its product with v
+    return projections + attention
 
 
 def training_flops(config: ModelConfig) -> int:
@@ -70,3 +98,182 @@ def cache_bytes(config: ModelConfig, dtype: str) -> int:
     if not config.causal:
         return 0
     return 2 * config.n_layer * config.n_positions * config.n_embd * BYTES[dtype]
+
+
+# --- memory of a training step -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a step's work is divided: what of a recipe its memory depends on."""
+
+    rows: int  # pictures of a process's forward pass
+    data: int = 1  # copies of the model
+    shard: int = 1  # processes that hold a copy between them
+    accumulates: bool = False  # several forward passes a step
+    checkpointing: bool = False  # of activations
+    dtype: str = "float32"  # of the products, a key of BYTES
+    processor: bool = False  # not an accelerator: its norm keeps its normalised input as well
+
+
+def training_memory(config: ModelConfig, division: Division) -> dict[str, int]:
+    """Bytes by part that a process holds at the worst moment of a training step.
+
+    Weights, gradients and Adam's two moments are float32. `copies` are weights in the type of the
+    products, or gathered from other processes. `activations` are what the backward pass needs,
+    and what it is computing. `torch.compile` keeps fewer of them than is counted here.
+    """
+    worst = max(_worst_moments(config, division), key=lambda parts: sum(parts.values()))
+    weights = 4 * n_parameters(config) // division.shard
+    return {"weights": weights, "moments": 2 * weights, **worst}
+
+
+def activation_bytes(config: ModelConfig, division: Division) -> int:
+    """Bytes of activations when they are most, which need not be the step's worst moment."""
+    return max(parts["activations"] for parts in _worst_moments(config, division))
+
+
+def fits(config: ModelConfig, division: Division, gpu: GPU) -> bool:
+    """Whether a training step fits into a GPU."""
+    return sum(training_memory(config, division).values()) <= USABLE * gpu.memory
+
+
+def fitting_division(config: ModelConfig, first: Division, gpu: GPU) -> Division | None:
+    """The division that fits and costs least time beside `first`, on as many processes.
+
+    Copies that are split over more processes are tried before activation checkpointing, which costs
+    a third more work, and that before smaller forward passes.
+    """
+    processes = first.data * first.shard
+    shards = [n for n in range(1, processes + 1) if processes % n == 0]
+    rows = [n for n in range(first.rows, 0, -1) if first.rows % n == 0]
+    candidates = (
+        replace(
+            first,
+            rows=n,
+            data=processes // shard,
+            shard=shard,
+            checkpointing=checkpointing,
+            accumulates=first.accumulates or n < first.rows,
+        )
+        for n in rows
+        for checkpointing in (False, True)
+        for shard in shards
+    )
+    return next((d for d in (first, *candidates) if fits(config, d, gpu)), None)
+
+
+def computed_flops(config: ModelConfig, division: Division) -> int:
+    """`training_flops`, and what activation checkpointing computes again.
+
+    Of every block that is all but its last product, 4d -> d, which no gradient needs the result of.
+    """
+    last_product = 2 * config.n_positions * 4 * config.n_embd**2
+    again = config.n_layer * (_block_flops(config) - last_product)
+    return training_flops(config) + again * division.checkpointing
+
+
+def checkpoint_bytes(config: ModelConfig) -> int:
+    """Bytes of a checkpoint on the disk: weights and Adam's two moments, float32."""
+    return 3 * weight_bytes(config, "float32")
+
+
+def _worst_moments(config: ModelConfig, division: Division) -> tuple[dict[str, int], ...]:
+    """Those of a step of which one is the worst, and what is held then beside weights."""
+    return (
+        _at_the_loss(config, division),
+        _in_the_last_block(config, division),
+        _in_the_first_block(config, division),
+    )
+
+
+def _block_parameters(config: ModelConfig) -> int:
+    """Of a block's matrices and biases, which are what is gathered at once."""
+    parts = parameters(config)
+    return (parts["attention"] + parts["mlp"]) // config.n_layer
+
+
+def _kept_gradients(config: ModelConfig, division: Division) -> int:
+    """Gradients that are there before the step's last backward pass makes them."""
+    replicated = division.shard == 1 and division.data > 1  # DistributedDataParallel's buckets
+    uncut = division.shard > 1 and division.accumulates  # what is not exchanged yet is not cut
+    return 4 * n_parameters(config) * (replicated or uncut)
+
+
+def _gradients_on_their_way(config: ModelConfig, division: Division) -> int:
+    """A split model's: a block's as they are made, and in float32 put together for the others,
+    while those of the block before them travel.
+    """
+    if division.shard == 1:
+        return 0
+    n_bytes = BYTES[division.dtype]
+    converted = 4 * (n_bytes < 4)
+    return _block_parameters(config) * (n_bytes + 2 * (4 + converted))
+
+
+def _copy_bytes(config: ModelConfig, division: Division, blocks: int) -> int:
+    """Copies of the weights of so many blocks."""
+    n_bytes = BYTES[division.dtype]
+    matrices = _block_parameters(config)
+    if division.shard == 1:
+        return blocks * matrices * n_bytes if n_bytes < 4 else 0
+    root = n_parameters(config) - config.n_layer * matrices  # it stays gathered
+    return 2 * matrices * n_bytes + 4 * root  # a block, and the next one on its way
+
+
+def _kept_in_block(config: ModelConfig, division: Division) -> int:
+    """Bytes a picture that a block keeps for its backward pass.
+
+    In the type of the products: the two normalised inputs, q, k and v, what attention gives, and
+    three hidden layers of the MLP. In float32: the residual stream before each norm.
+    """
+    n_bytes = BYTES[division.dtype]
+    norms = 16 if division.processor else 8
+    return config.n_positions * config.n_embd * (18 * n_bytes + norms)
+
+
+def _computed_in_block(config: ModelConfig, division: Division) -> int:
+    """Bytes a picture of the gradients in a block: two hidden layers and the residual stream."""
+    return config.n_positions * config.n_embd * (8 * BYTES[division.dtype] + 8)
+
+
+def _kept_in_blocks(config: ModelConfig, division: Division) -> int:
+    """Bytes a picture that all blocks keep."""
+    if division.checkpointing:
+        return config.n_layer * 4 * config.n_positions * config.n_embd  # their inputs
+    return config.n_layer * _kept_in_block(config, division)
+
+
+def _at_the_loss(config: ModelConfig, division: Division) -> dict[str, int]:
+    """The backward pass begins: every block keeps what it keeps."""
+    residual = config.n_embd * (BYTES[division.dtype] + (8 if division.processor else 4))
+    head = config.n_positions * (residual + 3 * 4 * config.vocab_size)  # log p and two gradients
+    return {
+        "gradients": _kept_gradients(config, division),
+        "copies": _copy_bytes(config, division, config.n_layer),
+        "activations": division.rows * (_kept_in_blocks(config, division) + head),
+    }
+
+
+def _in_the_last_block(config: ModelConfig, division: Division) -> dict[str, int]:
+    """Of the blocks, the first on the way back."""
+    again = _kept_in_block(config, division) if division.checkpointing else 0
+    held = _kept_in_blocks(config, division) + again + _computed_in_block(config, division)
+    blocks = 1 if division.checkpointing else config.n_layer
+    return {
+        "gradients": _kept_gradients(config, division) + _gradients_on_their_way(config, division),
+        "copies": _copy_bytes(config, division, blocks),
+        "activations": division.rows * held,
+    }
+
+
+def _in_the_first_block(config: ModelConfig, division: Division) -> dict[str, int]:
+    """The last on the way back: all other gradients are there."""
+    others = 4 * (n_parameters(config) - _block_parameters(config)) // division.shard
+    gradients = max(_kept_gradients(config, division), others)
+    held = _kept_in_block(config, division) + _computed_in_block(config, division)
+    return {
+        "gradients": gradients + _gradients_on_their_way(config, division),
+        "copies": _copy_bytes(config, division, 1),
+        "activations": division.rows * held,
+    }

@@ -18,17 +18,22 @@ from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+import igpt.attention
+import igpt.model
 from conftest import TINY, silent, tiny_recipe
 from igpt.checkpoint import Progress, RunDirectory, load_model, optimizer_tensors
 from igpt.config import ModelConfig, ParallelConfig, Recipe, UserError, load_recipe
 from igpt.evaluate import picture_nats
 from igpt.model import ImageGPT
 from igpt.objectives import AR
+from igpt.parallel import launch
 from igpt.parallel.gradients import accumulate, average_gradients
 from igpt.parallel.processes import gather, mean, processes, rank, size
 from igpt.parallel.sharding import local, split, whole_weights
+from igpt.plan import Division, n_parameters, training_memory
 from igpt.pretrain import new_model, pretrain
 from igpt.train import Values
+from measured_memory import peak_bytes
 
 SHORT = ["train.steps=6", "train.eval_every=6", "train.checkpoint_every=3"]
 AR_WORDS = [*SHORT, "train.grad_clip=0.5", "train.micro_batch_size=1", "data.augmentation=flip"]
@@ -210,6 +215,46 @@ def first_gradients() -> None:
 
 def test_gradients_are_exchanged_after_the_last_micro_batch_only() -> None:
     several.call(2, first_gradients)
+
+
+def planned_and_measured(out: Path) -> None:
+    """Of a training step, in bytes: how a model is shared -> (planned, measured)."""
+    igpt.model.gelu_takes = lambda _: False  # kernels for some processors keep less
+    igpt.attention.tiles_take = lambda *_: False
+    config, rows = ModelConfig(4, 2, 128, vocab_size=64, n_positions=256), 2
+    tokens = torch.zeros(rows, config.n_positions, dtype=torch.long)
+    found = {}
+    with processes(ParallelConfig()):
+        for word in ("parallel.data=2", "parallel.shard=2"):
+            recipe = tiny_recipe(word)
+            model = new_model(config, recipe)
+            averaged = average_gradients(Values(model, AR()))
+            optimizer = torch.optim.Adam(model.parameters(), fused=True)
+
+            def step(averaged=averaged, optimizer=optimizer) -> None:
+                averaged(tokens).mean().backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+            step()  # makes the moments
+            step()  # DistributedDataParallel lays its buckets out anew
+            tensors = [t for p in model.parameters() for t in (p, *optimizer.state[p].values())]
+            held = sum(local(tensor).nbytes for tensor in tensors)
+            data, parts = recipe.parallel.mesh(size())
+            held += 4 * n_parameters(config) * (parts == 1)  # its buckets
+            division = Division(rows, data=data, shard=parts, processor=True)
+            planned = sum(training_memory(config, division).values())
+            found[word] = planned, held + peak_bytes(step)
+    (out / f"{launch.rank()}.json").write_text(json.dumps(found))
+
+
+def test_the_memory_of_a_shared_model_is_what_is_planned(tmp_path: Path) -> None:
+    several.call(2, planned_and_measured, tmp_path)
+    for path in tmp_path.glob("*.json"):
+        found = json.loads(path.read_text())
+        for word, tolerance in (("parallel.data=2", 0.1), ("parallel.shard=2", 0.2)):
+            planned, measured = found[word]
+            assert planned == pytest.approx(measured, rel=tolerance), word
 
 
 # --- checkpoints ---------------------------------------------------------------------------------

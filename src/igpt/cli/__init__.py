@@ -36,6 +36,7 @@ COMMANDS = {
     "push": "share a run on the Hugging Face Hub",
     "prepare": "resize a source of pictures once, into shards to train on",
     "palette": "fit a colour palette to your pictures",
+    "plan": "what a recipe needs on a cluster: memory, days, bytes",
     "info": "what a preset, a run or a model is made of, and what it costs",
 }
 

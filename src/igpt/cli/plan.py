@@ -1,0 +1,171 @@
+"""`igpt plan`: what a recipe needs on a cluster, before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from igpt.cli.report import Report
+from igpt.config import Recipe, UserError, load_recipe, shipped_recipes
+from igpt.plan import (
+    GPU,
+    GPUS,
+    USABLE,
+    Division,
+    activation_bytes,
+    cache_bytes,
+    checkpoint_bytes,
+    computed_flops,
+    fits,
+    fitting_division,
+    n_parameters,
+    training_memory,
+)
+
+if TYPE_CHECKING:
+    from igpt.config import ModelConfig
+
+EXAMPLE = "igpt plan igpt-xl-imagenet64 --gpus 64 --gpu h100"
+
+UTILISATION = 0.4  # of a GPU's products a second
+SECONDS_A_DAY = 86_400
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "igpt plan RECIPE --gpus N --gpu GPU [options] [section.field=value ...]"
+    parser.add_argument(
+        "words",
+        metavar="RECIPE",
+        nargs="+",
+        help=f"a .yaml file or one of: {', '.join(shipped_recipes())}; then any field of it",
+    )
+    parser.add_argument("--gpus", type=int, metavar="N", required=True, help="processes, one a GPU")
+    parser.add_argument("--gpu", choices=GPUS, required=True)
+    parser.add_argument(
+        "--utilisation",
+        type=float,
+        default=UTILISATION,
+        metavar="U",
+        help=f"part of the GPU's products a second that are reached; default {UTILISATION}",
+    )
+
+
+def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    recipe = load_recipe(args.words[0], args.words[1:])
+    if not 0 < args.utilisation <= 1:
+        raise UserError(f"--utilisation must be above 0 and at most 1, got {args.utilisation}")
+    gpu, size = GPUS[args.gpu], recipe.data.image_size
+    config = recipe.model.resolve(recipe.palette.colors, size * size, recipe.objective == "ar")
+    own = _division(recipe, args.gpus, gpu)
+    fitting = fitting_division(config, own, gpu)
+    values = {
+        "parameters": n_parameters(config),
+        "gpus": args.gpus,
+        "gpu": args.gpu,
+        "gpu_bytes": gpu.memory,
+        "utilisation": args.utilisation,
+        "recipe": _costs(config, own, recipe, gpu, args.utilisation),
+        "fitting": fitting and _costs(config, fitting, recipe, gpu, args.utilisation),
+        "checkpoint_bytes": checkpoint_bytes(config),
+        "cache_bytes": cache_bytes(config, own.dtype),
+    }
+    return Report(_text(args, recipe, values), values)
+
+
+def _division(recipe: Recipe, gpus: int, gpu: GPU) -> Division:
+    """As the recipe says; UserError when so many processes cannot share its batch."""
+    if gpus < 1:
+        raise UserError(f"--gpus must be at least 1, got {gpus}")
+    data, shard = recipe.parallel.mesh(gpus)
+    train = recipe.train
+    if train.batch_size % gpus:
+        raise UserError(f"train.batch_size ({train.batch_size}) must be a multiple of {gpus} GPUs")
+    share = train.batch_size // gpus
+    rows = min(train.micro_batch_size or share, share)
+    dtype = train.precision
+    if dtype == "auto":
+        dtype = "bfloat16" if "bfloat16" in gpu.flops else "float32"
+    if dtype not in gpu.flops:
+        raise UserError(f"this GPU has no {dtype}")
+    return Division(rows, data, shard, rows < share, train.activation_checkpointing, dtype)
+
+
+def _costs(
+    config: ModelConfig, division: Division, recipe: Recipe, gpu: GPU, utilisation: float
+) -> dict[str, Any]:
+    """Of a run that is divided so."""
+    pictures = recipe.train.steps * recipe.train.batch_size
+    flops = pictures * computed_flops(config, division)
+    rate = division.data * division.shard * gpu.flops[division.dtype] * utilisation
+    memory = training_memory(config, division)
+    return {
+        "division": asdict(division),
+        "memory_bytes": {**memory, "total": sum(memory.values())},
+        "activations_bytes": {
+            "kept": activation_bytes(config, replace(division, checkpointing=False)),
+            "checkpointed": activation_bytes(config, replace(division, checkpointing=True)),
+        },
+        "fits": fits(config, division, gpu),
+        "flops": flops,
+        "days": flops / rate / SECONDS_A_DAY,
+    }
+
+
+def _text(args: argparse.Namespace, recipe: Recipe, values: dict[str, Any]) -> str:
+    own, fitting = values["recipe"], values["fitting"]
+    plans = [own] if fitting is None or fitting == own else [own, fitting]
+    dtype = own["division"]["dtype"]
+    share = f"{USABLE:.0%} of its {_giga(values['gpu_bytes'])} GB"
+    lines = [
+        f"{args.words[0]} on {args.gpus} {args.gpu}, products in {dtype}",
+        "",
+        _row("parameters", f"{values['parameters']:,}"),
+        _row("steps", f"{recipe.train.steps:,} of {recipe.train.batch_size:,} pictures"),
+        _row("checkpoint, GB", _giga(values["checkpoint_bytes"])),
+        _row("cache of a picture that is painted, GB", _giga(values["cache_bytes"])),
+        "",
+        _row("a GPU's memory, GB", "as the recipe says", *["what fits"] * (len(plans) - 1)),
+        *(
+            _row(f"  {part}", *(_giga(plan["memory_bytes"][part]) for plan in plans))
+            for part in ("weights", "gradients", "moments", "copies", "activations", "total")
+        ),
+        _row(
+            "  activations at most, all kept",
+            *(_giga(plan["activations_bytes"]["kept"]) for plan in plans),
+        ),
+        _row(
+            "  activations at most, checkpointed",
+            *(_giga(plan["activations_bytes"]["checkpointed"]) for plan in plans),
+        ),
+        _row(f"fits in {share}", *("yes" if plan["fits"] else "no" for plan in plans)),
+        _row("FLOPs to the end", *(f"{plan['flops']:.3g}" for plan in plans)),
+        _row(
+            f"days at {args.utilisation:.0%} of the peak",
+            *(f"{plan['days']:.3g}" for plan in plans),
+        ),
+        "",
+    ]
+    if fitting is None:
+        return "\n".join([*lines, "nothing fits: take more GPUs, or larger ones"])
+    return "\n".join([*lines, f"igpt pretrain {args.words[0]} {' '.join(_words(fitting))}"])
+
+
+def _words(plan: dict[str, Any]) -> list[str]:
+    """What the command line says for a division."""
+    division = plan["division"]
+    words = [f"parallel.data={division['data']}", f"parallel.shard={division['shard']}"]
+    if division["accumulates"]:
+        words.append(f"train.micro_batch_size={division['rows']}")
+    if division["checkpointing"]:
+        words.append("train.activation_checkpointing=true")
+    return words
+
+
+def _row(name: str, *cells: str) -> str:
+    return f"{name:<42}" + "".join(f"{cell:>22}" for cell in cells).rstrip()
+
+
+def _giga(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.4g}"

@@ -1,0 +1,58 @@
+"""`igpt plan` through its entry point."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+
+from conftest import assert_mistake
+from igpt.cli.plan import EXAMPLE
+
+
+def test_the_example_says_what_igpt_xl_needs(igpt) -> None:
+    result = igpt(*shlex.split(EXAMPLE)[1:])
+    assert result.status == 0, result.err
+    for line in ("parameters 6,810,875,904", "checkpoint, GB 81.73", "weights 27.24"):
+        assert line in " ".join(result.out.split())
+    assert result.out.splitlines()[-1].startswith("igpt pretrain igpt-xl-imagenet64 parallel.data=")
+
+
+@pytest.mark.parametrize("size", [32, 48, 64])
+@pytest.mark.parametrize("name", ["igpt-s", "igpt-m", "igpt-l", "igpt-xl"])
+def test_every_model_of_the_paper_is_planned_at_every_size(igpt, name: str, size: int) -> None:
+    words = ["igpt-s-imagenet32", f"model.preset={name}", f"data.image_size={size}"]
+    result = igpt("plan", *words, "--gpus", 64, "--gpu", "h100", "--json")
+    assert result.status == 0, result.err
+    values = json.loads(result.out)
+    own, fitting = values["recipe"], values["fitting"]
+    assert fitting["fits"]
+    memory = own["memory_bytes"]
+    assert memory.pop("total") == sum(memory.values())
+    assert own["activations_bytes"]["checkpointed"] < own["activations_bytes"]["kept"]
+    pictures = 1_000_000 * 128
+    assert own["flops"] % pictures == 0
+    assert own["days"] == pytest.approx(own["flops"] / (64 * 989e12 * 0.4) / 86_400)
+
+
+def test_a_v100_computes_in_float32(igpt) -> None:
+    """Its authors reported 2,500 V100-days for iGPT-L (docs/scaling.md)."""
+    plan = ["plan", "igpt-l-imagenet32", "--gpus", 64, "--gpu", "v100"]
+    values = json.loads(igpt(*plan, "--json").out)
+    assert values["recipe"]["division"]["dtype"] == "float32"
+    assert 1500 < 64 * values["recipe"]["days"] < 3500
+    assert_mistake(igpt(*plan, "train.precision=bfloat16"), "no bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--gpus", 0], "--gpus must be at least 1"),
+        (["--gpus", 48], "must be a multiple of 48 GPUs"),
+        (["--gpus", 64, "parallel.shard=3"], "are not the 64 processes"),
+        (["--gpus", 64, "--utilisation", 2], "--utilisation"),
+    ],
+)
+def test_what_cannot_be_is_a_mistake(igpt, words: list[object], complaint: str) -> None:
+    assert_mistake(igpt("plan", "igpt-s-imagenet32", "--gpu", "h100", *words), complaint)
