@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import threading
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from conftest import newest, tiny_recipe
 from igpt.checkpoint import Progress, RunDirectory, load_model, optimizer_tensors, write_text
@@ -156,13 +159,36 @@ def test_checkpoints_come_back_and_only_the_newest_two_are_kept(tmp_path: Path) 
     run = RunDirectory(tmp_path)
     assert run.latest_checkpoint() is None
     for step in (5, 10, 15):
-        run.save_checkpoint(Progress(step), tensors(step))
+        run.begin_checkpoint(Progress(step), tensors(step)).publish()
     names = sorted(p.name for p in run.checkpoints.iterdir())
     assert names == ["latest", "step-00000010", "step-00000015"]
     progress, found = newest(tmp_path)
     assert progress == Progress(15)
     assert found.keys() == tensors(15).keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors(15).items())
+
+
+def test_a_checkpoint_is_the_state_when_it_was_begun_and_is_seen_when_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, allowed = RunDirectory(tmp_path), threading.Event()
+    write = HuggingFaceStorageWriter.write_data
+
+    def wait_and_write(*args: Any) -> Any:
+        assert allowed.wait(60)
+        return write(*args)
+
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", wait_and_write)
+    state = tensors(5)
+    unfinished = run.begin_checkpoint(Progress(5), state)
+    for tensor in state.values():
+        tensor.zero_()  # the run goes on
+    assert not unfinished.is_written()
+    assert run.latest_checkpoint() is None
+    allowed.set()
+    unfinished.publish()
+    _, found = newest(tmp_path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors(5).items())
 
 
 @pytest.mark.parametrize("name", ["shard-00001-model-00001-of-00001.safetensors", "state.json"])
@@ -172,7 +198,7 @@ def test_a_half_written_newest_checkpoint_falls_back_to_the_one_before_and_says_
 ) -> None:
     run, said = RunDirectory(tmp_path), list[str]()
     for step in (5, 10):
-        run.save_checkpoint(Progress(step), tensors(step))
+        run.begin_checkpoint(Progress(step), tensors(step)).publish()
     path = run.checkpoints / "step-00000010" / name
     contents = path.read_bytes()
     path.unlink()
@@ -185,14 +211,14 @@ def test_a_half_written_newest_checkpoint_falls_back_to_the_one_before_and_says_
     assert str(path) in line
     assert "going back" in line
     # The damaged one is gone when the run has come past it, not the one that it went on from.
-    run.save_checkpoint(Progress(7), tensors(7))
+    run.begin_checkpoint(Progress(7), tensors(7)).publish()
     names = sorted(p.name for p in run.checkpoints.iterdir())
     assert names == ["latest", "step-00000005", "step-00000007"]
 
 
 def test_without_a_whole_checkpoint_there_is_an_error(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    run.save_checkpoint(Progress(5), tensors(5))
+    run.begin_checkpoint(Progress(5), tensors(5)).publish()
     (run.checkpoints / "step-00000005" / "state.json").unlink()
     with pytest.raises(UserError, match="no checkpoint is whole"):
         run.latest_checkpoint()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from conftest import newest, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
@@ -113,6 +115,34 @@ def test_a_step_that_breaks_the_weights_is_not_saved(
         train(tmp_path / "run", "train.eval_every=100")
     state, _ = newest(tmp_path / "run")
     assert state.step == 4
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from igpt.train import Trainer
+
+    step_of, write = Trainer._optimizer_step, HuggingFaceStorageWriter.write_data
+    done, two_later, published = list[int](), threading.Event(), list[int]()
+
+    def step_and_tell(self: Trainer, batch: Any) -> None:
+        step_of(self, batch)
+        done.append(self.step)
+        published.append(len(list(self.run.checkpoints.glob("step-*"))))
+        if self.step == 6:
+            two_later.set()
+
+    def write_after_two_steps(*args: Any) -> Any:
+        assert two_later.wait(60)
+        return write(*args)
+
+    monkeypatch.setattr(Trainer, "_optimizer_step", step_and_tell)
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", write_after_two_steps)
+    train(tmp_path / "run")
+    assert done == list(range(1, 13))
+    assert published[:6] == [0] * 6  # the one of step 4 is written after step 6
+    state, _ = newest(tmp_path / "run")
+    assert state.step == 12
 
 
 def test_a_directory_with_a_run_is_not_overwritten(tmp_path: Path) -> None:

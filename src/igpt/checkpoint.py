@@ -6,8 +6,9 @@
       metrics.jsonl, tensorboard/, figures/
       checkpoints/step-00001000/, checkpoints/latest   training state, and a pointer to it
 
-A checkpoint is written into a folder of another name, flushed to the disk and renamed; then the
-pointer is replaced. A reader sees a whole checkpoint or the one before. Nothing is pickled.
+A checkpoint is written into a folder of another name, in the background, flushed to the disk and
+renamed; then the pointer is replaced. A reader sees a whole checkpoint or the one before. Nothing
+is pickled.
 
 Of several processes, all call what writes: the first one writes what is one file, and every one its
 part of a checkpoint.
@@ -18,8 +19,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.parallel.processes import on_first, rank, require_same
 from igpt.parallel.sharding import whole_weights
-from igpt.parallel.storage import load_tensors, save_tensors, saved_tensors
+from igpt.parallel.storage import Writing, load_tensors, saved_tensors
 
 GENERATIVE_HEAD = "lm_head.safetensors"  # of a model with classes, beside `model.safetensors`
 HEADER = "state.json"  # of a checkpoint: its progress, and the bytes of each file
@@ -258,38 +259,11 @@ class RunDirectory:
         path = self.path / "palette.npy"
         return Palette.load(path) if path.is_file() else None
 
-    def save_checkpoint(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-        """Write a training state; UserError when the disk does not take it."""
-        final = self.checkpoints / f"step-{progress.step:08d}"
-        temporary = self.checkpoints / f".{final.name}.tmp"
-        try:
-            on_first(lambda: _make_empty(temporary))
-            save_tensors(temporary, tensors)
-            require_same("checkpoint files", sorted(path.name for path in temporary.iterdir()))
-            on_first(lambda: self._publish(temporary, final, progress))
-        except UserError as error:
-            if rank() == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise UserError(
-                f"cannot write checkpoint {final}: {error}; the last one is intact"
-            ) from error
-
-    def _publish(self, written: Path, final: Path, progress: Progress) -> None:
-        """Give a checkpoint that is on the disk its name, point to it, and drop old ones."""
-        files = {path.name: path.stat().st_size for path in sorted(written.iterdir())}
-        header = json.dumps({**asdict(progress), "files": files})
-        (written / HEADER).write_text(header, encoding="utf-8")
-        _flush(written / HEADER)
-        _flush(written)
-        # Left by a run that died before the pointer, or fell back to a checkpoint before these.
-        for stale in self.checkpoints.glob("step-*"):
-            if stale.name >= final.name:
-                shutil.rmtree(stale)
-        os.replace(written, final)
-        _flush(self.checkpoints)
-        write_text(self.checkpoints / "latest", final.name + "\n")
-        for old in sorted(self.checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
+    def begin_checkpoint(
+        self, progress: Progress, tensors: Mapping[str, Tensor]
+    ) -> UnfinishedCheckpoint:
+        """Begin to write a training state as it is now; UserError when the disk takes nothing."""
+        return UnfinishedCheckpoint(self.checkpoints, progress, tensors)
 
     def latest_checkpoint(self, say: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
         """The newest whole checkpoint, or None when none was written yet.
@@ -307,6 +281,67 @@ class RunDirectory:
             except UserError as error:
                 say(f"warning: {error}: going back to the checkpoint before it")
         raise UserError(f"{self.checkpoints}: no checkpoint is whole")
+
+
+class UnfinishedCheckpoint:
+    """A training state on its way to the disk, while the run goes on.
+
+    Of several processes each holds one, and all call it alike.
+    """
+
+    def __init__(
+        self, checkpoints: Path, progress: Progress, tensors: Mapping[str, Tensor]
+    ) -> None:
+        self._checkpoints, self._progress = checkpoints, progress
+        self._final = checkpoints / f"step-{progress.step:08d}"
+        self._temporary = checkpoints / f".{self._final.name}.tmp"
+        with self._failing():
+            on_first(lambda: _make_empty(self._temporary))
+        self._writing = Writing(self._temporary, tensors)
+
+    def is_written(self) -> bool:
+        """Whether `publish` would not wait."""
+        return self._writing.done()
+
+    def publish(self) -> None:
+        """Wait until all is written and make it the newest checkpoint, a whole one.
+
+        Raises UserError when the disk does not take it.
+        """
+        with self._failing():
+            self._writing.finish()
+            names = sorted(path.name for path in self._temporary.iterdir())
+            require_same("checkpoint files", names)
+            on_first(self._rename)
+
+    def _rename(self) -> None:
+        """Give what is on the disk its name, point to it, and drop old ones."""
+        written, final = self._temporary, self._final
+        files = {path.name: path.stat().st_size for path in sorted(written.iterdir())}
+        header = json.dumps({**asdict(self._progress), "files": files})
+        (written / HEADER).write_text(header, encoding="utf-8")
+        _flush(written / HEADER)
+        _flush(written)
+        # Left by a run that died before the pointer, or fell back to a checkpoint before these.
+        for stale in self._checkpoints.glob("step-*"):
+            if stale.name >= final.name:
+                shutil.rmtree(stale)
+        os.replace(written, final)
+        _flush(self._checkpoints)
+        write_text(self._checkpoints / "latest", final.name + "\n")
+        for old in sorted(self._checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            if rank() == 0:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+            raise UserError(
+                f"cannot write checkpoint {self._final}: {error}; the last one is intact"
+            ) from error
 
 
 def _make_empty(folder: Path) -> None:

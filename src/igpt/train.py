@@ -21,7 +21,13 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
-from igpt.checkpoint import Checkpoint, Progress, RunDirectory, optimizer_tensors
+from igpt.checkpoint import (
+    Checkpoint,
+    Progress,
+    RunDirectory,
+    UnfinishedCheckpoint,
+    optimizer_tensors,
+)
 from igpt.config import TrainConfig, UserError
 from igpt.data import Batch, Loader, prefetch
 from igpt.device import autocast, compute_dtype, reuse_memory
@@ -133,6 +139,7 @@ class Trainer:
     best: float | None = None
     best_step: int = 0
     _pending: list[tuple[int, float, Tensor]] = field(default_factory=list)  # step, rate, loss
+    _writing: UnfinishedCheckpoint | None = None
 
     def __post_init__(self) -> None:
         reuse_memory()
@@ -162,28 +169,41 @@ class Trainer:
         """
         stop = Stop()
         with stop.on_signals():
-            clock, since = time.monotonic(), self.step
-            for batch in self._batches():
-                self._optimizer_step(batch)
-                if self._due(self.config.log_every):
-                    row = self._log_row()
-                    now = time.monotonic()
-                    pictures = (self.step - since) * self.config.batch_size
-                    with together():
-                        log({**row, "pictures_per_second": pictures / (now - clock)})
-                    clock, since = now, self.step
-                if self._due(self.config.eval_every):
-                    metrics = self._validate()
-                    with together():
-                        log({"step": self.step, **metrics})
-                    clock, since = time.monotonic(), self.step
-                caught = largest(stop.signal or 0)  # by any process: all stop after the same step
-                ending = bool(caught) or self._exhausted()
-                if ending or self._due(self.config.checkpoint_every):
-                    self._save()
-                if ending:
-                    return Outcome(self.step, self.best, signal.Signals(caught) if caught else None)
-        return Outcome(self.step, self.best)
+            try:
+                caught = self._train(log, stop)
+            except UserError:
+                self._publish()  # what was begun to be written is a state to go on from
+                raise
+            self._publish()
+        return Outcome(self.step, self.best, caught)
+
+    def _train(self, log: Callable[[Row], None], stop: Stop) -> signal.Signals | None:
+        """The steps; the signal that stopped them."""
+        clock, since = time.monotonic(), self.step
+        for batch in self._batches():
+            self._optimizer_step(batch)
+            if self._due(self.config.log_every):
+                row = self._log_row()
+                now = time.monotonic()
+                pictures = (self.step - since) * self.config.batch_size
+                with together():
+                    log({**row, "pictures_per_second": pictures / (now - clock)})
+                clock, since = now, self.step
+            if self._due(self.config.eval_every):
+                metrics = self._validate()
+                with together():
+                    log({"step": self.step, **metrics})
+                clock, since = time.monotonic(), self.step
+            if self._writing is not None and self._writing.is_written():
+                self._publish()
+            # Caught by any process: all stop after the same step.
+            caught = largest(stop.signal or 0)
+            stopping = bool(caught) or self._exhausted()
+            if stopping or self._due(self.config.checkpoint_every):
+                self._save()
+            if stopping:
+                return signal.Signals(caught) if caught else None
+        return None
 
     def _batches(self) -> Iterator[Batch]:
         """This process's rows of the batches of the steps that are left."""
@@ -261,16 +281,24 @@ class Trainer:
         return validation.metrics
 
     def _save(self) -> None:
+        """Begin to write a checkpoint, after the one before it is whole."""
+        self._publish()
         self._finite_losses()
         weights = self.model.state_dict()
         # A finite loss says nothing of the step that followed it.
         if not all_finite(weights):
             rate = learning_rate(self.step - 1, self.config)
             raise _diverged("weights are not finite", self.step, rate)
-        self.run.save_checkpoint(
+        self._writing = self.run.begin_checkpoint(
             Progress(self.step, self.best, self.best_step),
             weights | optimizer_tensors(self.model, self.optimizer),
         )
+
+    def _publish(self) -> None:
+        """Make the checkpoint that is being written, if any, the newest."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.publish()
 
 
 def _diverged(what: str, step: int, rate: float) -> UserError:

@@ -299,11 +299,12 @@ def save_twice(run: Path) -> None:
     """The second time, another process than the first finds its disk full."""
     with processes(ParallelConfig()):
         directory = RunDirectory(run)
-        directory.save_checkpoint(Progress(1), {"w": torch.arange(4.0), "v": torch.arange(4.0)})
+        tensors = {"w": torch.arange(4.0), "v": torch.ones(4)}
+        directory.begin_checkpoint(Progress(1), tensors).publish()
         if rank() == 1:
             HuggingFaceStorageWriter.write_data = full  # type: ignore[method-assign]
         with pytest.raises(UserError, match=r"No space left.*the last one is intact"):
-            directory.save_checkpoint(Progress(2), {"w": torch.arange(4.0), "v": torch.ones(4)})
+            directory.begin_checkpoint(Progress(2), tensors).publish()
 
 
 def full(*_args: object) -> None:

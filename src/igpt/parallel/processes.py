@@ -21,6 +21,8 @@ from igpt.device import communication, join_device
 from igpt.parallel import launch
 from igpt.parallel.meeting import meeting
 
+_background: dist.ProcessGroup | None = None
+
 
 @contextmanager
 def processes(config: ParallelConfig) -> Iterator[None]:
@@ -31,15 +33,17 @@ def processes(config: ParallelConfig) -> Iterator[None]:
     if launch.size() == 1 or dist.is_initialized():
         yield
         return
-    device = join_device(launch.local_rank())
+    global _background
+    device, timeout = join_device(launch.local_rank()), timedelta(seconds=config.timeout)
     try:
         dist.init_process_group(
             communication(device),
             store=meeting().store,
             rank=launch.rank(),
             world_size=launch.size(),
-            timeout=timedelta(seconds=config.timeout),
+            timeout=timeout,
         )
+        _background = dist.new_group(backend="gloo", timeout=timeout)
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
@@ -50,6 +54,7 @@ def processes(config: ParallelConfig) -> Iterator[None]:
         ) from error
     # After an error others may be gone or wait elsewhere: then only the end of the process helps.
     dist.barrier()
+    _background = None
     dist.destroy_process_group()
 
 
@@ -61,6 +66,11 @@ def size() -> int:
 def rank() -> int:
     """This process among them, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def background_group() -> dist.ProcessGroup | None:
+    """All processes again, for what a thread of each says while they go on; None for one alone."""
+    return _background
 
 
 # --- sharing work --------------------------------------------------------------------------------

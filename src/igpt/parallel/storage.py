@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from igpt.config import UserError
-from igpt.parallel.processes import largest, size
+from igpt.parallel.processes import background_group, largest, size
 from igpt.parallel.sharding import local
 
 
@@ -26,17 +27,34 @@ def all_finite(tensors: Mapping[str, Tensor]) -> bool:
     return not largest(not all(bool(local(t).isfinite().all()) for t in tensors.values()))
 
 
-def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write whole or split tensors into `folder`, on the disk when it returns; all call it.
+class Writing:
+    """Tensors on their way to the disk, while the processes do other work; all call alike."""
 
-    What every process has whole is written once. Raises UserError for all when one cannot write.
-    """
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
+    def __init__(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Copy whole or split tensors to memory, and begin to write the copies into `folder`.
 
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    _run(lambda: save(contiguous, storage_writer=writer, no_dist=size() == 1))
+        What every process has whole is written once.
+        """
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import async_save
+
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        _expect_one_process()
+        self._written: Future[Any] = async_save(  # type: ignore[assignment]
+            contiguous,
+            storage_writer=writer,
+            process_group=background_group(),
+            no_dist=size() == 1,
+        )
+
+    def done(self) -> bool:
+        """Whether no process is writing any more."""
+        return not largest(not self._written.done())
+
+    def finish(self) -> None:
+        """Wait until all is on the disk; UserError for all when one could not write."""
+        _run(self._written.result)
 
 
 def load_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -49,6 +67,7 @@ def load_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
     reader = HuggingFaceStorageReader(str(folder))
     state = {name: tensor.detach() for name, tensor in tensors.items()}
+    _expect_one_process()
     _run(lambda: load(state, storage_reader=reader, no_dist=size() == 1))
 
 
@@ -69,14 +88,17 @@ def saved_tensors(folder: Path) -> dict[str, Tensor]:
     }
 
 
+def _expect_one_process() -> None:
+    """Let the library not warn of what is no mistake, in its thread either, which has no `with`."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")
+
+
 def _run(act: Callable[[], object]) -> None:
     """Let the library act, and make one error of those it collects from all processes."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process
-            act()
+        act()
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         expected = (OSError, SafetensorError)
