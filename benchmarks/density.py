@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from igpt.checkpoint import write_atomically, write_text
 from igpt.cli.arguments import add_data, load_task
 from igpt.device import compute_dtype
+from igpt.disk import write_atomically, write_text
 from igpt.pipeline import load
 from igpt.plots.curves import BLUE, ORANGE
 from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets, summarise

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from igpt.checkpoint import write_text
 from igpt.cli.arguments import add_data, data_config
 from igpt.config import parse_recipe, recipe_yaml
 from igpt.data import evaluation_split, open_data
 from igpt.data.labels import labelled
 from igpt.device import compute_dtype
+from igpt.disk import write_text
 from igpt.finetune import default_recipe, finetune
 from igpt.pipeline import load
 from igpt.probe.linear import score

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from igpt.checkpoint import save_model
 from igpt.config import ModelConfig
 from igpt.decode import new_decoder
 from igpt.device import autocast, reuse_memory
 from igpt.evaluate import picture_nats
+from igpt.folder import save_model
 from igpt.model import ImageGPT
 from igpt.objectives import AR
 from igpt.order import Codec

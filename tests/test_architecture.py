@@ -17,6 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a room imports only from rooms before it.
 ROOMS = [
     "config",
+    "disk",
     "plan",
     "rng",
     "palette",
@@ -29,6 +30,7 @@ ROOMS = [
     "device",
     "parallel",
     "interop",
+    "folder",
     "checkpoint",
     "prepare",
     "monitor",

@@ -11,10 +11,11 @@ import torch
 
 import igpt
 from conftest import silent
-from igpt.checkpoint import RunDirectory, load_model
+from igpt.checkpoint import RunDirectory
 from igpt.config import FinetuneConfig, Recipe, UserError, parse_recipe, recipe_yaml
 from igpt.data import Batch
 from igpt.finetune import default_recipe, finetune, parameter_groups
+from igpt.folder import load_model
 from igpt.monitor import read_metrics
 from igpt.objectives import AR, Joint
 from test_model import AR as AR_CONFIG

@@ -20,27 +20,21 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from igpt.config import ModelConfig, Recipe, UserError, parse_recipe, recipe_yaml
-from igpt.interop import huggingface
-from igpt.interop.files import read_tensors, read_weights
+from igpt.config import Recipe, UserError, parse_recipe, recipe_yaml
+from igpt.disk import flush, read_json, write_text
+from igpt.folder import require_fit
 from igpt.model import ImageGPT
-from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.parallel.processes import on_first, rank, require_same
-from igpt.parallel.sharding import whole_weights
 from igpt.parallel.storage import Writing, load_tensors, saved_tensors
 
-GENERATIVE_HEAD = "lm_head.safetensors"  # of a model with classes, beside `model.safetensors`
 HEADER = "state.json"  # of a checkpoint: its progress, and the bytes of each file
 KEPT_CHECKPOINTS = 2  # the newest, and one to fall back to
 PARAMETER_SEPARATOR = "/"  # between an optimizer's slot and a parameter's name
@@ -66,164 +60,8 @@ class Checkpoint:
         """Fill a model and its optimizer; UserError when it is another model's."""
         saved = saved_tensors(self.folder)
         weights = model.state_dict()
-        _require_fit(weights, saved, self.folder)
+        require_fit(weights, saved, self.folder)
         load_tensors(self.folder, weights | _new_moments(model, optimizer, saved))
-
-
-# --- writing -------------------------------------------------------------------------------------
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file of another name, flush it, rename it to `path`.
-
-    Raises UserError when the disk does not take it; `path` is then what it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        with suppress(OSError):  # it was renamed, or never made
-            temporary.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_atomically` of a text."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def save_model(
-    folder: Path, model: ImageGPT, codec: Codec, class_names: tuple[str, ...] = ()
-) -> None:
-    """Write the Hugging Face model folder; `igpt.load` and `transformers` read it.
-
-    Weights come last, so that a folder with weights is whole. Of several processes, all call it and
-    the first writes; UserError for all when it cannot.
-    """
-    state = whole_weights(model)
-    on_first(lambda: _write_model(folder, state, model.config, codec, class_names))
-
-
-def _write_model(
-    folder: Path,
-    state: Mapping[str, Tensor],
-    config: ModelConfig,
-    codec: Codec,
-    class_names: tuple[str, ...],
-) -> None:
-    theirs = huggingface.config_to_hf(config, codec.order, class_names)
-    write_json(folder / "config.json", theirs)
-    processor = huggingface.processor_to_hf(codec.palette.clusters, codec.image_size)
-    write_json(folder / "preprocessor_config.json", processor)
-    weights = huggingface.weights_to_hf(state, config)
-    if config.n_classes:
-        # Their classifier has no head for the next pixel, and would complain of one.
-        head = {huggingface.LM_HEAD: weights.pop(huggingface.LM_HEAD)}
-        write_atomically(folder / GENERATIVE_HEAD, lambda temporary: save_file(head, temporary))
-    write_atomically(
-        folder / "model.safetensors",
-        lambda temporary: save_file(weights, temporary, metadata={"format": "pt"}),
-    )
-
-
-def write_json(path: Path, contents: Mapping[str, Any]) -> None:
-    """`write_atomically` of a JSON object."""
-    write_text(path, json.dumps(contents, indent=2) + "\n")
-
-
-# --- reading -------------------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; UserError when the file is missing or something else."""
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"no file {path}: expected a run or an ImageGPT model folder") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a JSON file") from error
-    if not isinstance(contents, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return contents
-
-
-def load_into(model: ImageGPT, state: Mapping[str, Tensor], source: Path) -> None:
-    """Copy native weights into the model; UserError when names or shapes do not fit."""
-    _require_fit(model.state_dict(), state, source)
-    model.load_state_dict(dict(state))
-
-
-def _require_fit(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path) -> None:
-    """UserError unless `found` has a tensor of the shape of each of the model's `own`."""
-    for name, tensor in own.items():
-        if name not in found:
-            raise UserError(f"{source}: tensor {name} is missing")
-        if found[name].shape != tensor.shape:
-            shape, expected = tuple(found[name].shape), tuple(tensor.shape)
-            raise UserError(f"{source}: {name} has shape {shape}, the config asks for {expected}")
-
-
-def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
-    """The model and codec of a run or a local Hugging Face ImageGPT folder.
-
-    Raises UserError, one line, for anything that is missing, broken or of another kind.
-    """
-    if not folder.is_dir():
-        raise UserError(f"no run at {folder}: expected a folder that `igpt pretrain` made")
-    theirs = read_json(folder / "config.json")
-    weights, weights_path = read_weights(folder)
-    if (folder / GENERATIVE_HEAD).is_file():
-        weights |= read_tensors(folder / GENERATIVE_HEAD)
-    config, order = huggingface.config_from_hf(theirs, weights)
-    try:
-        state = huggingface.weights_from_hf(weights, config, theirs)
-    except UserError as error:
-        raise UserError(f"{weights_path}: {error}") from error
-    model = ImageGPT(config)
-    load_into(model, state, weights_path)
-    return model.eval(), _codec(folder, config, order)
-
-
-def load_class_names(folder: Path, n_classes: int) -> tuple[str, ...]:
-    """Names of the classes that the model in `folder` has a head for."""
-    return huggingface.class_names_from_hf(read_json(folder / "config.json"), n_classes)
-
-
-def _codec(folder: Path, config: ModelConfig, order: str) -> Codec:
-    path = folder / "preprocessor_config.json"
-    palette = Palette(huggingface.clusters_from_hf(read_json(path)))
-    return model_codec(config, palette, order, path)
-
-
-def model_codec(config: ModelConfig, palette: Palette, order: str, source: Path) -> Codec:
-    """The codec of a model, with the palette that `source` holds.
-
-    Raises UserError when the model has another number of colours, or is not of square pictures.
-    """
-    if palette.n_colors != config.vocab_size:
-        raise UserError(
-            f"{source}: {palette.n_colors} clusters, but the model has {config.vocab_size} tokens"
-        )
-    size = round(config.n_positions**0.5)
-    if size * size != config.n_positions:
-        raise UserError(f"the model's {config.n_positions} positions are not a square picture")
-    return Codec(palette, order, size)
-
-
-# --- a training run ------------------------------------------------------------------------------
 
 
 class RunDirectory:
@@ -320,14 +158,14 @@ class UnfinishedCheckpoint:
         files = {path.name: path.stat().st_size for path in sorted(written.iterdir())}
         header = json.dumps({**asdict(self._progress), "files": files})
         (written / HEADER).write_text(header, encoding="utf-8")
-        _flush(written / HEADER)
-        _flush(written)
+        flush(written / HEADER)
+        flush(written)
         # Left by a run that died before the pointer, or fell back to a checkpoint before these.
         for stale in self._checkpoints.glob("step-*"):
             if stale.name >= final.name:
                 shutil.rmtree(stale)
         os.replace(written, final)
-        _flush(self._checkpoints)
+        flush(self._checkpoints)
         write_text(self._checkpoints / "latest", final.name + "\n")
         for old in sorted(self._checkpoints.glob("step-*"))[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)

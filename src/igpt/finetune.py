@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from igpt.checkpoint import RunDirectory, load_model, save_model
+from igpt.checkpoint import RunDirectory
 from igpt.classify import HeadClassifier
 from igpt.config import DataConfig, FinetuneConfig, ModelChoice, Recipe, TrainConfig, UserError
 from igpt.data import Labelled, Task, TokenLoader, few_labels, open_data, open_task
 from igpt.device import compute_dtype, default_device
+from igpt.folder import load_model, save_model
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
 from igpt.objectives import Joint, make_objective

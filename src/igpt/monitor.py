@@ -66,7 +66,7 @@ class Monitor:
         self._progress: Progress | None = None
 
     def __enter__(self) -> Monitor:
-        from igpt.checkpoint import write_text
+        from igpt.disk import write_text
 
         rows = read_metrics(self.path)
         kept = [row for row in rows if (row["step"] or 0) <= self.start_step]

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from igpt.checkpoint import load_class_names, load_model, save_model
 from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
 from igpt.config import UserError
 from igpt.data import UnreadablePicture, fit_square, open_files, to_rgb
 from igpt.device import default_device, reuse_memory
 from igpt.evaluate import Likelihood, likelihood, picture_nats, pixel_nats
+from igpt.folder import load_class_names, load_model, save_model
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, make_objective

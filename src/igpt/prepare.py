@@ -28,10 +28,10 @@ from typing import Any
 
 from PIL import Image
 
-from igpt.checkpoint import write_atomically
 from igpt.config import UserError
 from igpt.data import Pictures, Source, UnreadablePicture, fit_square, open_source
 from igpt.data.decode import read_rgb
+from igpt.disk import write_atomically
 
 MANIFEST, DATA, FINISHED = "manifest.json", "data", ".shards"
 SETTINGS = "settings.json"

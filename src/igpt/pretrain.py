@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from igpt.checkpoint import RunDirectory, save_model
+from igpt.checkpoint import RunDirectory
 from igpt.config import DIVISION, ModelConfig, Recipe, UserError, differing_fields
 from igpt.data import (
     CropLoader,
@@ -26,6 +26,7 @@ from igpt.data import (
 )
 from igpt.device import compute_dtype, default_device
 from igpt.evaluate import likelihood
+from igpt.folder import save_model
 from igpt.model import ImageGPT
 from igpt.monitor import Monitor, Row
 from igpt.objectives import make_objective

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.checkpoint import RunDirectory, save_model, write_text
+from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, UserError, recipe_yaml
+from igpt.disk import write_text
+from igpt.folder import save_model
 from igpt.monitor import read_metrics
 from igpt.plots import picture_sheet, save_image
 from igpt.sample import Sampling

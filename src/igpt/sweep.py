@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from igpt.checkpoint import RunDirectory, read_json, write_json
+from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, UserError, load_recipe
 from igpt.data import (
     decode_all,
@@ -29,6 +29,7 @@ from igpt.data import (
     open_task,
     training_splits,
 )
+from igpt.disk import read_json, write_json
 from igpt.evaluate import Likelihood
 from igpt.monitor import read_metrics, training_minutes
 from igpt.order import permutation

@@ -73,7 +73,7 @@ def test_a_folder_of_transformers_is_described(
     for parameter in model.parameters():
         parameter.data.fill_(1)
     (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config, "raster")))
-    save_file(weights_to_hf(model.state_dict(), config), tmp_path / "model.safetensors")
+    save_file(weights_to_hf(model.state_dict()), tmp_path / "model.safetensors")
     values = json.loads(igpt("info", tmp_path, "--json").out)
     assert values["parameters"] == sum(p.numel() for p in model.parameters())
     assert values["causal"] is config.causal

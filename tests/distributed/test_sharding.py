@@ -19,17 +19,21 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import igpt.attention
+import igpt.folder
 import igpt.model
 from conftest import TINY, silent, tiny_recipe
-from igpt.checkpoint import Progress, RunDirectory, load_model, optimizer_tensors
+from igpt.checkpoint import Progress, RunDirectory, optimizer_tensors
 from igpt.config import ModelConfig, ParallelConfig, Recipe, UserError, load_recipe
 from igpt.evaluate import picture_nats
+from igpt.folder import load_model, save_model
 from igpt.model import ImageGPT
 from igpt.objectives import AR
+from igpt.order import Codec
+from igpt.palette import Palette
 from igpt.parallel import launch
 from igpt.parallel.gradients import accumulate, average_gradients
 from igpt.parallel.processes import gather, mean, processes, rank, size
-from igpt.parallel.sharding import local, split, whole_weights
+from igpt.parallel.sharding import local, split, whole
 from igpt.plan import Division, n_parameters, training_memory
 from igpt.pretrain import new_model, pretrain
 from igpt.train import Values
@@ -114,7 +118,7 @@ def build(path: Path, *layouts: list[str]) -> None:
             recipe = tiny_recipe(*words)
             model = new_model(SHAPE, recipe)
             held = sum(local(parameter).numel() for parameter in model.parameters())
-            weights = whole_weights(model)
+            weights = whole(model.state_dict())
             if rank() == 0:
                 torch.save(weights, path / f"{'-'.join(words)}.pt")
             _, parts = recipe.parallel.mesh(size())
@@ -257,6 +261,21 @@ def test_the_memory_of_a_shared_model_is_what_is_planned(tmp_path: Path) -> None
             assert planned == pytest.approx(measured, rel=tolerance), word
 
 
+def save_in_files(out: Path) -> None:
+    igpt.folder.FILE_BYTES = 5_000  # a block or two
+    palette = Palette(np.linspace(-1, 1, 17 * 3, dtype=np.float32).reshape(17, 3))
+    with processes(ParallelConfig()):
+        model = new_model(SHAPE, tiny_recipe("parallel.shard=2"))
+        save_model(out, model, Codec(palette, "raster", 4), ("cat", "dog", "emu"))
+
+
+def test_a_model_too_large_for_one_file_is_exported_from_its_parts(tmp_path: Path) -> None:
+    several.call(2, save_in_files, tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    found, expected = load_model(tmp_path)[0].state_dict(), new_model(SHAPE, Recipe()).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
@@ -274,7 +293,7 @@ def read_back(run: Path, out: Path) -> None:
             moments = torch.nn.Module()
             for name, tensor in optimizer_tensors(model, optimizer).items():
                 moments.register_buffer(name.replace(".", "_"), tensor)
-            state = {**whole_weights(model), **whole_weights(moments)}
+            state = {**whole(model.state_dict()), **whole(moments.state_dict())}
             state["loss"] = picture_nats(model, AR(), tokens, batch_size=2)
             if rank() == 0:
                 torch.save(state, out / f"{size()}-{'-'.join(words)}.pt")

@@ -216,7 +216,7 @@ def test_a_disk_that_refuses_leaves_no_folder(
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("igpt.checkpoint.save_file", full)
+    monkeypatch.setattr("igpt.folder.save_file", full)
     prefix, _, _ = reference("openai_tiny_ar")
     palette = clusters(tmp_path / "clusters.npy", 512)
     refused(igpt, prefix, palette, tmp_path / "run", "No space left on device")

@@ -66,8 +66,9 @@ def _scores(pipeline: Pipeline, recipe: Recipe) -> dict[str, float]:
 def _figures(
     pipeline: Pipeline, recipe: Recipe, out: Path, values: dict[str, float]
 ) -> tuple[Path, ...]:
-    from igpt.checkpoint import RunDirectory, write_atomically
+    from igpt.checkpoint import RunDirectory
     from igpt.data import decode_all, evaluation_split, open_source
+    from igpt.disk import write_atomically
     from igpt.monitor import read_metrics
     from igpt.plots import completion_sheet, loss_figure, palette_sheet, picture_sheet, save_image
     from igpt.sample import Sampling

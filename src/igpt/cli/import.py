@@ -27,8 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
-    from igpt.checkpoint import model_codec, save_model
     from igpt.config import UserError
+    from igpt.folder import model_codec, save_model
     from igpt.interop.download import CLUSTERS
     from igpt.interop.openai import read_openai
     from igpt.palette import Palette

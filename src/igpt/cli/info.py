@@ -49,8 +49,9 @@ def _preset(args: argparse.Namespace) -> tuple[ModelConfig, int]:
 
 def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int]:
     """As `_preset`, of a run, a model folder or a Hub id."""
-    from igpt.checkpoint import RunDirectory, read_json
+    from igpt.checkpoint import RunDirectory
     from igpt.config import TrainConfig
+    from igpt.disk import read_json
     from igpt.interop.files import local_folder, read_weights
     from igpt.interop.huggingface import config_from_hf
 

@@ -41,9 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
-    from igpt.checkpoint import write_atomically, write_text
     from igpt.classify import report
     from igpt.device import compute_dtype
+    from igpt.disk import write_atomically, write_text
     from igpt.pipeline import load
     from igpt.plots import confusion_figure
 

@@ -50,7 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
-    from igpt.checkpoint import RunDirectory, write_atomically
+    from igpt.checkpoint import RunDirectory
+    from igpt.disk import write_atomically
     from igpt.monitor import read_metrics
     from igpt.plots import loss_figure
     from igpt.pretrain import pretrain

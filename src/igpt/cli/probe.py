@@ -170,7 +170,7 @@ def _write(
     summaries: Sequence[Summary],
 ) -> None:
     """The probe of the most labels, all numbers, and the figures that they make."""
-    from igpt.checkpoint import write_atomically, write_json
+    from igpt.disk import write_atomically, write_json
     from igpt.plots import few_labels_figure, layers_figure
     from igpt.probe.attention import AttentionHead
     from igpt.probe.store import SavedProbe, mark, save_probe

@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
-    from igpt.checkpoint import write_text
+    from igpt.disk import write_text
     from igpt.pipeline import load
     from igpt.score import out_of_distribution, score
 
@@ -113,7 +113,7 @@ def _sheets(
 def _figure(
     args: argparse.Namespace, inside: Scores, outside: Scores, signals: tuple[Signal, Signal]
 ) -> Path:
-    from igpt.checkpoint import write_atomically
+    from igpt.disk import write_atomically
     from igpt.plots import ood_figure
 
     figure: Path = args.out / "ood.png"

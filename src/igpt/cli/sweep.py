@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
-    from igpt.checkpoint import write_atomically
+    from igpt.disk import write_atomically
     from igpt.plots import sweep_figure
     from igpt.sweep import make_points, sweep
 

@@ -31,6 +31,13 @@ FIXED: dict[str, Any] = {
 }
 CLASSIFIER = "ImageGPTForImageClassification"  # reads unshifted tokens, unlike ours
 LM_HEAD, SCORE = "lm_head.weight", "score.weight"
+# native tensor outside of blocks -> theirs, but for the embeddings
+ROOT = {
+    "wpe": "transformer.wpe.weight",
+    "ln_f.weight": "transformer.ln_f.weight",
+    "head.weight": LM_HEAD,
+    "clf.weight": SCORE,
+}
 # native linear layer of a block -> theirs
 LINEAR = {
     "attn.qkv": "attn.c_attn",
@@ -114,18 +121,13 @@ def config_from_hf(
     return config, str(ours.get("order", "raster"))
 
 
-def weights_to_hf(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Native weights under their names."""
-    start = state.get("start", torch.zeros_like(state["wte"][0]))  # BERT has none
-    theirs = {
-        "transformer.wte.weight": torch.cat((state["wte"], start[None])),  # [K + 1, d]
-        "transformer.wpe.weight": state["wpe"],
-        "transformer.ln_f.weight": state["ln_f.weight"],
-        LM_HEAD: state["head.weight"],
-    }
-    if config.n_classes:
-        theirs[SCORE] = state["clf.weight"]
-    for i in range(config.n_layer):
+def weights_to_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Native weights under their names: of a whole model, of blocks, or of all that is no block."""
+    theirs = {foreign: state[native] for native, foreign in ROOT.items() if native in state}
+    if "wte" in state:
+        start = state.get("start", torch.zeros_like(state["wte"][0]))  # BERT has none
+        theirs["transformer.wte.weight"] = torch.cat((state["wte"], start[None]))  # [K + 1, d]
+    for i in sorted({int(name.split(".")[1]) for name in state if name.startswith("blocks.")}):
         ours_block, their_block = f"blocks.{i}", f"transformer.h.{i}"
         for norm in ("ln_1", "ln_2"):
             theirs[f"{their_block}.{norm}.weight"] = state[f"{ours_block}.{norm}.weight"]

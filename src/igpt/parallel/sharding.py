@@ -7,12 +7,12 @@ and heads. So a run computes the same whether it is split or not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -103,16 +103,16 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_split(tensor) else tensor
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of `model` by name. All processes call it; if they hold parts, the first one gets
-    them whole, in memory, and the others nothing.
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` by name. All processes call it; of those that they hold parts of, the first one
+    gets the whole, in memory, and the others nothing.
     """
-    weights = {}
-    for name, tensor in model.state_dict().items():
+    found = {}
+    for name, tensor in tensors.items():
         if not is_split(tensor):
-            weights[name] = tensor
+            found[name] = tensor
             continue
-        whole = tensor.full_tensor()
+        gathered = tensor.full_tensor()
         if rank() == 0:
-            weights[name] = whole.cpu()
-    return weights
+            found[name] = gathered.cpu()
+    return found

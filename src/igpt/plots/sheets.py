@@ -26,7 +26,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 
     Raises UserError for a suffix that is no picture format and a disk that does not take it.
     """
-    from igpt.checkpoint import write_atomically
+    from igpt.disk import write_atomically
 
     file_format = Image.registered_extensions().get(path.suffix.lower())
     if file_format is None or file_format not in Image.SAVE:

@@ -21,10 +21,10 @@ import numpy.typing as npt
 import torch
 from numpy.lib import format as npy
 
-from igpt.checkpoint import write_atomically
 from igpt.config import UserError
 from igpt.data import Pictures, decode_all, fit_square
 from igpt.data.decode import Fit
+from igpt.disk import write_atomically
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.probe.features import BATCH, Features, Pool, extract, make_pool, parse_layers

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from igpt.checkpoint import read_json, write_atomically, write_text
 from igpt.config import UserError
+from igpt.disk import read_json, write_atomically, write_text
 from igpt.interop.files import read_tensors
 from igpt.model import ImageGPT
 from igpt.order import Codec

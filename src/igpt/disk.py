@@ -1,0 +1,65 @@
+"""Files that are written whole or not at all, and read with an error that names them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from igpt.config import UserError
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file of another name, flush it, rename it to `path`.
+
+    Raises UserError when the disk does not take it; `path` is then what it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        flush(temporary)
+        os.replace(temporary, path)
+        flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        with suppress(OSError):  # it was renamed, or never made
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` of a text."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, contents: Mapping[str, Any]) -> None:
+    """`write_atomically` of a JSON object."""
+    write_text(path, json.dumps(contents, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; UserError when the file is missing or something else."""
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}: expected a run or an ImageGPT model folder") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a JSON file") from error
+    if not isinstance(contents, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return contents

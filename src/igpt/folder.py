@@ -1,0 +1,201 @@
+"""The model folder, as the Hugging Face libraries have it: `igpt.load` and `transformers` read it.
+
+config.json, preprocessor_config.json   shape and order; clusters and size
+model.safetensors                       the weights; or an index, and the files that it names
+lm_head.safetensors                     of a model with classes: the head for the next pixel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from igpt.config import ModelConfig, UserError
+from igpt.disk import read_json, write_atomically, write_json
+from igpt.interop import huggingface
+from igpt.interop.files import read_tensors, read_weights
+from igpt.model import ImageGPT
+from igpt.order import Codec
+from igpt.palette import Palette
+from igpt.parallel.processes import on_first
+from igpt.parallel.sharding import whole
+
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+GENERATIVE_HEAD = "lm_head.safetensors"
+FILE_BYTES = 5 * 10**9  # of a file of weights at most, as the Hub's libraries have it
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def save_model(
+    folder: Path, model: ImageGPT, codec: Codec, class_names: tuple[str, ...] = ()
+) -> None:
+    """Write the model folder.
+
+    Weights come last, so that a folder with weights is whole. Of several processes, all call it and
+    the first writes; of a model that is split over them it holds a file's worth at a time. Raises
+    UserError for all when it cannot.
+    """
+    on_first(lambda: _write_description(folder, model.config, codec, class_names))
+    writer = _WeightsWriter(folder)
+    try:
+        for part in _parts(model.state_dict()):
+            theirs = huggingface.weights_to_hf(whole(part))
+            on_first(partial(writer.add, theirs))
+        on_first(writer.finish)
+    except UserError:
+        on_first(writer.discard)
+        raise
+
+
+def _write_description(
+    folder: Path, config: ModelConfig, codec: Codec, class_names: tuple[str, ...]
+) -> None:
+    theirs = huggingface.config_to_hf(config, codec.order, class_names)
+    write_json(folder / "config.json", theirs)
+    processor = huggingface.processor_to_hf(codec.palette.clusters, codec.image_size)
+    write_json(folder / "preprocessor_config.json", processor)
+
+
+def _parts(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Native weights in pieces that can be translated alone: each block, then all that is none."""
+    blocks: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        words = name.split(".")
+        blocks.setdefault(words[1] if words[0] == "blocks" else "", {})[name] = tensor
+    rest = blocks.pop("")
+    yield from blocks.values()
+    yield rest
+
+
+class _WeightsWriter:
+    """Writes weights to one file or, when they are more than FILE_BYTES, to several and an index.
+
+    The several have names of their own every time, so that the index is of all that are written
+    now or of all that were before.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._stem = folder, f"model-{uuid4().hex[:8]}"
+        self._held: dict[str, Tensor] = {}
+        self._head: dict[str, Tensor] = {}
+        self._files: dict[str, str] = {}  # a tensor's name -> the file that it is in
+        self._bytes = 0
+
+    def add(self, weights: dict[str, Tensor]) -> None:
+        """Weights under their names."""
+        if huggingface.SCORE in weights:
+            # Their classifier has no head for the next pixel, and would complain of one.
+            self._head = {huggingface.LM_HEAD: weights.pop(huggingface.LM_HEAD)}
+        if self._held and _bytes(self._held) + _bytes(weights) > FILE_BYTES:
+            self._write_file()
+        self._held |= weights
+
+    def finish(self) -> None:
+        """Make what was added the weights of the folder, and remove those before."""
+        if self._head:
+            _save(self._folder / GENERATIVE_HEAD, self._head)
+        if self._files:
+            self._write_file()
+            index = {"metadata": {"total_size": self._bytes}, "weight_map": self._files}
+            write_json(self._folder / INDEX, index)
+        else:
+            _save(self._folder / WEIGHTS, self._held)
+        kept = {INDEX, *self._files.values()} if self._files else {WEIGHTS}
+        for path in (self._folder / INDEX, *self._folder.glob("model*.safetensors")):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove what was written of weights that did not come to an end."""
+        for path in self._folder.glob(f"{self._stem}-*"):
+            path.unlink()
+
+    def _write_file(self) -> None:
+        name = f"{self._stem}-{len(set(self._files.values())) + 1:05d}.safetensors"
+        _save(self._folder / name, self._held)
+        self._files |= dict.fromkeys(self._held, name)
+        self._bytes += _bytes(self._held)
+        self._held = {}
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    metadata = {"format": "pt"}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def load_into(model: ImageGPT, state: Mapping[str, Tensor], source: Path) -> None:
+    """Copy native weights into the model; UserError when names or shapes do not fit."""
+    require_fit(model.state_dict(), state, source)
+    model.load_state_dict(dict(state))
+
+
+def require_fit(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path) -> None:
+    """UserError unless `found` has a tensor of the shape of each of the model's `own`."""
+    for name, tensor in own.items():
+        if name not in found:
+            raise UserError(f"{source}: tensor {name} is missing")
+        if found[name].shape != tensor.shape:
+            shape, expected = tuple(found[name].shape), tuple(tensor.shape)
+            raise UserError(f"{source}: {name} has shape {shape}, the config asks for {expected}")
+
+
+def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
+    """The model and codec of a run or a local Hugging Face ImageGPT folder.
+
+    Raises UserError, one line, for anything that is missing, broken or of another kind.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no run at {folder}: expected a folder that `igpt pretrain` made")
+    theirs = read_json(folder / "config.json")
+    weights, weights_path = read_weights(folder)
+    if (folder / GENERATIVE_HEAD).is_file():
+        weights |= read_tensors(folder / GENERATIVE_HEAD)
+    config, order = huggingface.config_from_hf(theirs, weights)
+    try:
+        state = huggingface.weights_from_hf(weights, config, theirs)
+    except UserError as error:
+        raise UserError(f"{weights_path}: {error}") from error
+    model = ImageGPT(config)
+    load_into(model, state, weights_path)
+    return model.eval(), _codec(folder, config, order)
+
+
+def load_class_names(folder: Path, n_classes: int) -> tuple[str, ...]:
+    """Names of the classes that the model in `folder` has a head for."""
+    return huggingface.class_names_from_hf(read_json(folder / "config.json"), n_classes)
+
+
+def _codec(folder: Path, config: ModelConfig, order: str) -> Codec:
+    path = folder / "preprocessor_config.json"
+    palette = Palette(huggingface.clusters_from_hf(read_json(path)))
+    return model_codec(config, palette, order, path)
+
+
+def model_codec(config: ModelConfig, palette: Palette, order: str, source: Path) -> Codec:
+    """The codec of a model, with the palette that `source` holds.
+
+    Raises UserError when the model has another number of colours, or is not of square pictures.
+    """
+    if palette.n_colors != config.vocab_size:
+        raise UserError(
+            f"{source}: {palette.n_colors} clusters, but the model has {config.vocab_size} tokens"
+        )
+    size = round(config.n_positions**0.5)
+    if size * size != config.n_positions:
+        raise UserError(f"the model's {config.n_positions} positions are not a square picture")
+    return Codec(palette, order, size)

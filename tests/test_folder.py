@@ -1,0 +1,92 @@
+"""The model folder: in one file or several, whole or as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import igpt.folder
+from igpt.config import ModelConfig, UserError
+from igpt.folder import load_model, save_model
+from igpt.model import ImageGPT
+from igpt.order import Codec
+from igpt.palette import Palette
+
+CONFIG = ModelConfig(n_layer=3, n_head=2, n_embd=16, vocab_size=17, n_positions=16, n_classes=3)
+CODEC = Codec(Palette(np.linspace(-1, 1, 17 * 3, dtype=np.float32).reshape(17, 3)), "raster", 4)
+NAMES = ("cat", "dog", "emu")
+BLOCK_BYTES = 12 * 16 * 16 * 4
+
+
+def model(seed: int) -> ImageGPT:
+    made, generator = ImageGPT(CONFIG), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(generator=generator)
+    return made
+
+
+def same(folder: Path, expected: ImageGPT) -> bool:
+    found, theirs = load_model(folder)[0].state_dict(), expected.state_dict()
+    assert found.keys() == theirs.keys()
+    return all(torch.equal(found[name], tensor) for name, tensor in theirs.items())
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*model*")}
+
+
+def test_large_weights_are_in_several_files_that_an_index_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr(igpt.folder, "FILE_BYTES", 2 * BLOCK_BYTES)
+    save_model(tmp_path, model(0), CODEC, NAMES)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    parts = set(index["weight_map"].values())
+    assert len(parts) == 3
+    assert files(tmp_path) == {"model.safetensors.index.json", *parts}
+    assert all((tmp_path / name).stat().st_size < 2.5 * BLOCK_BYTES for name in parts)
+    assert same(tmp_path, model(0))
+    _, info = transformers.ImageGPTForImageClassification.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    # Other weights come under other names, and the old files go.
+    save_model(tmp_path, model(1), CODEC, NAMES)
+    assert same(tmp_path, model(1))
+    assert len(files(tmp_path)) == 4
+    assert not files(tmp_path) & parts
+    monkeypatch.undo()
+    save_model(tmp_path, model(2), CODEC, NAMES)
+    assert same(tmp_path, model(2))
+    assert files(tmp_path) == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("fails_at", range(1, 5))
+def test_a_disk_that_is_full_leaves_the_weights_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    monkeypatch.setattr(igpt.folder, "FILE_BYTES", 2 * BLOCK_BYTES)
+    save_model(tmp_path, model(0), CODEC, NAMES)
+    before, calls, save = files(tmp_path), [0], igpt.folder.save_file
+
+    def full_at_last(*args: Any, **options: Any) -> None:
+        calls[0] += 1
+        if calls[0] == fails_at:
+            raise OSError(28, "No space left on device")
+        save(*args, **options)
+
+    monkeypatch.setattr(igpt.folder, "save_file", full_at_last)
+    with pytest.raises(UserError, match="No space left on device"):
+        save_model(tmp_path, model(1), CODEC, NAMES)
+    assert files(tmp_path) == before
+    found, old = load_model(tmp_path)[0].state_dict(), model(0).state_dict()
+    # The head for the next pixel is in a file of its own, which comes before the last of the others.
+    assert all(torch.equal(found[n], old[n]) for n in old if n != "head.weight")
