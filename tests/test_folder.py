@@ -88,5 +88,5 @@ def test_a_disk_that_is_full_leaves_the_weights_before(
         save_model(tmp_path, model(1), CODEC, NAMES)
     assert files(tmp_path) == before
     found, old = load_model(tmp_path)[0].state_dict(), model(0).state_dict()
-    # The head for the next pixel is in a file of its own, which comes before the last of the others.
+    # The head for the next pixel is in a file of its own, which is written before the last one.
     assert all(torch.equal(found[n], old[n]) for n in old if n != "head.weight")
