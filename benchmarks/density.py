@@ -50,6 +50,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "nats_per_pixel": pipeline.likelihood(task.validation.images, dtype).nats_per_pixel,
         "accuracy": summary.accuracy,
+        "balanced_accuracy": summary.balanced_accuracy,
         "layer": outcomes[0].layer,
         "by_layer": {name: float(np.mean([one[name] for one in layers])) for name in layers[0]},
         "parameters": sum(p.numel() for p in pipeline.model.parameters()),
@@ -93,8 +94,11 @@ def main() -> None:
             results[run.name] = measure(run, args)
             write_text(saved, json.dumps(results, indent=2) + "\n")
         row = results[run.name]
-        mean, deviation = (100 * value for value in row["accuracy"])
-        print(f"{row['nats_per_pixel']:.4f}  {mean:.1f} ± {deviation:.1f}  layer {row['layer']}  "
+        plain, balanced = (
+            f"{100 * mean:.1f} ± {100 * deviation:.1f}"
+            for mean, deviation in (row["accuracy"], row["balanced_accuracy"])
+        )
+        print(f"{row['nats_per_pixel']:.4f}  {plain}  balanced {balanced}  layer {row['layer']}  "
               f"{row['parameters']:,}  {run.name}", flush=True)  # fmt: skip
     write_atomically(args.out.with_suffix(".png"), lambda path: draw(results, path))
 
