@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt.config import ModelConfig, UserError
-from igpt.decode import PlainDecoder, TileDecoder, new_decoder
+from igpt.decode import CompiledDecoder, PlainDecoder, TileDecoder, new_decoder
 from igpt.model import ImageGPT
 from igpt.sample import Sampling, generate
 from test_model import random_model
@@ -70,6 +70,42 @@ def test_every_step_gives_the_logits_of_the_whole_model(
             found = decoder.step(tokens[rows, position - 1])
             assert found.shape == (pictures + 1, 27)
             assert (found - expected[rows, position]).abs().max() < TOLERANCE[precision]
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """The graphs that are captured where a step is compiled; here each runs as it was captured."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **_: compiled(f, backend=keep, fullgraph=True, dynamic=False)
+    )
+    return graphs
+
+
+def test_a_compiled_step_gives_the_logits_of_the_whole_model_and_is_compiled_once(
+    captured: list[torch.fx.GraphModule],
+) -> None:
+    model = lively(CONFIG)
+    decoder = CompiledDecoder(model)
+    generator = torch.Generator().manual_seed(0)
+    for prefix in (0, 40, 7):
+        tokens = torch.randint(27, (2, 81), generator=generator)
+        rows = torch.tensor([1, 0, 1])
+        with torch.inference_mode():
+            expected = model(tokens)  # [B, T, K]
+            found = decoder.prefill(tokens[:, :prefix])
+            assert (found - expected[:, prefix]).abs().max() < TOLERANCE["float32"]
+            decoder.select(rows)
+            for position in range(prefix + 1, 81):
+                found = decoder.step(tokens[rows, position - 1])
+                assert (found - expected[rows, position]).abs().max() < TOLERANCE["float32"]
+    assert len(captured) == 1
 
 
 @needs_tiles

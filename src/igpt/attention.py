@@ -12,18 +12,23 @@ from torch import Tensor
 from igpt.kernels import tile_attention, tiles_take
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool, seen: Tensor | None = None
+) -> Tensor:
     """Scaled dot-product attention, softmax(q k^T / sqrt(width)) v (paper, section 2.2).
 
     Args:
         query: [B, H, t, width], the last t of the S positions.
         key, value: [B, H, S, width].
         causal: position i sees positions 0 to i only; else it sees all of them.
+        seen: the positions [1, S] that a single query (t = 1) sees; None: all of them.
 
     Returns:
         [B, H, t, width]
     """
     t, s = query.shape[2], key.shape[2]
+    if seen is not None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
     if t > 1 and tiles_take(query, key):
         return tile_attention(query, key, value, causal)
     if not causal or t == 1:
@@ -57,6 +62,11 @@ class KVCache:
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0
 
+    @property
+    def seen(self) -> None:
+        """All that `extend` returns."""
+        return None
+
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new positions' key and value [B, H, t, width]; return all [B, H, S, width]."""
         end = self.length + key.shape[2]
@@ -74,3 +84,35 @@ class KVCache:
         copy.values = self.values.index_select(1, pictures)
         copy.length = self.length
         return copy
+
+
+class FixedCache:
+    """A cache for steps of one position whose shapes and addresses never change.
+
+    So a step can be compiled once, and recorded as a CUDA graph: attention reads the whole room,
+    of which it sees the positions up to `position`, a tensor.
+    """
+
+    def __init__(self, like: KVCache) -> None:
+        """An empty one with room for as many pictures as `like`, where it is."""
+        # Zeros, since what is not seen is still multiplied, by zero.
+        self.keys, self.values = torch.zeros_like(like.keys), torch.zeros_like(like.values)
+        self.position = torch.zeros(1, dtype=torch.long, device=like.keys.device)
+        self._positions = torch.arange(like.keys.shape[3], device=like.keys.device)[None]  # [1, S]
+
+    @property
+    def seen(self) -> Tensor:
+        """The positions [1, S] that the one at `position` sees."""
+        return self._positions <= self.position
+
+    def fill(self, cache: KVCache) -> None:
+        """Take over what `cache`, of the same shape, holds."""
+        self.keys[:, :, :, : cache.length] = cache.keys[:, :, :, : cache.length]
+        self.values[:, :, :, : cache.length] = cache.values[:, :, :, : cache.length]
+        self.position.fill_(cache.length)
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the key and value [B, H, 1, width] at `position`; return the whole room."""
+        self.keys[layer].index_copy_(2, self.position, key)
+        self.values[layer].index_copy_(2, self.position, value)
+        return self.keys[layer], self.values[layer]

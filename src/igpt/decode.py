@@ -1,7 +1,8 @@
 """Decoders: the pixels of several pictures in, a step at a time, the next one's logits out.
 
-`PlainDecoder` is the model with its cache; `TileDecoder` does the same on matrix tiles, several
-times faster, in bfloat16 or with weights of 8 bits. What samples knows neither cache nor weights.
+`PlainDecoder` is the model with its cache. `CompiledDecoder` does the same on a GPU in one graph a
+step; `TileDecoder` on a processor's matrix tiles, in bfloat16 or with weights of 8 bits. What
+samples knows neither cache nor weights.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from igpt.attention import FixedCache, KVCache
 from igpt.config import UserError
-from igpt.device import autocast, compute_dtype
+from igpt.device import autocast, compile_step, compute_dtype, replays_steps
 from igpt.kernels import BlockWeights, TileCache, TileWeights, can_decode, tile_step
 from igpt.kernels.decode import UNIT
 from igpt.model import NORM_EPS, Block, ImageGPT
@@ -29,7 +31,7 @@ class Decoder(Protocol):
         ...
 
     def select(self, pictures: Tensor) -> None:
-        """Go on with `pictures` [R] of those there are, which may repeat."""
+        """Before the first step: go on with `pictures` [R] of those there are, which may repeat."""
         ...
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -55,6 +57,45 @@ class PlainDecoder:
     def step(self, tokens: Tensor) -> Tensor:
         self.tokens = torch.cat((self.tokens, tokens[:, None]), dim=1)
         return self.model.next_logits(self.tokens, self.cache)
+
+
+class CompiledDecoder:
+    """The same step after step in one compiled graph, which a GPU replays without being told more.
+
+    The cache is `FixedCache`, since CUDA graphs repeat the very same addresses.
+    """
+
+    def __init__(self, model: ImageGPT) -> None:
+        self.model = model
+        self._fixed: FixedCache | None = None
+
+    def prefill(self, prefix: Tensor) -> Tensor:
+        self._started: KVCache | None = self.model.new_cache(len(prefix))
+        return self.model.next_logits(prefix, self._started)
+
+    def select(self, pictures: Tensor) -> None:
+        assert self._started is not None
+        self._started = self._started.select(pictures)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        if self._started is not None:
+            self._fixed = self._filled(self._started)
+            self._started = None
+        assert self._fixed is not None
+        logits = self._compiled(tokens, self._fixed).clone()
+        self._fixed.position += 1
+        return logits
+
+    def _filled(self, started: KVCache) -> FixedCache:
+        """What was started, in the room of the pictures before these if it is as large."""
+        fixed = self._fixed
+        with torch.inference_mode(False), torch.no_grad():
+            if fixed is None or fixed.keys.shape != started.keys.shape:
+                fixed = FixedCache(started)
+                rooms = (fixed.keys, fixed.values, fixed.position)
+                self._compiled = compile_step(self.model.step_logits, *rooms)
+            fixed.fill(started)
+        return fixed
 
 
 class TileDecoder:
@@ -130,7 +171,10 @@ def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
                 f"model without biases whose heads are a multiple of {UNIT} wide"
             )
         return TileDecoder(model, int8=True)
-    dtype = compute_dtype(precision, model.wte.device)
-    if dtype == model.wte.dtype:
-        return PlainDecoder(model)
-    return TileDecoder(model, int8=False) if tiles else PlainDecoder(copy.deepcopy(model).to(dtype))
+    device = model.wte.device
+    dtype = compute_dtype(precision, device)
+    if dtype != model.wte.dtype and tiles:
+        return TileDecoder(model, int8=False)
+    if dtype != model.wte.dtype:
+        model = copy.deepcopy(model).to(dtype)
+    return CompiledDecoder(model) if replays_steps(device) else PlainDecoder(model)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def default_device() -> torch.device:
@@ -46,6 +49,28 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def replays_steps(device: torch.device) -> bool:
+    """Whether `compile_step` pays: where a small step waits for the one who starts its kernels."""
+    return device.type == "cuda"
+
+
+def compile_step(step: Callable[..., Tensor], *fixed: Tensor) -> Callable[..., Tensor]:
+    """`step` as one graph that a GPU replays; it is called with the same shapes again and again.
+
+    Reads and writes the `fixed` tensors where they are, and copies its other arguments. What it
+    gave for the call before is overwritten.
+    """
+    for tensor in fixed:
+        torch._dynamo.mark_static_address(tensor)
+    compiled = torch.compile(step, mode="reduce-overhead", fullgraph=True, dynamic=False)
+
+    def replay(*args: Any) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return compiled(*args)
+
+    return replay
 
 
 def reuse_memory() -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from igpt.attention import KVCache, attend
+from igpt.attention import FixedCache, KVCache, attend
 from igpt.config import ModelConfig
 from igpt.kernels import fast_quick_gelu, gelu_takes
 
@@ -48,13 +48,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | FixedCache | None, layer: int) -> Tensor:
         B, t, d = x.shape
         heads = self.qkv(x).view(B, t, 3, self.n_head, d // self.n_head)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, H, t, d/H]
+        seen = None
         if cache is not None:
             key, value = cache.extend(layer, key, value)  # [B, H, S, d/H]
-        out = attend(query, key, value, self.causal)  # [B, H, t, d/H]
+            seen = cache.seen
+        out = attend(query, key, value, self.causal, seen)  # [B, H, t, d/H]
         return self.proj(out.transpose(1, 2).reshape(B, t, d))
 
 
@@ -95,7 +97,7 @@ class Block(nn.Module):
         self.ln_2 = Norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, h: Tensor, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, h: Tensor, cache: KVCache | FixedCache | None, layer: int) -> Tensor:
         a = h + self.attn(self.ln_1(h), cache, layer)
         return a + self.mlp(self.ln_2(a))
 
@@ -183,6 +185,15 @@ class ImageGPT(nn.Module):
         cache.advance(len(new))
         return self.head(self.ln_f(h[:, -1]))
 
+    def step_logits(self, tokens: Tensor, cache: FixedCache) -> Tensor:
+        """Logits [B, K] of the token that follows `tokens` [B], those before `cache.position`.
+
+        The same as `next_logits`, for a step that is compiled; the caller moves the position on.
+        """
+        h = F.embedding(tokens, self.wte) + self.wpe[cache.position]  # [B, d]
+        h = self._run_blocks(h[:, None], cache)
+        return self.head(self.ln_f(h[:, -1]))
+
     def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for `batch` pictures, where the weights are; by default of their type."""
         c = self.config
@@ -214,7 +225,7 @@ class ImageGPT(nn.Module):
             h = torch.cat((start, h), dim=1)
         return h + self.wpe[positions.start : positions.stop]
 
-    def _run_blocks(self, h: Tensor, cache: KVCache | None = None) -> Tensor:
+    def _run_blocks(self, h: Tensor, cache: KVCache | FixedCache | None = None) -> Tensor:
         for layer, block in enumerate(self.blocks):
             h = block(h, cache, layer)
         return h
