@@ -258,6 +258,7 @@ def test_the_memory_of_a_shared_model_is_what_is_planned(tmp_path: Path) -> None
         found = json.loads(path.read_text())
         for word, tolerance in (("parallel.data=2", 0.1), ("parallel.shard=2", 0.2)):
             planned, measured = found[word]
+            print(f"{word}: {planned:,} bytes planned, {measured:,} measured")
             assert planned == pytest.approx(measured, rel=tolerance), word
 
 
