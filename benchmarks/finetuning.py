@@ -1,7 +1,7 @@
 """What fine-tuning adds (paper, sections 2.3, 4.6 and table 5), with the same labels for all.
 
 python benchmarks/finetuning.py RUN [--labels-per-class 100] [--seeds 3] --out runs/finetuning \
-    [section.field=value ...]
+    [--variants "L_CLF" "L_GEN + L_CLF"] [section.field=value ...]
 
 Variants: L_CLF alone and L_GEN + L_CLF, from the pretrained weights and from scratch. Every
 fine-tuning of a BERT model is tested with one mask, five masks' modal class, and five masks' mean
@@ -15,8 +15,6 @@ import json
 import statistics
 import sys
 from pathlib import Path
-
-import numpy as np
 
 from igpt.cli.arguments import add_data, data_config
 from igpt.config import parse_recipe, recipe_yaml
@@ -34,7 +32,6 @@ VARIANTS = {
     "L_CLF": ("finetune.gen_weight=0",),
     "L_GEN + L_CLF": (),
 }
-TESTED = 2_000  # first test pictures
 VOTES = {"one mask": ("modal", 1), "modal of 5": ("modal", 5), "mean logits of 5": ("logits", 5)}
 
 
@@ -49,7 +46,7 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
     source = open_data(config)
     pictures = evaluation_split(source, config.test_split)
     test = labelled(
-        pictures.select(np.arange(min(TESTED, len(pictures)))),
+        pictures,
         source.name,
         pipeline.class_names,
         config,
@@ -72,10 +69,12 @@ def main() -> None:
     add_data(parser, limit=False)
     parser.add_argument("--labels-per-class", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"))
     args = parser.parse_intermixed_args()
     rows: dict[str, list[float]] = {}
-    for variant, changes in VARIANTS.items():
+    for variant in args.variants:
+        changes = VARIANTS[variant]
         for seed in range(args.seeds):
             name = variant.replace(" ", "-").replace("+", "and")
             out = args.out / f"{args.run.name}-{name}-{seed}"
