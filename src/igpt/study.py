@@ -32,6 +32,7 @@ from igpt.probe.linear import (
     fit_probe,
     score,
 )
+from igpt.probe.sgd import SGD, Extractor, fit_sgd, predict_all
 from igpt.rng import numpy_rng
 
 Indices = npt.NDArray[np.int64]
@@ -185,6 +186,39 @@ class LinearMethod:
             chosen = numpy_rng(0, "unlabelled").permutation(len(features))[:UNLABELLED]
             self._bases[key] = Basis.fit(features[np.sort(chosen)], n_components)
         return LayerData(features[rows], self.validation[layer], self._bases[key])
+
+
+class StreamedMethod:
+    """A linear probe by SGD on features that are not kept: for all labels of a large set."""
+
+    def __init__(
+        self, features: ModelFeatures, task: Task, config: SGD, metric: str, say: Say
+    ) -> None:
+        pipeline = features.pipeline
+        self.name, self.task, self.metric, self.config = "linear probe", task, metric, config
+        self.say, model, codec = say, pipeline.model, pipeline.codec
+        dtype = compute_dtype(features.precision, model.wte.device)
+        pool = make_pool(features.pool, codec)
+        self.extractor = Extractor(model, codec, pool, features.groups(), dtype)
+        self.fitted: dict[Subset, FittedProbe] = {}
+
+    def fit(self, subset: Subset) -> tuple[str, float, Indices]:
+        train, validation = self.task.train.select(subset.indices), self.task.validation
+        encode = self.extractor.codec.raster_tokens
+        chosen = fit_sgd(
+            self.extractor,
+            encode(train.images),
+            train.labels,
+            encode(validation.images),
+            validation.labels,
+            n_classes=train.n_classes,
+            metric=self.metric,
+            config=self.config,
+            say=self.say,
+        )
+        self.fitted[subset] = chosen
+        predicted = predict_all(self.extractor, chosen, encode(self.task.test.images))
+        return chosen.layer, chosen.validation, predicted
 
 
 class AttentionMethod:

@@ -40,7 +40,8 @@ COMMANDS = {
     "info": "what a preset, a run or a model is made of, and what it costs",
 }
 
-PARALLEL = ("pretrain", "finetune", "eval")  # those that torchrun may start on several processes
+# Those that torchrun may start on several processes.
+PARALLEL = ("pretrain", "finetune", "eval", "probe", "features", "palette")
 
 
 class Parser(argparse.ArgumentParser):

@@ -28,23 +28,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.config import ParallelConfig
     from igpt.device import compute_dtype
+    from igpt.parallel.processes import processes, require_same, together
     from igpt.pipeline import load
     from igpt.probe.export import export_features
 
-    pipeline = load(args.run)
-    pictures, fit = open_pictures(args)
-    done = export_features(
-        pipeline.model,
-        pipeline.codec,
-        pictures,
-        args.out,
-        layer=args.layer,
-        pool=args.pool,
-        fit=fit,
-        dtype=compute_dtype(args.precision, pipeline.model.wte.device),
-        say=say,
-    )
+    with processes(ParallelConfig()):
+        with together():
+            pipeline = load(args.run)
+            pictures, fit = open_pictures(args)
+        require_same("pictures", len(pictures))
+        done = export_features(
+            pipeline.model,
+            pipeline.codec,
+            pictures,
+            args.out,
+            layer=args.layer,
+            pool=args.pool,
+            fit=fit,
+            dtype=compute_dtype(args.precision, pipeline.model.wte.device),
+            say=say,
+        )
     skipped = f"; {done.skipped} unreadable pictures skipped" if done.skipped else ""
     shape = " x ".join(f"{n:,}" for n in done.shape)
     return Report(

@@ -29,8 +29,11 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     from igpt.data import decode_all, evaluation_split, open_source
     from igpt.order import need_pixels
     from igpt.palette import Palette
+    from igpt.parallel import launch
     from igpt.plots import palette_sheet, save_image
 
+    if not launch.is_first():  # k-means is the work of one process, and the others end here
+        return Report("", {})
     DataConfig(image_size=args.size)  # the ranges are checked there
     PaletteConfig(colors=args.colors)
     source = open_source(args.data, image_column=args.image_column)

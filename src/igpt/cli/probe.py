@@ -59,6 +59,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="accuracy",
         help="what validation chooses by; default accuracy",
     )
+    parser.add_argument(
+        "--solver",
+        choices=("lbfgs", "sgd"),
+        default="lbfgs",
+        help="sgd: on features that are computed for each batch and never kept, for large sets",
+    )
+    parser.add_argument("--epochs", type=int, default=100, help="of sgd; default 100")
+    parser.add_argument("--batch-size", type=int, default=1024, help="of sgd; default 1024")
+    parser.add_argument(
+        "--lr",
+        nargs="+",
+        type=float,
+        metavar="R",
+        help="of sgd, side by side; default 30 to 0.03",
+    )
     parser.add_argument("--head", choices=("linear", "attention"), default="linear")
     parser.add_argument("--baselines", action="store_true", help="compare on the same labels")
     parser.add_argument(
@@ -68,7 +83,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="longest training of the baseline network; default: as long as the run was trained",
     )
     parser.add_argument(
-        "--augmentation", choices=("none", "flip", "cifar"), default="cifar", help="of that network"
+        "--augmentation",
+        choices=("none", "flip", "cifar"),
+        default="cifar",
+        help="of that network's pictures, and of sgd's",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/probe")
 
@@ -84,36 +102,62 @@ def _size(word: str) -> int | None:
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    from igpt.config import ParallelConfig
+    from igpt.parallel.processes import processes
+
+    with processes(ParallelConfig()):
+        return _probe(args, say)
+
+
+def _probe(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+    """Of several processes, each computes its share of the features, and all repeat the fits."""
     from igpt.config import UserError
+    from igpt.parallel.processes import on_first, require_same, together
     from igpt.pipeline import load
     from igpt.study import ModelFeatures, compare, subsets, summarise
 
     if args.out is None and not args.run.is_dir():
         raise UserError(f"{args.run} is no folder to keep a probe in: give --out FOLDER")
-    pipeline, folder = load(args.run), args.out or args.run / "probe"
-    features = ModelFeatures(pipeline, args.layer, args.pool, args.precision)
-    features.check()
-    task = load_task(args, pipeline.image_size)
+    with together():
+        pipeline, folder = load(args.run), args.out or args.run / "probe"
+        features = ModelFeatures(pipeline, args.layer, args.pool, args.precision)
+        features.check()
+        task = load_task(args, pipeline.image_size)
+    require_same("labelled pictures", (task.train.labels.tolist(), len(task.validation)))
     say(
         f"{len(task.train):,} pictures to train on, {len(task.validation):,} to choose with, "
         f"{len(task.test):,} to test on; {task.train.n_classes} classes"
     )
     chosen = subsets(task, args.labels_per_class, args.seeds)
-    probe, others = _methods(features, task, chosen, args)
+    probe, others = _methods(features, task, chosen, args, say)
     outcomes = compare([probe, *others], task, chosen, say)
     most = max(chosen, key=lambda subset: len(subset.indices))
     summaries = summarise(outcomes)
     values = _values(probe, most, outcomes, summaries, folder)
-    _write(folder, features, probe, most, values, summaries)
+    on_first(lambda: _write(folder, features, probe, most, values, summaries))
     return Report(_text(probe, most, summaries, folder), values)
 
 
 def _methods(
-    features: ModelFeatures, task: Task, chosen: Sequence[Subset], args: argparse.Namespace
+    features: ModelFeatures,
+    task: Task,
+    chosen: Sequence[Subset],
+    args: argparse.Namespace,
+    say: Callable[[str], None],
 ) -> tuple[ProbeMethod, list[Method]]:
     """The probe, and what it is compared with."""
     from igpt.config import UserError
-    from igpt.study import AttentionMethod, LinearMethod, needed_pictures
+    from igpt.probe.sgd import RATES, SGD
+    from igpt.study import AttentionMethod, LinearMethod, StreamedMethod, needed_pictures
+
+    if args.solver == "sgd":
+        if args.labels_per_class != [None] or args.baselines or args.pca or args.head != "linear":
+            raise UserError(
+                "--solver sgd takes all labels: no --labels-per-class, --baselines, --pca or --head"
+            )
+        rates = RATES if args.lr is None else tuple(args.lr)
+        config = SGD(args.epochs, args.batch_size, rates, args.augmentation)
+        return StreamedMethod(features, task, config, args.metric, say), []
 
     if args.head == "attention":
         if args.pool != "mean" or args.pca is not None or args.baselines:

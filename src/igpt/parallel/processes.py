@@ -76,15 +76,13 @@ def background_group() -> dist.ProcessGroup | None:
 # --- sharing work --------------------------------------------------------------------------------
 
 
-def share_of_batch(batch_size: int) -> range:
+def share_of_batch(batch_size: int, name: str = "train.batch_size") -> range:
     """The rows of every step's batch that this process is trained on.
 
-    Raises UserError unless all can have the same number.
+    Raises UserError, with the `name` that users know it by, unless all can have the same number.
     """
     if batch_size % size():
-        raise UserError(
-            f"train.batch_size ({batch_size}) must be a multiple of the processes ({size()})"
-        )
+        raise UserError(f"{name} ({batch_size}) must be a multiple of the processes ({size()})")
     rows = batch_size // size()
     return range(rank() * rows, (rank() + 1) * rows)
 
@@ -139,6 +137,16 @@ def gather(value: Any) -> list[Any]:
         json.loads(bytes(row[:length].tolist()))
         for row, length in zip(texts, lengths.tolist(), strict=True)
     ]
+
+
+def in_turn(part: Tensor) -> Iterator[Tensor]:
+    """Every process's `part` [n, ...] in the order of their ranks; n may differ, and may be 0."""
+    lengths = gather(len(part))
+    held = part.new_zeros(size(), max(lengths), *part.shape[1:])
+    held[rank(), : len(part)] = part
+    for whole, length in zip(total(held), lengths, strict=True):
+        if length:
+            yield whole[:length]
 
 
 @contextmanager

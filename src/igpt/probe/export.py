@@ -27,6 +27,7 @@ from igpt.data.decode import Fit
 from igpt.disk import write_atomically
 from igpt.model import ImageGPT
 from igpt.order import Codec
+from igpt.parallel.processes import on_first, rank, size
 from igpt.probe.features import BATCH, Features, Pool, extract, make_pool, parse_layers
 
 CHUNK = 1024  # pictures decoded at a time
@@ -94,6 +95,7 @@ def export_features(
 
     Unreadable pictures are left out and named in warnings. Raises UserError for layers, pools and
     suffixes that there are not, a set without a readable picture, and a disk that is too small.
+    Of several processes, all call it and the first writes.
     """
     write = {".npz": _write_npz, ".parquet": _write_parquet}.get(out.suffix.lower())
     if write is None:
@@ -104,15 +106,18 @@ def export_features(
     layout = Layout(layers, width, layer == "all", pictures.labels is not None)
     # A .npz is put together from a file of its rows.
     copies = 2 if write is _write_npz else 1
-    _require_space(out, copies * len(pictures) * layout.row_bytes)
+    on_first(lambda: _require_space(out, copies * len(pictures) * layout.row_bytes))
+    rows = _extract_rows(model, _read(pictures, codec, fit, say), layers, reduce, dtype)
     count = 0
 
     def write_rows(temporary: Path) -> None:
         nonlocal count
-        rows = _extract_rows(model, _read(pictures, codec, fit, say), layers, reduce, dtype)
         count = write(temporary, rows, layout)
 
-    write_atomically(out, write_rows)
+    if rank() == 0:
+        write_atomically(out, write_rows)
+    else:
+        count = sum(len(part.names) for part in rows)  # computes its share of them
     return Exported(layout.shape(count), len(pictures) - count)
 
 
@@ -133,10 +138,10 @@ def _extract_rows(
     pool: Pool,
     dtype: torch.dtype,
 ) -> Iterator[Rows]:
-    """The table, a batch at a time."""
+    """The table, a batch of every process at a time."""
     first = 0
     # Full batches whatever was left out: a BERT model's mask depends on a picture's place in them.
-    while batch := list(islice(readable, BATCH)):
+    while batch := list(islice(readable, BATCH * size())):
         tokens, labels, names = zip(*batch, strict=True)
         parts = extract(model, torch.stack(tokens), layers, pool, dtype=dtype, first=first)
         yield Rows(np.concatenate(list(parts)), labels, names)

@@ -20,6 +20,7 @@ from igpt.config import UserError
 from igpt.device import autocast
 from igpt.model import ImageGPT
 from igpt.order import Codec
+from igpt.parallel.processes import in_turn, share_of
 from igpt.rng import torch_rng
 
 Features = npt.NDArray[np.float32]
@@ -103,16 +104,33 @@ def extract(
     """Features [B, len(layers), F] of pictures `tokens` [N, T] in the model's order, by batch.
 
     A BERT model is masked as `masking` says, by default as in training. `first` is the place of the
-    first picture, where they are a part of a larger set.
+    first picture, where they are a part of a larger set. Of several processes, each computes its
+    share of the batches, and all are given all.
     """
     masking = masking or Masking()
-    passes = 1 if model.config.causal else max(1, masking.count)
-    for start in range(0, len(tokens), BATCH):
+    starts = range(0, len(tokens), BATCH)
+    for place, counts in share_of(len(starts)):
+        start = starts[place]
         part = tokens[start : start + BATCH].to(model.wte.device)
-        with autocast(model.wte.device, dtype):
-            masks = (draw_mask(model, part, masking, first + start, i) for i in range(passes))
-            shown = (_pooled(model, part, mask, layers, pool) for mask in masks)
-            yield (sum(shown) / passes).cpu().numpy()  # type: ignore[union-attr]
+        pooled = pooled_features(model, part, layers, pool, dtype, masking, first + start)
+        for features in in_turn(pooled if counts else pooled[:0]):
+            yield features.cpu().numpy()
+
+
+def pooled_features(
+    model: ImageGPT,
+    tokens: Tensor,
+    layers: Sequence[int],
+    pool: Pool,
+    dtype: torch.dtype,
+    masking: Masking,
+    start: int,
+) -> Tensor:
+    """Features [B, len(layers), F] of one batch [B, T], whose first picture's place is `start`."""
+    passes = 1 if model.config.causal else max(1, masking.count)
+    with autocast(model.wte.device, dtype):
+        masks = (draw_mask(model, tokens, masking, start, i) for i in range(passes))
+        return torch.stack([_pooled(model, tokens, m, layers, pool) for m in masks]).mean(dim=0)
 
 
 def draw_mask(

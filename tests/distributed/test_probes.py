@@ -1,0 +1,76 @@
+"""Features and probes on two processes are those of one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import several
+import torch
+
+from igpt.config import ParallelConfig
+from igpt.parallel.processes import in_turn, processes, rank
+
+
+def uneven() -> None:
+    with processes(ParallelConfig()):
+        own = torch.full((rank(), 3), float(rank()))  # the first process has none
+        parts = list(in_turn(own))
+        assert [part.tolist() for part in parts] == [[[1.0] * 3], [[2.0] * 3] * 2]
+
+
+def test_parts_of_any_length_come_in_the_order_of_the_processes() -> None:
+    several.call(3, uneven)
+
+
+def test_a_file_of_features_is_the_same(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    for suffix in ("npz", "parquet"):
+        words = ["features", tiny_run, "--limit", 83, "--pool", "grid:2", "--out"]
+        done = several.igpt(2, *words, tmp_path / f"two.{suffix}")
+        assert done.wait() == [0, 0], done.err
+        assert igpt(*words, tmp_path / f"one.{suffix}").status == 0
+    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
+    assert one["features"].shape == (83, 3, 4 * 16)
+    np.testing.assert_allclose(two["features"], one["features"], atol=1e-5)
+    assert one["names"].tolist() == two["names"].tolist()
+    assert one["labels"].tolist() == two["labels"].tolist()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--labels-per-class", 2, 10, "--seeds", 2],
+        ["--solver", "sgd", "--epochs", 2, "--batch-size", 32],
+    ],
+)
+def test_a_probe_is_the_same(igpt, tiny_run: Path, tmp_path: Path, words: list[object]) -> None:
+    def probe(name: str) -> list[object]:
+        return ["probe", tiny_run, "--json", "--out", tmp_path / name, *words]
+
+    done = several.igpt(2, *probe("two"))
+    assert done.wait() == [0, 0], done.err
+    alone = json.loads(igpt(*probe("one")).out)
+    shared = json.loads(done.out)
+    for one, two in zip(alone["summaries"], shared["summaries"], strict=True):
+        assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.004)  # a picture of 297
+    assert shared["layer"] == alone["layer"]
+    assert json.loads((tmp_path / "two" / "results.json").read_text()) == shared
+
+
+def test_a_palette_is_fitted_by_the_first_process(igpt, tmp_path: Path) -> None:
+    words = ["palette", "--data", "digits", "--size", 8, "--colors", 9, "--json", "--out"]
+    done = several.igpt(2, *words, tmp_path / "two.npy")
+    assert done.wait() == [0, 0], done.err
+    assert json.loads(done.out)["colors"] == 9
+    assert igpt(*words, tmp_path / "one.npy").status == 0
+    assert (tmp_path / "two.npy").read_bytes() == (tmp_path / "one.npy").read_bytes()
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line(tiny_run: Path, tmp_path: Path) -> None:
+    words = ["--solver", "sgd", "--batch-size", 33, "--out", tmp_path / "out"]
+    done = several.igpt(2, "probe", tiny_run, *words)
+    assert done.wait() == [2, 2]
+    assert done.err.count("error:") == 1
+    assert "--batch-size (33) must be a multiple of the processes (2)" in done.err
