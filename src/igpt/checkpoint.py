@@ -35,12 +35,13 @@ from igpt.interop.files import read_tensors, read_weights
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
-from igpt.parallel.processes import on_first, rank, require_same
+from igpt.parallel.processes import on_first, rank, require_same, together
 from igpt.parallel.sharding import whole_weights
 from igpt.parallel.storage import load_tensors, save_tensors, saved_tensors
 
 GENERATIVE_HEAD = "lm_head.safetensors"  # of a model with classes, beside `model.safetensors`
 HEADER = "state.json"  # of a checkpoint: its progress, and the bytes of each file
+LOADER = "loader"  # what the files of a checkpoint begin with that hold a process's loader
 KEPT_CHECKPOINTS = 2  # the newest, and one to fall back to
 PARAMETER_SEPARATOR = "/"  # between an optimizer's slot and a parameter's name
 
@@ -67,6 +68,10 @@ class Checkpoint:
         weights = model.state_dict()
         _require_fit(weights, saved, self.folder)
         load_tensors(self.folder, weights | _new_moments(model, optimizer, saved))
+
+    def loader_states(self) -> list[dict[str, Any]]:
+        """What the loader of each process goes on from, by rank; none for one without a state."""
+        return [read_json(path) for path in sorted(self.folder.glob(f"{LOADER}-*.json"))]
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -258,12 +263,23 @@ class RunDirectory:
         path = self.path / "palette.npy"
         return Palette.load(path) if path.is_file() else None
 
-    def save_checkpoint(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-        """Write a training state; UserError when the disk does not take it."""
+    def save_checkpoint(
+        self,
+        progress: Progress,
+        tensors: Mapping[str, Tensor],
+        loader: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a training state, and what this process's loader goes on from, if it has a state.
+
+        Raises UserError when the disk does not take it.
+        """
         final = self.checkpoints / f"step-{progress.step:08d}"
         temporary = self.checkpoints / f".{final.name}.tmp"
         try:
             on_first(lambda: _make_empty(temporary))
+            if loader is not None:
+                with together():
+                    write_json(temporary / f"{LOADER}-{rank():05d}.json", loader)
             save_tensors(temporary, tensors)
             require_same("checkpoint files", sorted(path.name for path in temporary.iterdir()))
             on_first(lambda: self._publish(temporary, final, progress))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,14 @@ from igpt.data import (
     CropLoader,
     Loader,
     Pictures,
+    StreamLoader,
     TokenLoader,
     decode_all,
+    fit_square,
     imagenet_centre,
+    next_pictures,
     open_data,
+    open_streams,
     training_splits,
 )
 from igpt.device import compute_dtype, default_device
@@ -66,6 +70,8 @@ class Prepared:
 def prepare(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
     """Open and decode the pictures, fit the palette unless there is one, encode."""
     data, seed = recipe.data, recipe.train.seed
+    if data.streaming:
+        return _prepare_stream(recipe, palette, say)
     with together():
         train, held_out = training_splits(open_data(data), data, seed)
     if data.augmentation == "imagenet":
@@ -111,6 +117,43 @@ def _prepare_crops(
     require_same("training pictures", len(train))
     validation = _encode_held_out(codec, held_decoded.images)
     return Prepared(loader, validation, codec, held_decoded.skipped)
+
+
+def _prepare_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
+    """A stream is read while training; its first pictures are read here, for what comes before."""
+    data = recipe.data
+    fit = imagenet_centre if data.augmentation == "imagenet" else fit_square
+    with together():
+        train, validation = open_streams(data)
+        first = train.read()
+        held_out = next_pictures(
+            validation.read() if validation else first,
+            data.validation_pictures,
+            data.image_size,
+            fit,
+        )
+        if not held_out.digests:
+            name = (validation or train).name
+            raise UserError("; ".join([f"{name}: no picture can be read", *held_out.skipped[:1]]))
+    say(f"{len(held_out.digests):,} pictures held out; those to train on are read as a stream")
+
+    def sample() -> npt.NDArray[np.uint8]:
+        if recipe.palette.path is not None:  # then it is only looked at how well it fits
+            return held_out.images
+        images = next_pictures(first, PALETTE_SAMPLE, data.image_size, fit).images
+        return images if len(images) else held_out.images
+
+    palette = palette or _settle_palette(recipe, sample, say)
+    codec = Codec(palette, recipe.order, data.image_size)
+    loader = StreamLoader(
+        train.share(rank(), size()),
+        frozenset() if validation else frozenset(held_out.digests),
+        codec,
+        data.shuffle_buffer,
+        recipe.train.seed,
+        data.augmentation,
+    )
+    return Prepared(loader, _encode_held_out(codec, held_out.images), codec, held_out.skipped)
 
 
 def _encode_held_out(codec: Codec, images: npt.NDArray[np.uint8] | Encoded) -> torch.Tensor:
@@ -227,7 +270,8 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
         run,
         Callbacks(validate, lambda: save_model(run.path, model, codec)),
     )
-    outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
+    with closing(prepared.loader):
+        outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
     return Pretrained(outcome, _all_skipped(prepared, say))
 
 
