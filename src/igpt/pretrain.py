@@ -135,13 +135,17 @@ def _prepare_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Prepar
         if not held_out.digests:
             name = (validation or train).name
             raise UserError("; ".join([f"{name}: no picture can be read", *held_out.skipped[:1]]))
+        if validation is None and len(held_out.digests) < data.validation_pictures:
+            raise UserError(_all_held_out(train.name))
     say(f"{len(held_out.digests):,} pictures held out; those to train on are read as a stream")
 
     def sample() -> npt.NDArray[np.uint8]:
         if recipe.palette.path is not None:  # then it is only looked at how well it fits
             return held_out.images
         images = next_pictures(first, PALETTE_SAMPLE, data.image_size, fit).images
-        return images if len(images) else held_out.images
+        if not len(images):
+            raise UserError(_all_held_out(train.name))
+        return images
 
     palette = palette or _settle_palette(recipe, sample, say)
     codec = Codec(palette, recipe.order, data.image_size)
@@ -154,6 +158,10 @@ def _prepare_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Prepar
         data.augmentation,
     )
     return Prepared(loader, _encode_held_out(codec, held_out.images), codec, held_out.skipped)
+
+
+def _all_held_out(name: str) -> str:
+    return f"{name} has only pictures that are held out: try a smaller data.validation_pictures"
 
 
 def _encode_held_out(codec: Codec, images: npt.NDArray[np.uint8] | Encoded) -> torch.Tensor:

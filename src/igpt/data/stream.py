@@ -208,9 +208,7 @@ class StreamLoader(Loader):
         """What is wrong with an epoch without a picture."""
         if self.skipped:
             return f"{self.stream.name}: no picture can be read: {min(self.skipped)}"
-        if self.held_out:
-            return (
-                f"{self.stream.name} has no pictures beside the {len(self.held_out)} held out: "
-                "try a smaller data.validation_pictures"
-            )
-        return f"{self.stream.name} has no pictures for process {self.stream.rank}"
+        return (
+            f"{self.stream.name} has no picture to train on for process {self.stream.rank} of "
+            f"{self.stream.processes}, beside {len(self.held_out)} that are held out"
+        )
