@@ -9,7 +9,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -271,29 +271,30 @@ def test_the_shards_that_prepare_writes_are_a_stream(igpt, tmp_path: Path) -> No
         assert sorted(epoch) == list(range(25))
 
 
-@pytest.fixture
-def server(folder: Path) -> Iterator[str]:
-    """The address of a web server with the shards."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+@contextmanager
+def serve(folder: Path, handler: type[http.server.SimpleHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a web server with the files of a folder."""
+    bound = functools.partial(handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), bound) as served:
         thread = threading.Thread(target=served.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{served.server_port}"
-        served.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{served.server_port}"
+        finally:
+            served.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_web_server_is_read_like_a_folder(
-    igpt, folder: Path, tmp_path: Path, server: str, kind: str
-) -> None:
+def test_a_web_server_is_read_like_a_folder(igpt, folder: Path, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("aiohttp", reason="fsspec reads the web with aiohttp: igpt[remote]")
     curves = []
-    for name, source in (("far", f"{server}/{kind}/*.{kind}"), ("near", folder / kind)):
-        words = [*TINY, *STREAM, "--data", source, "--out", tmp_path / name]
-        done = igpt("pretrain", "digits", *words)
-        assert done.status == 0, done.err
-        curves.append(curve(tmp_path / name))
+    with serve(folder, http.server.SimpleHTTPRequestHandler) as address:
+        for name, source in (("far", f"{address}/{kind}/*.{kind}"), ("near", folder / kind)):
+            words = [*TINY, *STREAM, "--data", source, "--out", tmp_path / name]
+            done = igpt("pretrain", "digits", *words)
+            assert done.status == 0, done.err
+            curves.append(curve(tmp_path / name))
     assert curves[0] == curves[1]
 
 
@@ -308,6 +309,37 @@ def test_a_truncated_shard_stops_the_run_in_one_line(igpt, tmp_path: Path) -> No
     words = [*TINY, *STREAM, "--data", tmp_path / "set", "--out", tmp_path / "run"]
     result = igpt("pretrain", "digits", *words)
     assert_mistake(result, "broke off after 0030.png: unexpected end of data")
+
+
+def test_a_truncated_parquet_shard_is_one_line_too(igpt, tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", "parquet", (20, 20))
+    last = tmp_path / "set/train-001.parquet"
+    last.write_bytes(last.read_bytes()[:-100])
+    words = [*TINY, *STREAM, "--data", tmp_path / "set", "--out", tmp_path / "run"]
+    result = igpt("pretrain", "digits", *words)
+    assert_mistake(result, "Parquet magic bytes not found in footer")
+
+
+class BreaksOff(http.server.SimpleHTTPRequestHandler):
+    """Closes the connection after the first 6,000 bytes of a file."""
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        outputfile.write(source.read(6000))
+
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+def test_a_connection_that_breaks_off_is_one_line_after_some_patience(
+    igpt, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads the web with aiohttp: igpt[remote]")
+    monkeypatch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", 2)
+    monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0)
+    with serve(folder, BreaksOff) as address:
+        words = [*TINY, *STREAM, "--data", f"{address}/tar/*.tar", "--out", tmp_path / "run"]
+        result = igpt("pretrain", "digits", *words)
+    assert_mistake(result, "received 6000 of 10240 bytes")
 
 
 @pytest.mark.parametrize(
