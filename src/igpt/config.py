@@ -86,7 +86,8 @@ PRESETS: dict[str, Preset] = {
 class DataConfig:
     """Where the pictures come from and how they enter."""
 
-    source: str = "digits"  # Hugging Face id, local folder, .npy/.npz, or `digits`
+    # Hugging Face id, local folder, .npy/.npz, or `digits`; of a stream also shards, by path or URL
+    source: str = "digits"
     image_size: int = 8  # pictures are made image_size x image_size
     image_column: str | None = None  # None: the only column of pictures
     label_column: str | None = None  # None: the column of class labels, if any

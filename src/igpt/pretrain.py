@@ -27,6 +27,7 @@ from igpt.data import (
     open_data,
     open_streams,
     training_splits,
+    warn_skipped,
 )
 from igpt.device import compute_dtype, default_device
 from igpt.evaluate import likelihood
@@ -137,6 +138,7 @@ def _prepare_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Prepar
             raise UserError("; ".join([f"{name}: no picture can be read", *held_out.skipped[:1]]))
         if validation is None and len(held_out.digests) < data.validation_pictures:
             raise UserError(_all_held_out(train.name))
+    warn_skipped(held_out.skipped)
     say(f"{len(held_out.digests):,} pictures held out; those to train on are read as a stream")
 
     def sample() -> npt.NDArray[np.uint8]:
@@ -157,6 +159,7 @@ def _prepare_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Prepar
         recipe.train.seed,
         data.augmentation,
     )
+    loader.skipped.update(held_out.skipped)  # they were named
     return Prepared(loader, _encode_held_out(codec, held_out.images), codec, held_out.skipped)
 
 

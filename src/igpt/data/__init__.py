@@ -1,7 +1,7 @@
 """Pictures in: sources, decoding, augmentation, and a loader addressed by step."""
 
 from igpt.data.augment import imagenet_crop, move_pixels, move_tokens
-from igpt.data.decode import Decoded, decode_all, fit_square, imagenet_centre, to_rgb
+from igpt.data.decode import Decoded, decode_all, fit_square, imagenet_centre, to_rgb, warn_skipped
 from igpt.data.labels import Labelled, Task, few_labels, labelled, open_task
 from igpt.data.loader import (
     Batch,
@@ -50,4 +50,5 @@ __all__ = [
     "prefetch",
     "to_rgb",
     "training_splits",
+    "warn_skipped",
 ]

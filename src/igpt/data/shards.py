@@ -49,7 +49,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedRows:
     """The readable ones of some rows."""
 
     images: Pixels  # [M, S, S, 3]
@@ -130,7 +130,7 @@ class Stream:
         return Reading(self.name, dataset, self.column, state)
 
 
-def decode_rows(rows: Sequence[Row], size: int, fit_of: Callable[[Row], Fit]) -> Decoded:
+def decode_rows(rows: Sequence[Row], size: int, fit_of: Callable[[Row], Fit]) -> DecodedRows:
     """The readable ones of `rows`, each brought to `size` in its own way."""
 
     def open_image(i: int) -> Image.Image:
@@ -141,12 +141,12 @@ def decode_rows(rows: Sequence[Row], size: int, fit_of: Callable[[Row], Fit]) ->
 
     pictures = Pictures(len(rows), open_image, lambda i: rows[i].name)
     decoded = decode_readable(pictures, size)
-    return Decoded(
+    return DecodedRows(
         need_pixels(decoded.images), [rows[i].digest for i in decoded.kept], decoded.skipped
     )
 
 
-def next_pictures(reading: Reading, count: int, size: int, fit: Fit) -> Decoded:
+def next_pictures(reading: Reading, count: int, size: int, fit: Fit) -> DecodedRows:
     """The next `count` readable pictures of a reading, or all that are left."""
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     digests: list[bytes] = []
@@ -156,7 +156,7 @@ def next_pictures(reading: Reading, count: int, size: int, fit: Fit) -> Decoded:
         images[found : found + len(part.images)] = part.images
         digests += part.digests
         skipped += part.skipped
-    return Decoded(images[: len(digests)], digests, skipped)
+    return DecodedRows(images[: len(digests)], digests, skipped)
 
 
 # --- opening -------------------------------------------------------------------------------------
