@@ -27,7 +27,7 @@ def commands() -> list[str]:
     for page in PAGES:
         text = page.read_text()
         found += re.findall(r"^igpt (\S+ .*?)(?:\s+#.*)?$", text.replace("\\\n", " "), re.MULTILINE)
-        found += re.findall(r"`igpt (\S+ [^`]*)`", text)
+        found += re.findall(r"`igpt ([^\s`]+ [^`]*)`", text)
     return found
 
 

@@ -23,19 +23,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from igpt.config import Recipe, UserError, parse_recipe, recipe_yaml
-from igpt.disk import flush, read_json, write_text
+from igpt.disk import flush, read_json, write_json, write_text
 from igpt.folder import require_fit
 from igpt.model import ImageGPT
 from igpt.palette import Palette
-from igpt.parallel.processes import on_first, rank, require_same
+from igpt.parallel.processes import on_first, rank, require_same, together
 from igpt.parallel.storage import Writing, load_tensors, saved_tensors
 
 HEADER = "state.json"  # of a checkpoint: its progress, and the bytes of each file
+LOADER = "loader"  # what the files of a checkpoint begin with that hold a process's loader
 KEPT_CHECKPOINTS = 2  # the newest, and one to fall back to
 PARAMETER_SEPARATOR = "/"  # between an optimizer's slot and a parameter's name
 
@@ -62,6 +64,10 @@ class Checkpoint:
         weights = model.state_dict()
         require_fit(weights, saved, self.folder)
         load_tensors(self.folder, weights | _new_moments(model, optimizer, saved))
+
+    def loader_states(self) -> list[dict[str, Any]]:
+        """What the loader of each process goes on from, by rank; none for one without a state."""
+        return [read_json(path) for path in sorted(self.folder.glob(f"{LOADER}-*.json"))]
 
 
 class RunDirectory:
@@ -98,10 +104,15 @@ class RunDirectory:
         return Palette.load(path) if path.is_file() else None
 
     def begin_checkpoint(
-        self, progress: Progress, tensors: Mapping[str, Tensor]
+        self,
+        progress: Progress,
+        tensors: Mapping[str, Tensor],
+        loader: Mapping[str, Any] | None = None,
     ) -> UnfinishedCheckpoint:
-        """Begin to write a training state as it is now; UserError when the disk takes nothing."""
-        return UnfinishedCheckpoint(self.checkpoints, progress, tensors)
+        """Begin to write a training state as it is now, and what this process's loader goes on
+        from, if it has a state. Raises UserError when the disk takes nothing.
+        """
+        return UnfinishedCheckpoint(self.checkpoints, progress, tensors, loader)
 
     def latest_checkpoint(self, say: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
         """The newest whole checkpoint, or None when none was written yet.
@@ -128,13 +139,20 @@ class UnfinishedCheckpoint:
     """
 
     def __init__(
-        self, checkpoints: Path, progress: Progress, tensors: Mapping[str, Tensor]
+        self,
+        checkpoints: Path,
+        progress: Progress,
+        tensors: Mapping[str, Tensor],
+        loader: Mapping[str, Any] | None,
     ) -> None:
         self._checkpoints, self._progress = checkpoints, progress
         self._final = checkpoints / f"step-{progress.step:08d}"
         self._temporary = checkpoints / f".{self._final.name}.tmp"
         with self._failing():
             on_first(lambda: _make_empty(self._temporary))
+            if loader is not None:
+                with together():
+                    write_json(self._temporary / f"{LOADER}-{rank():05d}.json", loader)
         self._writing = Writing(self._temporary, tensors)
 
     def is_written(self) -> bool:

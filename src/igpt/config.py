@@ -86,7 +86,8 @@ PRESETS: dict[str, Preset] = {
 class DataConfig:
     """Where the pictures come from and how they enter."""
 
-    source: str = "digits"  # Hugging Face id, local folder, .npy/.npz, or `digits`
+    # Hugging Face id, local folder, .npy/.npz, or `digits`; of a stream also shards, by path or URL
+    source: str = "digits"
     image_size: int = 8  # pictures are made image_size x image_size
     image_column: str | None = None  # None: the only column of pictures
     label_column: str | None = None  # None: the column of class labels, if any
@@ -95,9 +96,15 @@ class DataConfig:
     validation_fraction: float = 0.1  # of train, when the source has no validation split
     test_split: str = "test"
     augmentation: Literal["none", "flip", "cifar", "imagenet"] = "none"
+    streaming: bool = False  # read the source as a stream: never whole in memory or on the disk
+    shuffle_buffer: int = 10_000  # pictures of a stream that are shuffled together
+    # Of a stream: read of its validation split, or else held out of its beginning.
+    validation_pictures: int = 2_000
 
     def __post_init__(self) -> None:
-        _require(self.image_size >= 1, f"data.image_size must be at least 1: {self.image_size}")
+        for name in ("image_size", "shuffle_buffer", "validation_pictures"):
+            value = getattr(self, name)
+            _require(value >= 1, f"data.{name} must be at least 1: {value}")
         _require(
             0 < self.validation_fraction < 1,
             f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}",

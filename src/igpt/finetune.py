@@ -60,6 +60,7 @@ def default_recipe(start: Path) -> Recipe:
             theirs.data,
             image_size=codec.image_size,
             augmentation="none" if crops else theirs.data.augmentation,
+            streaming=False,  # its labels are needed at once
         ),
         order=codec.order,
         objective="ar" if config.causal else "bert",
@@ -187,6 +188,8 @@ def _check(recipe: Recipe, start: ImageGPT, codec: Codec) -> None:
         raise UserError(f"finetune.freeze: the model has {config.n_layer} blocks")
     if data.augmentation == "imagenet":
         raise UserError("fine-tuning augments by none, flip or cifar, not imagenet")
+    if data.streaming:
+        raise UserError("fine-tuning needs all labels at once: it does not read a stream")
 
 
 def _open_task(recipe: Recipe, say: Say) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,16 @@ from igpt.data import (
     CropLoader,
     Loader,
     Pictures,
+    StreamLoader,
     TokenLoader,
     decode_all,
+    fit_square,
     imagenet_centre,
+    next_pictures,
     open_data,
+    open_streams,
     training_splits,
+    warn_skipped,
 )
 from igpt.device import compute_dtype, default_device
 from igpt.evaluate import likelihood
@@ -67,6 +72,8 @@ class Prepared:
 def prepare(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
     """Open and decode the pictures, fit the palette unless there is one, encode."""
     data, seed = recipe.data, recipe.train.seed
+    if data.streaming:
+        return _prepare_stream(recipe, palette, say)
     with together():
         train, held_out = training_splits(open_data(data), data, seed)
     if data.augmentation == "imagenet":
@@ -112,6 +119,53 @@ def _prepare_crops(
     require_same("training pictures", len(train))
     validation = _encode_held_out(codec, held_decoded.images)
     return Prepared(loader, validation, codec, held_decoded.skipped)
+
+
+def _prepare_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
+    """A stream is read while training; its first pictures are read here, for what comes before."""
+    data = recipe.data
+    fit = imagenet_centre if data.augmentation == "imagenet" else fit_square
+    with together():
+        train, validation = open_streams(data)
+        first = train.read()
+        held_out = next_pictures(
+            validation.read() if validation else first,
+            data.validation_pictures,
+            data.image_size,
+            fit,
+        )
+        if not held_out.digests:
+            name = (validation or train).name
+            raise UserError("; ".join([f"{name}: no picture can be read", *held_out.skipped[:1]]))
+        if validation is None and len(held_out.digests) < data.validation_pictures:
+            raise UserError(_all_held_out(train.name))
+    warn_skipped(held_out.skipped)
+    say(f"{len(held_out.digests):,} pictures held out; those to train on are read as a stream")
+
+    def sample() -> npt.NDArray[np.uint8]:
+        if recipe.palette.path is not None:  # then it is only looked at how well it fits
+            return held_out.images
+        images = next_pictures(first, PALETTE_SAMPLE, data.image_size, fit).images
+        if not len(images):
+            raise UserError(_all_held_out(train.name))
+        return images
+
+    palette = palette or _settle_palette(recipe, sample, say)
+    codec = Codec(palette, recipe.order, data.image_size)
+    loader = StreamLoader(
+        train.share(rank(), size()),
+        frozenset() if validation else frozenset(held_out.digests),
+        codec,
+        data.shuffle_buffer,
+        recipe.train.seed,
+        data.augmentation,
+    )
+    loader.skipped.update(held_out.skipped)  # they were named
+    return Prepared(loader, _encode_held_out(codec, held_out.images), codec, held_out.skipped)
+
+
+def _all_held_out(name: str) -> str:
+    return f"{name} has only pictures that are held out: try a smaller data.validation_pictures"
 
 
 def _encode_held_out(codec: Codec, images: npt.NDArray[np.uint8] | Encoded) -> torch.Tensor:
@@ -228,7 +282,8 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
         run,
         Callbacks(validate, lambda: save_model(run.path, model, codec)),
     )
-    outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
+    with closing(prepared.loader):
+        outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
     return Pretrained(outcome, _all_skipped(prepared, say))
 
 

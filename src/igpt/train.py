@@ -2,7 +2,8 @@
 
 It knows a model, an objective and a loader that is addressed by step; it does not know pictures,
 foreign formats or how a model is split. All that it needs to go on after a kill is in the
-checkpoint: weights, Adam's moments, the step, the best validation and when it was.
+checkpoint: weights, Adam's moments, the step, the best validation and when it was, and the state of
+a loader that has one.
 
 Started by torchrun, every process runs this loop on its rows of each batch, and all of them take
 every decision (to log, to validate, to save, to stop) at the same step.
@@ -29,7 +30,7 @@ from igpt.checkpoint import (
     optimizer_tensors,
 )
 from igpt.config import TrainConfig, UserError
-from igpt.data import Batch, Loader, prefetch
+from igpt.data import Batch, Loader, State, prefetch
 from igpt.device import autocast, compute_dtype, reuse_memory
 from igpt.model import ImageGPT
 from igpt.monitor import Row
@@ -138,6 +139,7 @@ class Trainer:
     step: int = 0
     best: float | None = None
     best_step: int = 0
+    _loader_state: State | None = None  # what a loader that has one goes on from
     _pending: list[tuple[int, float, Tensor]] = field(default_factory=list)  # step, rate, loss
     _writing: UnfinishedCheckpoint | None = None
 
@@ -159,6 +161,8 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint; UserError when it is another model's."""
         checkpoint.load(self.model, self.optimizer)
+        if states := checkpoint.loader_states():
+            self.loader.resume(states)
         done = checkpoint.progress
         self.step, self.best, self.best_step = done.step, done.best, done.best_step
 
@@ -248,6 +252,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self._loader_state = batch.state
         self._pending.append((self.step, rate, total))
 
     def _log_row(self) -> dict[str, float | int]:
@@ -292,6 +297,7 @@ class Trainer:
         self._writing = self.run.begin_checkpoint(
             Progress(self.step, self.best, self.best_step),
             weights | optimizer_tensors(self.model, self.optimizer),
+            self._loader_state,
         )
 
     def _publish(self) -> None:

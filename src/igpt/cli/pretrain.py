@@ -46,6 +46,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="run directory")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument(
+        "--streaming",
+        action="store_true",
+        help="read --data as a stream, never whole: a Hub id, or .tar or .parquet shards by their "
+        "path or URL",
+    )
     add_short_flags(parser, SHORT)
 
 
@@ -91,4 +97,5 @@ def _recipe_and_changes(args: argparse.Namespace) -> tuple[str | None, list[str]
     if len(names) > 1:
         raise UserError(f"expected one recipe, got {' '.join(names)}")
     dotted = [word for word in args.words if "=" in word]
-    return (names[0] if names else None), overrides(args, SHORT) + dotted
+    streaming = ["data.streaming=true"] if args.streaming else []
+    return (names[0] if names else None), overrides(args, SHORT) + streaming + dotted

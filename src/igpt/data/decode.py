@@ -107,6 +107,26 @@ def decode_all(pictures: Pictures, size: int, fit: Fit = fit_square) -> Decoded:
 
     Unreadable pictures are left out, and named in a warning. Raises UserError when none is left.
     """
+    decoded = decode_readable(pictures, size, fit)
+    if decoded.skipped and not len(decoded.kept):
+        raise UserError(f"none of the {len(pictures)} pictures can be read: {decoded.skipped[0]}")
+    warn_skipped(decoded.skipped)
+    return decoded
+
+
+def warn_skipped(skipped: list[str]) -> None:
+    """Name unreadable pictures, if there are any."""
+    if not skipped:
+        return
+    more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+    warnings.warn(
+        f"skipped {len(skipped)} unreadable pictures: {'; '.join(skipped[:NAMED])}{more}",
+        stacklevel=3,
+    )
+
+
+def decode_readable(pictures: Pictures, size: int, fit: Fit = fit_square) -> Decoded:
+    """`decode_all` without a word about the pictures that it leaves out."""
     count, array = len(pictures), pictures.array
     if pictures.encoded is not None:
         return Decoded(pictures.encoded, np.arange(count), [])
@@ -129,12 +149,5 @@ def decode_all(pictures: Pictures, size: int, fit: Fit = fit_square) -> Decoded:
     if not errors:
         return Decoded(images, np.arange(count), [])
     skipped = [errors[i] for i in sorted(errors)]
-    if len(skipped) == count:
-        raise UserError(f"none of the {count} pictures can be read: {skipped[0]}")
-    more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
-    warnings.warn(
-        f"skipped {len(skipped)} unreadable pictures: {'; '.join(skipped[:NAMED])}{more}",
-        stacklevel=2,
-    )
     kept = np.delete(np.arange(count), list(errors))
     return Decoded(images[kept], kept, skipped)

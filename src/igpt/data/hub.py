@@ -29,13 +29,17 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
     except Exception as error:  # builders raise anything on what they can make nothing of
         if files:
             return _folder(Path(spec), files)
-        cause = error.__cause__ or error  # the library's own words for a failed build say nothing
-        reason = (str(cause) or type(cause).__name__).splitlines()[0]
         what = "no pictures in" if Path(spec).is_dir() else "no data set"
-        raise UserError(f"{what} {spec}: {reason}") from error
-    _image_column(next(iter(splits.values())).features, spec, image_column)
+        raise UserError(f"{what} {spec}: {reason(error)}") from error
+    image_column_of(next(iter(splits.values())).features, spec, image_column)
     opened = partial(_split_pictures, splits, spec, image_column, label_column)
     return Source(spec, {str(split): partial(opened, split) for split in splits})
+
+
+def reason(error: Exception) -> str:
+    """What went wrong in the library, in one line."""
+    cause = error.__cause__ or error  # the library's own words for a failed build say nothing
+    return (str(cause) or type(cause).__name__).splitlines()[0]
 
 
 def _load_splits(spec: str) -> Any:
@@ -73,7 +77,8 @@ def _folder(path: Path, files: Sequence[Path]) -> Source:
     return Source(str(path), {"train": lambda: pictures})
 
 
-def _image_column(features: Any, spec: str, name: str | None) -> str:
+def image_column_of(features: Any, spec: str, name: str | None) -> str:
+    """The column named, or the only one of pictures; UserError when there is none, or several."""
     import datasets
 
     found = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
@@ -94,7 +99,7 @@ def _split_pictures(
     import datasets
 
     dataset, name = splits[split], f"{spec}/{split}"
-    column = _image_column(dataset.features, name, image_column)
+    column = image_column_of(dataset.features, name, image_column)
     try:
         encoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     # What pyarrow raises of a column of another kind derives from these.

@@ -1,5 +1,7 @@
 """Batches addressed by step: what to resume from is the step, and nothing else.
 
+(A stream is not; what it resumes from comes with its batches: `stream`.)
+
 Sample g = step * batch_size + row is picture g % n of epoch g // n, and each epoch has an order of
 its own; a batch may straddle two epochs, so no picture is skipped or replayed.
 """
@@ -7,11 +9,11 @@ its own; a batch may straddle two epochs, so no picture is skipped or replayed.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,8 @@ from igpt.data.pictures import Pictures, UnreadablePicture
 from igpt.order import Codec
 from igpt.rng import numpy_rng
 
+State = dict[str, Any]  # of a loader that has one, as JSON
+
 REPLACEMENTS = 100  # other pictures tried in place of an unreadable one
 
 
@@ -35,17 +39,26 @@ class Batch:
     labels: torch.Tensor | None  # int64 [B]
     step: int
     rows: range  # places of these pictures in the step's global batch
+    state: State | None = None  # what a loader with a state goes on from after this batch
 
 
 class Loader(Protocol):
-    """Gives the batch of any step, or some rows of it, in any order."""
+    """Gives the batch of any step, or some rows of it, in any order.
+
+    A loader with a state gives the batches of consecutive steps only.
+    """
 
     skipped: set[str]  # names of pictures that it could not read so far
 
-    @property
-    def n_pictures(self) -> int: ...
-
     def batch(self, step: int, rows: range | None = None) -> Batch: ...
+
+    def resume(self, states: Sequence[State]) -> None:  # noqa: ARG002
+        """Go on from the states that the loaders of all processes had, in the order of ranks."""
+        return
+
+    def close(self) -> None:
+        """Stop what goes on in the background."""
+        return
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -67,7 +80,7 @@ class _Addresses:
         return np.array([self._order(epoch)[place] for epoch, place in samples], dtype=np.int64)
 
 
-class TokenLoader:
+class TokenLoader(Loader):
     """A set that was encoded once: raster tokens [N, T], augmented by moving them.
 
     `augmentation` is `none`, `flip` or `cifar`; labels are int64 [N].
@@ -104,7 +117,7 @@ class TokenLoader:
         return Batch(torch.from_numpy(tokens), labels, step, rows)
 
 
-class CropLoader:
+class CropLoader(Loader):
     """Pictures decoded at each step, for ImageNet's random crops; never all in memory.
 
     An unreadable picture is replaced by another, drawn from (seed, step, row), and named once, in a

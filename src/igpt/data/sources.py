@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,10 +39,16 @@ def open_source(
         return open_arrays(path)
     if path.is_file():
         raise UserError(f"{spec} is a file: expected a folder, .npy, .npz or a data set id")
-    is_id = spec.count("/") == 1 and not spec.startswith((".", "/"))
-    if not spec or not (path.exists() or is_id):
+    if "://" in spec:
+        raise UserError(f"{spec} is a stream, which only `igpt pretrain --streaming` reads")
+    if not spec or not (path.exists() or is_hub_id(spec)):
         raise UserError(f"no data at '{spec}': expected a folder, .npy, .npz, `digits` or a Hub id")
     return open_dataset(spec, image_column, label_column)
+
+
+def is_hub_id(spec: str) -> bool:
+    """Whether a source may be a data set of the Hugging Face Hub."""
+    return spec.count("/") == 1 and not spec.startswith((".", "/"))
 
 
 def open_data(config: DataConfig) -> Source:
@@ -60,18 +67,29 @@ def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pict
     The validation split is the one named, else the source's (unless that is for testing, as
     ImageNet's is), else a part of train drawn from `seed` (paper, section 3.1: 4 % or 10 %).
     """
-    if config.test_split in (config.train_split, config.validation_split):
-        raise UserError(f"split '{config.test_split}' is for testing: it cannot be trained on")
+    check_split_names(config)
     train = source.split(config.train_split)
-    usual = (n for n in VALIDATION_NAMES if n in source.splits and n != config.test_split)
-    name = config.validation_split or next(usual, None)
-    if name is not None and name != config.train_split:
+    name = validation_name(source.splits, config)
+    if name is not None:
         return train, source.split(name)
     held_out = max(1, round(len(train) * config.validation_fraction))
     if held_out >= len(train):
         raise UserError(f"{source.name}: {len(train)} pictures are too few to hold some out")
     shuffled = numpy_rng(seed, "validation").permutation(len(train))
     return train.select(np.sort(shuffled[held_out:])), train.select(np.sort(shuffled[:held_out]))
+
+
+def check_split_names(config: DataConfig) -> None:
+    """UserError when a recipe would train on its test split."""
+    if config.test_split in (config.train_split, config.validation_split):
+        raise UserError(f"split '{config.test_split}' is for testing: it cannot be trained on")
+
+
+def validation_name(splits: Sequence[str], config: DataConfig) -> str | None:
+    """The validation split as `training_splits` chooses it; None: it is a part of train."""
+    usual = (n for n in VALIDATION_NAMES if n in splits and n != config.test_split)
+    name = config.validation_split or next(usual, None)
+    return None if name == config.train_split else name
 
 
 def evaluation_split(source: Source, name: str) -> Pictures:

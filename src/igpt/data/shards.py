@@ -1,0 +1,236 @@
+"""Sources that are read as a stream, by the `datasets` library: shards here or at any URL.
+
+A stream is a split that is read from its first picture to its last, as often as asked, and never
+loaded whole. The library opens it, orders its shards anew for every epoch, divides it over
+processes, and says where it stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from igpt.config import DataConfig, UserError
+from igpt.data.decode import CHUNK, Fit, Pixels, decode_readable, to_rgb
+from igpt.data.hub import image_column_of, reason
+from igpt.data.loader import State
+from igpt.data.pictures import Pictures
+from igpt.data.sources import check_split_names, is_hub_id, validation_name
+from igpt.order import need_pixels
+from igpt.rng import numpy_rng
+
+# The library's builder of each kind of shard.
+BUILDERS = {
+    ".tar": "webdataset",
+    ".tar.gz": "webdataset",
+    ".tgz": "webdataset",
+    ".parquet": "parquet",
+}
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of numbered shards, as WebDataset writes it
+ROWS = 4 * CHUNK  # that are read at a time: decoded on as many threads
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture of a stream as it came."""
+
+    name: str
+    data: bytes
+    digest: bytes  # of `data`: what the picture is known by, in whatever order the stream is read
+
+
+@dataclass(frozen=True)
+class DecodedRows:
+    """The readable ones of some rows."""
+
+    images: Pixels  # [M, S, S, 3]
+    digests: list[bytes]  # [M]
+    skipped: list[str]  # names of the others, and why
+
+
+class Reading:
+    """One way through a stream, from its beginning or from the `state` of another reading."""
+
+    def __init__(self, name: str, dataset: Any, column: str, state: State | None) -> None:
+        self.name, self._dataset, self._column = name, dataset, column
+        self._state = state
+        if state is not None:
+            dataset.load_state_dict(state)
+        self._rows = iter(dataset)
+        self._last = "its beginning"
+
+    def state(self) -> State | None:
+        """What the same stream goes on from after the rows that were read; None: its beginning."""
+        return self._state
+
+    def rows(self, count: int) -> list[Row]:
+        """The next `count` rows, fewer at the end; UserError when the source breaks off."""
+        try:
+            found = [self._row(item[self._column]) for item in islice(self._rows, count)]
+        except Exception as error:  # of the library, pyarrow, tarfile, or whoever talks to a server
+            raise UserError(f"{self.name} broke off after {self._last}: {reason(error)}") from error
+        if found:
+            self._state = self._dataset.state_dict()
+        return found
+
+    def _row(self, item: dict[str, Any] | None) -> Row:
+        item = item or {}
+        data, path = item.get("bytes"), item.get("path")
+        if data is None:
+            data = _read(path) if path else b""
+        digest = hashlib.blake2b(data, digest_size=8).digest()
+        self._last = path or f"{self.name}[{digest.hex()}]"
+        return Row(self._last, data, digest)
+
+
+def _read(path: str) -> bytes:
+    import fsspec
+
+    with fsspec.open(path, "rb") as file:
+        return file.read()
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One split, or the part of it that one of several processes reads."""
+
+    name: str
+    dataset: Any  # datasets.IterableDataset
+    column: str  # of the pictures
+    rank: int = 0
+    processes: int = 1
+
+    def share(self, rank: int, processes: int) -> Stream:
+        """The part of one of several processes: whole shards if they can have as many each, or
+        else every n-th picture of all shards."""
+        return replace(self, rank=rank, processes=processes)
+
+    def read(self, state: State | None = None) -> Reading:
+        """Read in the order in which the shards lie."""
+        return self._read(0, state)
+
+    def read_epoch(self, seed: int, epoch: int, state: State | None = None) -> Reading:
+        """Read with the shards in the order of an epoch."""
+        return self._read(int(numpy_rng(seed, "stream", epoch).integers(1, 1 << 31)), state)
+
+    def _read(self, order: int, state: State | None) -> Reading:
+        from datasets.distributed import split_dataset_by_node
+
+        dataset = split_dataset_by_node(self.dataset, self.rank, self.processes)  # one of its own
+        dataset.set_epoch(order)  # 0: as they lie
+        return Reading(self.name, dataset, self.column, state)
+
+
+def decode_rows(rows: Sequence[Row], size: int, fit_of: Callable[[Row], Fit]) -> DecodedRows:
+    """The readable ones of `rows`, each brought to `size` in its own way."""
+
+    def open_image(i: int) -> Image.Image:
+        if not rows[i].data:
+            raise ValueError("no picture in this row")
+        image = to_rgb(Image.open(io.BytesIO(rows[i].data)))
+        return Image.fromarray(fit_of(rows[i])(image, size))
+
+    pictures = Pictures(len(rows), open_image, lambda i: rows[i].name)
+    decoded = decode_readable(pictures, size)
+    return DecodedRows(
+        need_pixels(decoded.images), [rows[i].digest for i in decoded.kept], decoded.skipped
+    )
+
+
+def next_pictures(reading: Reading, count: int, size: int, fit: Fit) -> DecodedRows:
+    """The next `count` readable pictures of a reading, or all that are left."""
+    images = np.empty((count, size, size, 3), dtype=np.uint8)
+    digests: list[bytes] = []
+    skipped: list[str] = []
+    while (found := len(digests)) < count and (rows := reading.rows(min(ROWS, count - found))):
+        part = decode_rows(rows, size, lambda _: fit)
+        images[found : found + len(part.images)] = part.images
+        digests += part.digests
+        skipped += part.skipped
+    return DecodedRows(images[: len(digests)], digests, skipped)
+
+
+# --- opening -------------------------------------------------------------------------------------
+
+
+def open_streams(config: DataConfig) -> tuple[Stream, Stream | None]:
+    """The training split and the validation split, if there is one, of a recipe's data section.
+
+    The source is a Hub id, a folder that `datasets` can load, or shards in WebDataset's format or
+    in parquet: a path or an fsspec URL, with `*` or `{000..127}` for several. Raises UserError when
+    there is no such thing, or it has no column of pictures.
+    """
+    spec = config.source
+    check_split_names(config)
+    splits = _named(spec, lambda: _load(spec))
+    if config.train_split not in splits:
+        raise UserError(f"{spec} has no split '{config.train_split}', only: {', '.join(splits)}")
+    train = _stream(splits[config.train_split], spec, config.image_column)
+    name = validation_name(tuple(splits), config)
+    if name is None:
+        return train, None
+    if name not in splits:
+        raise UserError(f"{spec} has no split '{name}', only: {', '.join(splits)}")
+    return train, _stream(splits[name], f"{spec}/{name}", config.image_column)
+
+
+def _load(spec: str) -> Any:
+    """Splits by name, each a `datasets.IterableDataset`."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # we say it
+    suffix = next((suffix for suffix in BUILDERS if spec.endswith(suffix)), None)
+    if suffix is not None:
+        files = {"train": _numbered(spec)}
+        return datasets.load_dataset(BUILDERS[suffix], data_files=files, streaming=True)
+    if Path(spec).is_dir() or is_hub_id(spec):
+        return datasets.load_dataset(spec, streaming=True)
+    raise UserError(
+        f"no stream at '{spec}': expected a Hub id, a folder, or .tar or .parquet shards by their "
+        "path or URL"
+    )
+
+
+def _numbered(spec: str) -> list[str]:
+    """The paths that a range like {000..127} stands for."""
+    match = RANGE.search(spec)
+    if match is None:
+        return [spec]
+    first, last = match.groups()
+    numbers = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
+    return [spec[: match.start()] + number + spec[match.end() :] for number in numbers]
+
+
+def _stream(dataset: Any, name: str, column: str | None) -> Stream:
+    import datasets
+
+    if dataset.features is None:
+        raise UserError(f"{name}: its columns are not known before it is read")
+    column = image_column_of(dataset.features, name, column)
+    plain = _named(
+        name,
+        lambda: dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False)),
+    )
+    return Stream(name, plain, column)
+
+
+def _named(name: str, act: Callable[[], Any]) -> Any:
+    """What the library makes, or its complaint as a UserError."""
+    try:
+        return act()
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{name}: {reason(error)} (pip install 'igpt[remote]')") from error
+    except Exception as error:  # builders raise anything on what they can make nothing of
+        raise UserError(f"no stream of pictures at {name}: {reason(error)}") from error
