@@ -24,7 +24,7 @@ from igpt.device import compute_dtype
 from igpt.disk import write_text
 from igpt.finetune import default_recipe, finetune
 from igpt.pipeline import load
-from igpt.probe.linear import score
+from igpt.probe.linear import METRICS, score
 
 VARIANTS = {
     "L_CLF from scratch": ("finetune.gen_weight=0", "finetune.from_scratch=true"),
@@ -40,7 +40,7 @@ def say(line: str) -> None:
 
 
 def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Test accuracy of a fine-tuned run, by the way that masks vote; one way for AR."""
+    """Test metric of a fine-tuned run, by the way that masks vote; one way for AR."""
     pipeline = load(run)
     config = data_config(args)
     source = open_data(config)
@@ -58,7 +58,7 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
     found = {}
     for way, (ensemble, masks) in ways.items():
         predicted = pipeline.classifier(None, ensemble, masks).predict(tokens, dtype)
-        found[way] = score("accuracy", test.labels, predicted.labels)
+        found[way] = score(args.metric, test.labels, predicted.labels)
     return found
 
 
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     add_data(parser, limit=False)
     parser.add_argument("--labels-per-class", type=int, default=100)
+    parser.add_argument("--metric", choices=METRICS, default="accuracy")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"))
@@ -90,7 +91,7 @@ def main() -> None:
                 rows.setdefault(f"{variant}{', ' if way else ''}{way}", []).append(accuracy)
             text = json.dumps(rows, indent=2) + "\n"
             write_text(args.out / f"{args.run.name}.json", text)
-    print(f"| {args.run.name}, {args.labels_per_class} labels a class | test accuracy, % |")
+    print(f"| {args.run.name}, {args.labels_per_class} labels a class | test, {args.metric}, % |")
     print("|---|---|")
     for name, values in rows.items():
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
