@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from contest import Contender, Result, contest
+from machine import machine
 from matplotlib.figure import Figure
 from peers import (
     IGPT_S,
@@ -34,7 +32,6 @@ from peers import (
     encode_theirs,
     matrix_products,
     memory_stream,
-    ours,
     sample_ours,
     sample_theirs,
     score_ours,
@@ -44,7 +41,6 @@ from peers import (
 )
 
 from igpt.config import ModelConfig
-from igpt.decode import TileDecoder
 from igpt.plan import cache_bytes, training_flops, weight_bytes
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -91,8 +87,8 @@ def training(title: str, config: ModelConfig, batch: int, quick: bool = False) -
     contenders = {
         BASE: Contender(train_theirs, (config, batch, FLOAT32)),
         "transformers, bfloat16": Contender(train_theirs, (config, batch, BFLOAT16)),
-        "plain PyTorch, bfloat16": Contender(train_ours, (config, batch, False)),
-        "igpt": Contender(train_ours, (config, batch, True)),
+        "plain PyTorch, bfloat16": Contender(train_ours, (config, batch, False, False)),
+        "igpt": Contender(train_ours, (config, batch, True, True)),
     }
     limit = lambda: product_rate(config, batch) / training_flops(config)  # noqa: E731
     return Row(
@@ -168,19 +164,6 @@ def start_up() -> dict[str, float]:
     return {
         name: statistics.median(seconds(words) for _ in range(5))
         for name, words in commands.items()
-    }
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    return {
-        "processor": name or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "kernels": TileDecoder.takes(ours(SMALL)),
     }
 
 

@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import machine
+from machine import machine
 
 from igpt.checkpoint import RunDirectory, write_json
 from igpt.config import Recipe, TrainConfig, load_recipe

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from bench import machine
+from machine import machine
 from matplotlib.figure import Figure
 
 from igpt.checkpoint import RunDirectory, write_atomically, write_json

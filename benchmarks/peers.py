@@ -73,15 +73,15 @@ def _start_first(config: ModelConfig, pictures: Tensor) -> Tensor:
 # --- training ------------------------------------------------------------------------------------
 
 
-def train_ours(config: ModelConfig, batch: int, kernels: bool) -> Work:
-    """A step as the loop does it, compiled; without kernels: plain PyTorch, not compiled."""
+def train_ours(config: ModelConfig, batch: int, kernels: bool, compiled: bool) -> Work:
+    """A step as the loop does it; without kernels: on plain PyTorch."""
     if kernels:
         reuse_memory()
     else:
         os.environ["IGPT_KERNELS"] = "0"
     model, objective, pictures = ours(config), AR(), tokens(config, batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
-    values = torch.compile(lambda x: objective(model, x), disable=not kernels)
+    values = torch.compile(lambda x: objective(model, x), disable=not compiled)
 
     def step() -> None:
         with autocast(CPU, torch.bfloat16):
