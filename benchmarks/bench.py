@@ -23,13 +23,12 @@ import torch
 from contest import Contender, Result, contest
 from machine import machine
 from matplotlib.figure import Figure
+from palette_speed import ENCODED, encoding
 from peers import (
     IGPT_S,
     SMALL,
     at_length,
     complete_ours,
-    encode_ours,
-    encode_theirs,
     matrix_products,
     memory_stream,
     sample_ours,
@@ -146,12 +145,6 @@ def rows() -> list[Row]:
     ]
 
 
-def palette_rates() -> dict[str, Result]:
-    """Not one contest: theirs does in a unit a hundredth of what ours does."""
-    theirs = contest({"transformers": Contender(encode_theirs, (50,))}, 50, 3)
-    return {**theirs, **contest({"igpt": Contender(encode_ours, (20_000,))}, 20_000, 3)}
-
-
 def start_up() -> dict[str, float]:
     """Seconds of whole processes, the median of five."""
     commands = {"igpt --help": ["--help"], "igpt info igpt-s": ["info", "igpt-s"]}
@@ -228,7 +221,9 @@ def main() -> None:
             results = contest(row.contenders, row.amount, 2 if args.quick else args.rounds)
             report(row.title, row.unit, results, row.limit() if row.limit else None)
     if not args.quick:
-        report("palette, 512 colours, 32x32 pictures of noise", "pictures", palette_rates(), None)
+        for kind in ("noise", "photo-like"):
+            results = encoding(kind, *ENCODED, rounds=3)
+            report(f"palette, 512 colours, 32x32 pictures, {kind}", "pictures", results, None)
     started = start_up()
     print("\n" + "\n".join(f"{name}: {seconds:.2f} s" for name, seconds in started.items()))
     everything = {"machine": about, "rows": measured, "start_up": started}

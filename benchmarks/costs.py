@@ -141,7 +141,7 @@ def draw(points: list[Point], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks(values, [f"{value:,}" for value in values])
-        axes.minorticks_off()
+        axes.set_xticks([], minor=True)
         axes.set_xlabel(line)
         axes.set_ylabel("seconds a picture")
         axes.spines[["top", "right"]].set_visible(False)

@@ -32,7 +32,10 @@ from igpt.monitor import read_metrics
 from igpt.plots.curves import BLUE, ORANGE
 
 KERNELS = {"float32": "0", "bfloat16": "1"}  # IGPT_KERNELS of each precision
-COLORS = {"float32": BLUE, "bfloat16": ORANGE}
+STYLES: dict[str, dict[str, Any]] = {  # the first is seen beneath the second
+    "float32": {"color": BLUE, "linewidth": 2.5},
+    "bfloat16": {"color": ORANGE, "linewidth": 0.8},
+}
 KINDS = {"loss": "training", "val_loss": "validation"}
 ENDING = 0.1  # of the logged steps: a training loss at the end is their mean
 
@@ -107,9 +110,10 @@ def draw(runs: dict[Run, dict[str, Curve]], seeds: int, path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, apart = figure.subplots(1, 2)
     for run, curves in runs.items():
-        color, name = COLORS[run.precision], run.precision if run.seed == 0 else None
-        losses.plot(*curves["loss"], color=color, alpha=0.5, linewidth=0.8, label=name)
-        losses.plot(*curves["val_loss"], color=color, marker="o", markersize=3, linestyle="none")
+        style, name = STYLES[run.precision], run.precision if run.seed == 0 else None
+        losses.plot(*curves["loss"], label=name, **style)
+        dots = {"marker": "o", "markersize": 3 + style["linewidth"], "linestyle": "none"}
+        losses.plot(*curves["val_loss"], color=style["color"], **dots)
     for seed in range(seeds):
         plain, fast = (runs[Run(seed, precision)] for precision in KERNELS)
         for kind, style in (
