@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,19 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from contest import Contender, Result, contest
+from machine import machine
 from matplotlib.figure import Figure
+from palette_speed import ENCODED, encoding
 from peers import (
     IGPT_S,
     SMALL,
     at_length,
     complete_ours,
-    encode_ours,
-    encode_theirs,
     matrix_products,
     memory_stream,
-    ours,
     sample_ours,
     sample_theirs,
     score_ours,
@@ -44,7 +40,6 @@ from peers import (
 )
 
 from igpt.config import ModelConfig
-from igpt.decode import TileDecoder
 from igpt.plan import cache_bytes, training_flops, weight_bytes
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -91,8 +86,8 @@ def training(title: str, config: ModelConfig, batch: int, quick: bool = False) -
     contenders = {
         BASE: Contender(train_theirs, (config, batch, FLOAT32)),
         "transformers, bfloat16": Contender(train_theirs, (config, batch, BFLOAT16)),
-        "plain PyTorch, bfloat16": Contender(train_ours, (config, batch, False)),
-        "igpt": Contender(train_ours, (config, batch, True)),
+        "plain PyTorch, bfloat16": Contender(train_ours, (config, batch, False, False)),
+        "igpt": Contender(train_ours, (config, batch, True, True)),
     }
     limit = lambda: product_rate(config, batch) / training_flops(config)  # noqa: E731
     return Row(
@@ -150,12 +145,6 @@ def rows() -> list[Row]:
     ]
 
 
-def palette_rates() -> dict[str, Result]:
-    """Not one contest: theirs does in a unit a hundredth of what ours does."""
-    theirs = contest({"transformers": Contender(encode_theirs, (50,))}, 50, 3)
-    return {**theirs, **contest({"igpt": Contender(encode_ours, (20_000,))}, 20_000, 3)}
-
-
 def start_up() -> dict[str, float]:
     """Seconds of whole processes, the median of five."""
     commands = {"igpt --help": ["--help"], "igpt info igpt-s": ["info", "igpt-s"]}
@@ -168,19 +157,6 @@ def start_up() -> dict[str, float]:
     return {
         name: statistics.median(seconds(words) for _ in range(5))
         for name, words in commands.items()
-    }
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    return {
-        "processor": name or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "kernels": TileDecoder.takes(ours(SMALL)),
     }
 
 
@@ -245,7 +221,9 @@ def main() -> None:
             results = contest(row.contenders, row.amount, 2 if args.quick else args.rounds)
             report(row.title, row.unit, results, row.limit() if row.limit else None)
     if not args.quick:
-        report("palette, 512 colours, 32x32 pictures of noise", "pictures", palette_rates(), None)
+        for kind in ("noise", "photo-like"):
+            results = encoding(kind, *ENCODED, rounds=3)
+            report(f"palette, 512 colours, 32x32 pictures, {kind}", "pictures", results, None)
     started = start_up()
     print("\n" + "\n".join(f"{name}: {seconds:.2f} s" for name, seconds in started.items()))
     everything = {"machine": about, "rows": measured, "start_up": started}

@@ -1,78 +1,90 @@
 """How fast a palette encodes, and how long it takes to fit.
 
-Prints millions of pixels a second on one core, cold (the table is filled on the way) and warm (the
-best of a few passes), for three kinds of pictures: noise, where every look-up misses the cache;
-photo-like, which is what there is; grey, which touches 16 cells. Then the seconds that the paper's
-512 colours take on 50,000 photo-like pictures of 32x32. All pictures are synthetic and seeded.
+    python benchmarks/palette_speed.py [--data FOLDER ...]      (two minutes)
+    python benchmarks/palette_speed.py --pictures 500           (seconds)
 
-    python benchmarks/palette_speed.py
+Pictures/s beside the image processor of `transformers`, 512 colours, for noise, photo-like and grey
+pictures of 32x32. Cold: the first pass of a new palette, which computes its table on the way. Then
+the seconds that 512 colours take on 50,000 photo-like pictures (aim: under 30), and on those of
+each --data at that size, repeated to as many. Writes palette.json to --out.
 """
 
 from __future__ import annotations
 
-import os
+import argparse
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
+from contest import Contender, Result, contest
+from machine import machine
+from peers import encode_ours, encode_theirs, palette
+from pictures import KINDS, SIZE, photo_like
 
+from igpt.data import decode_all, open_source
+from igpt.disk import write_json
+from igpt.order import Encoded
 from igpt.palette import Palette, Pixels
-from igpt.rng import numpy_rng
 
-SIZE, N_COLORS, PASSES = 32, 512, 5
-N_ENCODED, N_FITTED = 10_000, 50_000  # pictures
-
-
-def noise(n: int) -> Pixels:
-    rng = numpy_rng(0, "noise")
-    return rng.integers(0, 256, (n, SIZE, SIZE, 3), dtype=np.uint8)
+N_COLORS = 512
+ENCODED, FITTED = (50, 20_000), 50_000  # pictures: theirs and ours in a unit; fitted on
 
 
-def photo_like(n: int) -> Pixels:
-    """Between four corner colours of its own, each picture blends smoothly; then some noise."""
-    rng = numpy_rng(0, "photo")
-    corners = rng.uniform(0, 255, (n, 4, 3)).astype(np.float32)
-    x = np.linspace(0, 1, SIZE, dtype=np.float32)
-    right, down = x[None, :], x[:, None]
-    weights = np.stack([(1 - right) * (1 - down), right * (1 - down), (1 - right) * down,
-                        right * down], -1)  # [S, S, 4]  # fmt: skip
-    pictures = weights @ corners[:, None]  # [n, S, S, 3]
-    pictures += rng.standard_normal(pictures.shape, dtype=np.float32) * 8
-    return pictures.clip(0, 255).astype(np.uint8)
+def encoding(kind: str, theirs: int, ours: int, rounds: int) -> dict[str, Result]:
+    """Pictures/s of both. Not one contest: theirs does in a unit a hundredth of what ours does."""
+    slow = contest({"transformers": Contender(encode_theirs, (theirs, kind))}, theirs, rounds)
+    return {**slow, **contest({"igpt": Contender(encode_ours, (ours, kind))}, ours, rounds)}
 
 
-def grey(n: int) -> Pixels:
-    rng = numpy_rng(0, "grey")
-    return rng.integers(0, 256, (n, SIZE, SIZE, 1), dtype=np.uint8).repeat(3, axis=-1)
-
-
-def seconds_to_encode(palette: Palette, images: Pixels) -> float:
+def cold_rate(images: Pixels) -> float:
+    """Pictures/s of a palette's first pass."""
+    new = palette(N_COLORS)
     start = time.perf_counter()
-    palette.encode(images)
-    return time.perf_counter() - start
+    new.encode(images)
+    return len(images) / (time.perf_counter() - start)
+
+
+def fit(images: Pixels) -> dict[str, float]:
+    """Seconds that a palette takes, and how good it is."""
+    start = time.perf_counter()
+    fitted = Palette.fit(images, N_COLORS)
+    seconds = time.perf_counter() - start
+    return {"pictures": len(images), "seconds": seconds, "psnr": fitted.psnr(images)}
+
+
+def repeated(source: str, n: int) -> Pixels:
+    """`n` training pictures of a source, from the first again after the last."""
+    images = decode_all(open_source(source).split("train"), SIZE).images
+    assert not isinstance(images, Encoded), f"{source} holds tokens"
+    return images[np.arange(n) % len(images)]
 
 
 def main() -> None:
-    start = time.perf_counter()
-    pictures = photo_like(N_FITTED)
-    print(f"made {N_FITTED:,} photo-like pictures in {time.perf_counter() - start:.1f} s")
-
-    start = time.perf_counter()
-    palette = Palette.fit(pictures, N_COLORS)
-    seconds = time.perf_counter() - start
-    print(f"fit {palette.n_colors} colours: {seconds:.1f} s "
-          f"(load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores), "
-          f"psnr {palette.psnr(pictures):.2f} dB")  # fmt: skip
-
-    for name, images in (
-        ("noise", noise(N_ENCODED)),
-        ("photo-like", pictures[:N_ENCODED]),
-        ("grey", grey(N_ENCODED)),
-    ):
-        fresh = Palette(palette.clusters)  # an empty table
-        megapixels = images.size / 3e6
-        cold = megapixels / seconds_to_encode(fresh, images)
-        warm = megapixels / min(seconds_to_encode(fresh, images) for _ in range(PASSES))
-        print(f"encode {name:<10}  cold {cold:7.1f}  warm {warm:7.1f}  Mpixel/s")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", nargs="*", default=[], help="sources to fit a palette on as well")
+    parser.add_argument("--pictures", type=int, default=FITTED, help="to fit on (50,000)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/palette"))
+    args = parser.parse_args()
+    theirs, ours = ENCODED[0], min(ENCODED[1], args.pictures)
+    print("| pictures | transformers, pictures/s (range) | igpt (range) | ratio | igpt, cold |\n"
+          "|---|---|---|---|---|", flush=True)  # fmt: skip
+    encoded = {}
+    for kind, make in KINDS.items():
+        results, cold = encoding(kind, theirs, ours, args.rounds), cold_rate(make(ours))
+        rates = [f"{r.median:,.0f} ({r.lowest:,.0f} to {r.highest:,.0f})" for r in results.values()]
+        ratio = results["igpt"].median / results["transformers"].median
+        print(f"| {kind} | {' | '.join(rates)} | {ratio:,.0f} | {cold:,.0f} |", flush=True)
+        encoded[kind] = {name: asdict(result) for name, result in results.items()} | {"cold": cold}
+    print(f"\n| pictures | s to fit {N_COLORS} colours | PSNR |\n|---|---|---|", flush=True)
+    fits = {}
+    for name in ("photo-like", *args.data):
+        images = repeated(name, args.pictures) if name in args.data else photo_like(args.pictures)
+        fits[name] = fit(images)
+        print(f"| {args.pictures:,}, {name} | {fits[name]['seconds']:.1f} "
+              f"| {fits[name]['psnr']:.2f} dB |", flush=True)  # fmt: skip
+    write_json(args.out / "palette.json", {"machine": machine(), "encoded": encoded, "fits": fits})
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pictures import KINDS
 from torch import Tensor, nn
 
 from igpt.config import ModelConfig
@@ -73,15 +74,15 @@ def _start_first(config: ModelConfig, pictures: Tensor) -> Tensor:
 # --- training ------------------------------------------------------------------------------------
 
 
-def train_ours(config: ModelConfig, batch: int, kernels: bool) -> Work:
-    """A step as the loop does it, compiled; without kernels: plain PyTorch, not compiled."""
+def train_ours(config: ModelConfig, batch: int, kernels: bool, compiled: bool) -> Work:
+    """A step as the loop does it; without kernels: on plain PyTorch."""
     if kernels:
         reuse_memory()
     else:
         os.environ["IGPT_KERNELS"] = "0"
     model, objective, pictures = ours(config), AR(), tokens(config, batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
-    values = torch.compile(lambda x: objective(model, x), disable=not kernels)
+    values = torch.compile(lambda x: objective(model, x), disable=not compiled)
 
     def step() -> None:
         with autocast(CPU, torch.bfloat16):
@@ -196,16 +197,16 @@ def complete_ours(config: ModelConfig, n: int, together: bool) -> Work:
 # --- palette -------------------------------------------------------------------------------------
 
 
-def encode_ours(n: int) -> Work:
-    pictures = np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-    colours = palette()
+def encode_ours(n: int, kind: str) -> Work:
+    """Tokens of `n` pictures, one of KINDS."""
+    pictures, colours = KINDS[kind](n), palette()
     return lambda: colours.encode(pictures)
 
 
-def encode_theirs(n: int) -> Work:
+def encode_theirs(n: int, kind: str) -> Work:
     from transformers import ImageGPTImageProcessor
 
-    pictures = list(np.random.default_rng(0).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8))
+    pictures = list(KINDS[kind](n))
     clusters = palette().clusters
     size = {"height": 32, "width": 32}
     processor = ImageGPTImageProcessor(clusters=clusters, size=size)

@@ -35,6 +35,16 @@ def test_encoding_is_the_exact_nearest_cluster(seed: int, k: int, grey: bool) ->
     assert np.array_equal(Palette(clusters).encode(images), brute_force(clusters, images))
 
 
+def test_pictures_that_several_threads_encode_are_the_exact_nearest_clusters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clusters = np.random.default_rng(0).uniform(-1, 1, (50, 3)).astype(np.float32)
+    images = random_images(1, n=40) // 4  # of few cells, which take long to compute
+    monkeypatch.setattr("igpt.palette.PART", 1000)  # 10,240 pixels in 11 parts
+    monkeypatch.setattr("igpt.palette.GATHER", 300)
+    assert np.array_equal(Palette(clusters).encode(images), brute_force(clusters, images))
+
+
 def test_ties_go_to_the_lowest_index() -> None:
     palette = Palette(np.array([[1, 1, 1], [-1, -1, -1], [1, 1, 1]], np.float32))
     images = np.full((1, 2, 2, 3), 255, np.uint8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ SLACK = 1e-9  # of the bounds on squared distances, far above float64's error
 # photo collection takes minutes more and ends no better (docs/results.md).
 EXACT, BIN = 50_000, 4
 GATHER = 1 << 16  # pixels a gather, so that its indexes stay in the cache
+PART = 1 << 20  # pixels a thread takes at once: NumPy gathers without the interpreter's lock
 
 
 class Palette:
@@ -100,13 +102,16 @@ class Palette:
         """
         flat = _checked(images).reshape(-1, 3)
         tokens = np.empty(len(flat), dtype=np.uint16)
-        for start in range(0, len(flat), GATHER):
-            packed = _pack(flat[start : start + GATHER])
-            out = tokens[start : start + GATHER]
-            np.take(self._table, packed, out=out, mode="clip")
-            if out.max() == UNKNOWN:
-                self._fill(np.unique(packed[out == UNKNOWN]))
-                np.take(self._table, packed, out=out, mode="clip")
+        starts = range(0, len(flat), PART)
+
+        def encode_part(start: int) -> None:
+            self._look_up(flat[start : start + PART], tokens[start : start + PART])
+
+        if len(starts) == 1:
+            encode_part(0)
+        else:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(encode_part, starts))
         return tokens.reshape(len(images), -1)
 
     def decode(self, tokens: npt.NDArray[Any], height: int | None = None) -> Pixels:
@@ -158,6 +163,19 @@ class Palette:
             return cls(clusters)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+
+    def _look_up(self, colors: Pixels, tokens: Tokens) -> None:
+        """Write the tokens [N] of `colors` [N, 3].
+
+        Several threads may: what two of them fill in at once is the same.
+        """
+        for start in range(0, len(colors), GATHER):
+            packed = _pack(colors[start : start + GATHER])
+            out = tokens[start : start + GATHER]
+            np.take(self._table, packed, out=out, mode="clip")
+            if out.max() == UNKNOWN:
+                self._fill(np.unique(packed[out == UNKNOWN]))
+                np.take(self._table, packed, out=out, mode="clip")
 
     def _fill(self, packed: npt.NDArray[np.uint32]) -> None:
         """Compute the table's cells that hold the colours `packed`."""
@@ -216,12 +234,11 @@ def _to_unit(colors: npt.NDArray[Any]) -> Floats:
 
 def _pack(colors: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     """Colours [N, 3] as 24-bit numbers [N]."""
-    packed = colors[:, 0].astype(np.uint32)
-    packed <<= 8
-    packed |= colors[:, 1].astype(np.uint32)
-    packed <<= 8
-    packed |= colors[:, 2].astype(np.uint32)
-    return packed
+    padded = np.zeros(colors.size + 1, dtype=np.uint8)
+    padded[1:] = colors.reshape(-1)
+    # Each colour with the byte before it, as one number.
+    fours = np.ndarray((len(colors),), ">u4", padded, strides=(3,))
+    return np.bitwise_and(fours, 0xFFFFFF, dtype=np.uint32)
 
 
 def _unpack(packed: npt.NDArray[np.uint32]) -> Pixels:
