@@ -60,7 +60,7 @@ def test_a_run_whose_workers_are_killed_goes_on_by_itself_to_the_undisturbed_cur
     rng = random.Random(os.getpid())
     run = tmp_path / "run"
     process = torchrun(run)
-    moments = sorted(rng.sample(range(2, STEPS - 10), 2))
+    moments = [rng.randrange(2, 30), rng.randrange(30, STEPS - 10)]
     for moment in moments:
         wait_for_step(process, run, moment)
         time.sleep(rng.uniform(0, 0.03))
@@ -73,7 +73,8 @@ def test_a_run_whose_workers_are_killed_goes_on_by_itself_to_the_undisturbed_cur
     found = curve(run)
     assert [row[:2] for row in found] == [row[:2] for row in expected], moments
     assert [row[2] for row in found] == pytest.approx([row[2] for row in expected], abs=1e-5)
-    assert err.count("resuming at step") == len(moments)
+    # The first may come before the first checkpoint is whole: then the run begins again.
+    assert err.count("resuming at step") in (1, 2)
 
 
 def test_a_node_that_is_taken_away_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
