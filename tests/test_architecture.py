@@ -18,6 +18,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = [
     "config",
     "disk",
+    "device",
     "plan",
     "rng",
     "palette",
@@ -27,7 +28,6 @@ ROOMS = [
     "attention",
     "model",
     "objectives",
-    "device",
     "parallel",
     "interop",
     "folder",

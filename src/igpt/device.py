@@ -51,6 +51,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype)
 
 
+def ready_to_copy(tensor: Tensor) -> Tensor:
+    """Where a GPU fetches it from while it computes: in pinned memory, if there is a GPU."""
+    return tensor.pin_memory() if default_device().type == "cuda" else tensor
+
+
 def replays_steps(device: torch.device) -> bool:
     """Whether `compile_step` pays: where a small step waits for the one who starts its kernels."""
     return device.type == "cuda"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from igpt.config import UserError
 from igpt.data.augment import imagenet_crop, move_tokens
 from igpt.data.decode import Pixels, read_rgb
 from igpt.data.pictures import Pictures, UnreadablePicture
+from igpt.device import ready_to_copy
 from igpt.order import Codec
 from igpt.rng import numpy_rng
 
@@ -177,10 +178,16 @@ class CropLoader(Loader):
 
 def prefetch(loader: Loader, steps: Iterable[int], rows: range | None = None) -> Iterator[Batch]:
     """The batches of `steps`, or those rows of them, the next made while the last is used."""
+
+    def make(step: int) -> Batch:
+        batch = loader.batch(step, rows)
+        labels = None if batch.labels is None else ready_to_copy(batch.labels)
+        return replace(batch, tokens=ready_to_copy(batch.tokens), labels=labels)
+
     with ThreadPoolExecutor(1) as pool:
         pending = None
         for step in steps:
-            following = pool.submit(loader.batch, step, rows)
+            following = pool.submit(make, step)
             if pending is not None:
                 yield pending.result()
             pending = following
