@@ -16,6 +16,8 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from igpt.cli.arguments import add_data, data_config
 from igpt.config import parse_recipe, recipe_yaml
 from igpt.data import evaluation_split, open_data
@@ -46,7 +48,7 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
     source = open_data(config)
     pictures = evaluation_split(source, config.test_split)
     test = labelled(
-        pictures,
+        pictures.select(np.arange(min(args.tested or len(pictures), len(pictures)))),
         source.name,
         pipeline.class_names,
         config,
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--labels-per-class", type=int, default=100)
     parser.add_argument("--metric", choices=METRICS, default="accuracy")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tested", type=int, help="first test pictures only; default all")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"))
     args = parser.parse_intermixed_args()
