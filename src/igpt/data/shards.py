@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from glob import glob
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -191,8 +192,10 @@ def _load(spec: str) -> Any:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # we say it
     suffix = next((suffix for suffix in BUILDERS if spec.endswith(suffix)), None)
     if suffix is not None:
-        files = {"train": _numbered(spec)}
-        return datasets.load_dataset(BUILDERS[suffix], data_files=files, streaming=True)
+        files = _numbered(spec)
+        if "://" not in spec and not all(glob(path) for path in files):
+            raise UserError(f"no file {next(path for path in files if not glob(path))}")
+        return datasets.load_dataset(BUILDERS[suffix], data_files={"train": files}, streaming=True)
     if Path(spec).is_dir() or is_hub_id(spec):
         return datasets.load_dataset(spec, streaming=True)
     raise UserError(
