@@ -65,6 +65,8 @@ class Classify(nn.Module):
 class _Growing:
     """A cache that a step makes longer, instead of writing into it."""
 
+    seen = None  # all that it holds
+
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = list(keys.unbind()), list(values.unbind())
 
