@@ -23,7 +23,7 @@ from igpt.order import Encoded, need_pixels
 from igpt.pipeline import Pipeline
 from igpt.pretrain import new_model
 from igpt.probe.attention import fit_attention
-from igpt.probe.features import Features, extract, make_pool, parse_layers
+from igpt.probe.features import Extractor, Features, make_pool, parse_layers
 from igpt.probe.linear import (
     COMPONENTS,
     Basis,
@@ -32,7 +32,7 @@ from igpt.probe.linear import (
     fit_probe,
     score,
 )
-from igpt.probe.sgd import SGD, Extractor, fit_sgd, predict_all
+from igpt.probe.sgd import SGD, fit_sgd, predict_all
 from igpt.rng import numpy_rng
 
 Indices = npt.NDArray[np.int64]
@@ -112,19 +112,16 @@ class ModelFeatures:
         every = {str(layer): (layer,) for layer in parsed.pop("all", ())}
         return {**every, **parsed}
 
+    @property
+    def extractor(self) -> Extractor:
+        """What computes them, a few pictures at a time."""
+        model, codec = self.pipeline.model, self.pipeline.codec
+        dtype = compute_dtype(self.precision, model.wte.device)
+        return Extractor(model, codec, make_pool(self.pool, codec), self.groups(), dtype)
+
     def __call__(self, images: Pixels | Encoded) -> dict[str, Features]:
-        pipeline, groups = self.pipeline, self.groups()
-        asked = sorted({layer for group in groups.values() for layer in group})
-        batches = extract(
-            pipeline.model,
-            pipeline.tokens(images),
-            asked,
-            make_pool(self.pool, pipeline.codec),
-            dtype=compute_dtype(self.precision, pipeline.model.wte.device),
-        )
-        features = np.concatenate(list(batches))  # [N, len(asked), F]
-        columns = {name: [asked.index(layer) for layer in group] for name, group in groups.items()}
-        return {name: features[:, at].reshape(len(images), -1) for name, at in columns.items()}
+        parts = list(self.extractor.every(self.pipeline.codec.raster_tokens(images)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.groups()}
 
 
 def pixel_features(images: Pixels | Encoded) -> dict[str, Features]:
@@ -194,12 +191,8 @@ class StreamedMethod:
     def __init__(
         self, features: ModelFeatures, task: Task, config: SGD, metric: str, say: Say
     ) -> None:
-        pipeline = features.pipeline
         self.name, self.task, self.metric, self.config = "linear probe", task, metric, config
-        self.say, model, codec = say, pipeline.model, pipeline.codec
-        dtype = compute_dtype(features.precision, model.wte.device)
-        pool = make_pool(features.pool, codec)
-        self.extractor = Extractor(model, codec, pool, features.groups(), dtype)
+        self.say, self.extractor = say, features.extractor
         self.fitted: dict[Subset, FittedProbe] = {}
 
     def fit(self, subset: Subset) -> tuple[str, float, Indices]:

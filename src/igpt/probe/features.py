@@ -7,7 +7,7 @@ norm. All layers come from one pass, and none above the highest one asked for is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -154,3 +154,41 @@ def _pooled(
         if layer == max(layers):
             break
     return torch.stack([pooled[layer] for layer in layers], dim=1)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Tokens in, features out: each group's layers side by side, [B, layers * F]."""
+
+    model: ImageGPT
+    codec: Codec
+    pool: Pool
+    groups: Mapping[str, tuple[int, ...]]  # a probe's name -> its layers
+    dtype: torch.dtype
+
+    @property
+    def layers(self) -> list[int]:
+        """All that are asked for, once, from the lowest."""
+        return sorted({layer for group in self.groups.values() for layer in group})
+
+    @torch.no_grad()
+    def batch(self, tokens: Tensor, start: int) -> dict[str, Tensor]:
+        """[B, F] by name, of a batch [B, T] whose first picture's place is `start`."""
+        model = self.model
+        shown = tokens.to(model.wte.device)
+        pooled = pooled_features(model, shown, self.layers, self.pool, self.dtype, Masking(), start)
+        return self._grouped(pooled)
+
+    def every(self, raster: npt.NDArray[np.uint16]) -> Iterator[dict[str, Features]]:
+        """The same of a whole set [N, T], a few at a time; shared by all processes."""
+        tokens = torch.from_numpy(self.codec.reorder(raster).astype(np.int64))
+        for pooled in extract(self.model, tokens, self.layers, self.pool, dtype=self.dtype):
+            parts = self._grouped(torch.from_numpy(pooled))
+            yield {name: part.numpy() for name, part in parts.items()}
+
+    def _grouped(self, pooled: Tensor) -> dict[str, Tensor]:
+        at = {layer: i for i, layer in enumerate(self.layers)}
+        return {
+            name: pooled[:, [at[layer] for layer in group]].flatten(1)
+            for name, group in self.groups.items()
+        }

@@ -9,9 +9,8 @@ Validation chooses among them, as it chooses L-BFGS's strength.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +20,8 @@ from torch import Tensor
 
 from igpt.config import UserError
 from igpt.data.loader import TokenLoader
-from igpt.model import ImageGPT
-from igpt.order import Codec
 from igpt.parallel.processes import mean, share_of_batch
-from igpt.probe.features import BATCH, Features, Masking, Pool, extract, pooled_features
+from igpt.probe.features import Extractor, Features
 from igpt.probe.linear import Basis, FittedProbe, LinearProbe, score
 
 Labels = npt.NDArray[np.int64]
@@ -49,43 +46,6 @@ class SGD:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or min(self.rates) <= 0:
             raise UserError("--epochs, --batch-size and --lr must be above 0")
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """Tokens in, features of the layers out: those of one probe side by side."""
-
-    model: ImageGPT
-    codec: Codec
-    pool: Pool
-    groups: Mapping[str, tuple[int, ...]]  # a probe's name -> its layers
-    dtype: torch.dtype
-
-    @property
-    def layers(self) -> list[int]:
-        return sorted({layer for group in self.groups.values() for layer in group})
-
-    @torch.no_grad()
-    def batch(self, tokens: Tensor, start: int) -> dict[str, Tensor]:
-        """[B, F] by name, of a batch [B, T] whose first picture's place is `start`."""
-        model = self.model
-        shown = tokens.to(model.wte.device)
-        pooled = pooled_features(model, shown, self.layers, self.pool, self.dtype, Masking(), start)
-        return self._grouped(pooled)
-
-    def every(self, raster: Raster) -> Iterator[dict[str, Features]]:
-        """The same of a whole set [N, T], a few at a time; shared by all processes."""
-        tokens = torch.from_numpy(self.codec.reorder(raster).astype(np.int64))
-        for pooled in extract(self.model, tokens, self.layers, self.pool, dtype=self.dtype):
-            parts = self._grouped(torch.from_numpy(pooled))
-            yield {name: part.numpy() for name, part in parts.items()}
-
-    def _grouped(self, pooled: Tensor) -> dict[str, Tensor]:
-        at = {layer: i for i, layer in enumerate(self.layers)}
-        return {
-            name: pooled[:, [at[layer] for layer in group]].flatten(1)
-            for name, group in self.groups.items()
-        }
 
 
 class Classifiers:
@@ -166,8 +126,7 @@ def predict_all(extractor: Extractor, fitted: FittedProbe, raster: Raster) -> La
 
 def _sample(extractor: Extractor, train: Raster) -> dict[str, Features]:
     """Features of the first pictures, as they are without augmentation."""
-    batches = islice(extractor.every(train[:MEASURED]), math.ceil(MEASURED / BATCH))
-    parts = list(batches)
+    parts = list(extractor.every(train[:MEASURED]))
     return {name: np.concatenate([part[name] for part in parts]) for name in extractor.groups}
 
 
