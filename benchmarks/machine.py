@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from igpt.kernels import can_decode
+from igpt.kernels import road
 
 
 def machine() -> dict[str, Any]:
@@ -24,5 +24,5 @@ def machine() -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "torch": torch.__version__,
         "transformers": version("transformers"),
-        "kernels": can_decode(),
+        "kernels": road(),
     }

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt.config import ModelConfig, UserError
-from igpt.decode import CompiledDecoder, PlainDecoder, TileDecoder, new_decoder
+from igpt.decode import CompiledDecoder, PlainDecoder, PackedDecoder, new_decoder
 from igpt.model import ImageGPT
 from igpt.sample import Sampling, generate
 from test_model import random_model
 
 CONFIG = ModelConfig(n_layer=2, n_embd=64, n_head=2, vocab_size=27, n_positions=81)
-needs_tiles = pytest.mark.skipif(
-    not TileDecoder.takes(ImageGPT(CONFIG)), reason="no matrix tiles, or no C++ compiler, here"
+needs_compiler = pytest.mark.skipif(
+    not PackedDecoder.takes(ImageGPT(CONFIG)), reason="no C++ compiler here"
 )
 # Largest difference of logits, whose standard deviation is about one.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.15, "int8": 0.3}
@@ -39,8 +39,8 @@ def lively(config: ModelConfig) -> ImageGPT:
     "precision",
     [
         "float32",
-        pytest.param("bfloat16", marks=needs_tiles),
-        pytest.param("int8", marks=needs_tiles),
+        pytest.param("bfloat16", marks=needs_compiler),
+        pytest.param("int8", marks=needs_compiler),
     ],
 )
 @settings(max_examples=12, deadline=None)
@@ -108,20 +108,20 @@ def test_a_compiled_step_gives_the_logits_of_the_whole_model_and_is_compiled_onc
     assert len(captured) == 1
 
 
-@needs_tiles
+@needs_compiler
 def test_a_whole_picture_passes_every_boundary_of_the_cache() -> None:
     model = lively(replace(CONFIG, n_positions=144))
     tokens = torch.randint(27, (3, 144), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, decoder = model(tokens), new_decoder(model, "bfloat16")
-        assert isinstance(decoder, TileDecoder)
+        assert isinstance(decoder, PackedDecoder)
         decoder.prefill(tokens[:, :0])
         for position in range(1, 144):
             found = decoder.step(tokens[:, position - 1])
             assert (found - expected[:, position]).abs().max() < TOLERANCE["bfloat16"], position
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_tiles)])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_compiler)])
 def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size(precision: str) -> None:
     model, sampling = lively(CONFIG), Sampling(seed=5, precision=precision)
     prefix = torch.randint(27, (3, 40), generator=torch.Generator().manual_seed(0))
@@ -135,7 +135,7 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size(precision
     [{"activation": "gelu"}, {"bias": True}, {"n_head": 4}, {"n_embd": 48, "n_head": 1}],
     ids=["another activation", "biases", "narrow heads", "an odd width"],
 )
-def test_what_the_tiles_are_not_made_for_takes_the_plain_road(change: dict[str, object]) -> None:
+def test_what_the_kernels_are_not_made_for_takes_the_plain_road(change: dict[str, object]) -> None:
     model = lively(replace(CONFIG, **change))  # type: ignore[arg-type]
     for precision in ("auto", "bfloat16"):
         assert isinstance(new_decoder(model, precision), PlainDecoder)
@@ -162,14 +162,14 @@ def test_float32_is_the_model_to_the_bit() -> None:
 SWITCHED_OFF = """
 import torch
 from igpt.config import ModelConfig
-from igpt.decode import TileDecoder
+from igpt.decode import PackedDecoder
 from igpt.model import ImageGPT
-print(TileDecoder.takes(ImageGPT(ModelConfig(n_layer=1, n_embd=32, n_head=1, vocab_size=8,
+print(PackedDecoder.takes(ImageGPT(ModelConfig(n_layer=1, n_embd=32, n_head=1, vocab_size=8,
                                              n_positions=16))))
 """
 
 
-def test_the_switch_turns_the_tiles_off() -> None:
+def test_the_switch_turns_the_kernels_off() -> None:
     env = {**os.environ, "IGPT_KERNELS": "0"}
     command = [sys.executable, "-c", SWITCHED_OFF]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)

@@ -1,8 +1,8 @@
 """Decoders: the pixels of several pictures in, a step at a time, the next one's logits out.
 
 `PlainDecoder` is the model with its cache. `CompiledDecoder` does the same on a GPU in one graph a
-step; `TileDecoder` on a processor's matrix tiles, in bfloat16 or with weights of 8 bits. What
-samples knows neither cache nor weights.
+step; `PackedDecoder` on a processor in one call, from weights of 16 or 8 bits. What samples knows
+neither cache nor weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from igpt.attention import FixedCache, KVCache
 from igpt.config import UserError
 from igpt.device import autocast, compile_step, compute_dtype, replays_steps
-from igpt.kernels import BlockWeights, TileCache, TileWeights, can_decode, tile_step
+from igpt.kernels import BlockWeights, PackedCache, PackedWeights, packed_step, road
 from igpt.kernels.decode import UNIT
 from igpt.model import NORM_EPS, Block, ImageGPT
 
@@ -98,18 +98,22 @@ class CompiledDecoder:
         return fixed
 
 
-class TileDecoder:
+class PackedDecoder:
     """The same with packed weights; the prefix is read by the model itself, in one pass."""
 
     def __init__(self, model: ImageGPT, int8: bool) -> None:
+        taken = road()
+        assert taken is not None
         self.model = model
-        self.weights = TileWeights(
+        self.int8_cache = int8 and taken.packs_cache
+        self.weights = PackedWeights(
             [_block_weights(block) for block in model.blocks],
             model.ln_f.weight,
             model.head.weight,
             n_head=model.config.n_head,
             eps=NORM_EPS,
             int8=int8,
+            road=taken,
         )
 
     @staticmethod
@@ -118,20 +122,21 @@ class TileDecoder:
         c = model.config
         return (
             model.wte.device.type == "cpu"
+            and model.wte.dtype == torch.float32
             and c.activation == "quick_gelu"
             and not c.bias
             and c.n_embd % UNIT == 0
             and c.n_embd // c.n_head % UNIT == 0
-            and can_decode()
+            and road() is not None
         )
 
     def prefill(self, prefix: Tensor) -> Tensor:
         device = self.model.wte.device
-        dtype = compute_dtype("bfloat16", device)
+        dtype = compute_dtype("auto", device)
         cache = self.model.new_cache(len(prefix), dtype)
         with autocast(device, dtype):
             logits = self.model.next_logits(prefix, cache)
-        self.cache = TileCache.pack(cache.keys, cache.values, cache.length)
+        self.cache = PackedCache.pack(cache.keys, cache.values, cache.length, self.int8_cache)
         return logits.float()
 
     def select(self, pictures: Tensor) -> None:
@@ -139,7 +144,7 @@ class TileDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         h = self.model.wte[tokens] + self.model.wpe[self.cache.length]  # [R, d]
-        return tile_step(self.weights, self.cache, h)
+        return packed_step(self.weights, self.cache, h)
 
 
 def _block_weights(block: torch.nn.Module) -> BlockWeights:
@@ -156,25 +161,24 @@ def _block_weights(block: torch.nn.Module) -> BlockWeights:
 
 
 def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
-    """The fastest decoder of a precision; "auto" takes bfloat16 where the device is made for it.
+    """The fastest decoder of a precision; "auto" takes bfloat16 where there is one made for it.
 
-    "int8" rounds the weights to 8 bits and computes in bfloat16. Raises UserError where there is
-    nothing that decodes with them, and for a precision of another name.
+    On a processor that is how weights and cache are stored: without bfloat16 products of its own it
+    computes in float32. "int8" rounds the weights to 8 bits. Raises UserError where there is nothing
+    that decodes with them, and for a precision of another name.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got '{precision}'")
-    tiles = TileDecoder.takes(model)
-    if precision == "int8":
-        if not tiles:
-            raise UserError(
-                "weights of 8 bits need a processor with matrix tiles (AMX), a C++ compiler, and a "
-                f"model without biases whose heads are a multiple of {UNIT} wide"
-            )
-        return TileDecoder(model, int8=True)
+    packed = PackedDecoder.takes(model)
+    if precision == "int8" and not packed:
+        raise UserError(
+            "weights of 8 bits need a C++ compiler, and a model on the processor, without biases, "
+            f"whose heads are a multiple of {UNIT} wide"
+        )
+    if precision != "float32" and packed:
+        return PackedDecoder(model, int8=precision == "int8")
     device = model.wte.device
     dtype = compute_dtype(precision, device)
-    if dtype != model.wte.dtype and tiles:
-        return TileDecoder(model, int8=False)
     if dtype != model.wte.dtype:
         model = copy.deepcopy(model).to(dtype)
     return CompiledDecoder(model) if replays_steps(device) else PlainDecoder(model)

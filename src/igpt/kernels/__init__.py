@@ -5,16 +5,16 @@
 
 from igpt.kernels.activation import fast_quick_gelu, gelu_takes
 from igpt.kernels.attention import tile_attention, tiles_take
-from igpt.kernels.decode import BlockWeights, TileCache, TileWeights, can_decode, tile_step
+from igpt.kernels.decode import BlockWeights, PackedCache, PackedWeights, packed_step, road
 
 __all__ = [
     "BlockWeights",
-    "TileCache",
-    "TileWeights",
-    "can_decode",
+    "PackedCache",
+    "PackedWeights",
     "fast_quick_gelu",
     "gelu_takes",
+    "packed_step",
+    "road",
     "tile_attention",
-    "tile_step",
     "tiles_take",
 ]

@@ -1,34 +1,70 @@
-"""One decoding step on matrix tiles: weights packed once, a cache in the order in which it is read.
+"""One decoding step in C++: weights packed once, a cache in the order in which it is read.
 
-Knows tensors and no model; its plain twin is `ImageGPT.next_logits`. The layouts are those of
-`decode.cpp`.
+Knows tensors and no model; its plain twin is `ImageGPT.next_logits`. There are two roads with the same
+step, `decode.h`: on matrix tiles, and on vectors of any processor. Their layouts are those of
+`decode_tiles.cpp` and `decode_vectors.cpp`.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igpt.kernels.build import load_for_tiles
+from igpt.kernels.build import load, load_for_tiles
 
 UNIT = 32  # inputs, outputs and the width of a head are multiples of it
 TOGETHER = 64  # positions that are computed side by side: room is made for a multiple of it
 LARGEST_INT8 = 127
 
 
-def can_decode() -> bool:
-    """Whether `tile_step` can be called here."""
-    return load_for_tiles("decode") is not None
+@dataclass(frozen=True)
+class Road:
+    """A library, how it wants weights [outputs, inputs], and whether its int8 is the cache's too."""
+
+    library: ctypes.CDLL
+    pack_weights: Callable[[Tensor], Tensor]
+    packs_cache: bool
+
+
+@cache
+def road() -> Road | None:
+    """The fastest one here, if there is any."""
+    tiles = load_for_tiles("decode_tiles")
+    if tiles is not None:
+        return Road(tiles, _in_tiles, packs_cache=False)
+    vectors = load("decode_vectors")
+    return None if vectors is None else Road(vectors, _in_panels, packs_cache=True)
+
+
+def _in_tiles(weight: Tensor) -> Tensor:
+    """[outputs / 16, inputs / 32, 16, 32]."""
+    outputs, inputs = weight.shape
+    return weight.view(outputs // 16, 16, inputs // 32, 32).transpose(1, 2)
+
+
+def _in_panels(weight: Tensor) -> Tensor:
+    """[outputs / 32, inputs / P, 32, P], P numbers in 32 bits."""
+    outputs, inputs = weight.shape
+    side = 4 // weight.element_size()
+    return weight.view(outputs // 32, 32, inputs // side, side).transpose(1, 2)
+
+
+def _round_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric, by rows: the largest number [..., n] becomes 127. With the scales [...], float32."""
+    largest = x.abs().amax(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = largest / LARGEST_INT8
+    return (x / scale[..., None]).round().to(torch.int8), scale
 
 
 class _Linear(ctypes.Structure):
     _fields_ = (
-        ("tiles", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
         ("outputs", ctypes.c_int),
         ("inputs", ctypes.c_int),
@@ -62,6 +98,8 @@ class _Cache(ctypes.Structure):
     _fields_ = (
         ("keys", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
+        ("key_scales", ctypes.c_void_p),
+        ("value_scales", ctypes.c_void_p),
         ("S", ctypes.c_int),
         ("length", ctypes.c_int),
     )
@@ -79,7 +117,7 @@ class BlockWeights:
     out: Tensor
 
 
-class TileWeights:
+class PackedWeights:
     """The weights of all blocks and the head, packed; in int8, a scale for each output."""
 
     def __init__(
@@ -91,9 +129,11 @@ class TileWeights:
         n_head: int,
         eps: float,
         int8: bool,
+        road: Road,
     ) -> None:
         self._kept: list[Tensor] = []  # what the addresses point to
-        self._int8 = int8
+        self.road = road
+        self.int8 = int8
         self.n_outputs = len(head)
         layers = (_Layer * len(blocks))(
             *(
@@ -120,65 +160,72 @@ class TileWeights:
     def _linear(self, weight: Tensor) -> _Linear:
         weight = weight.detach().float()
         weight = F.pad(weight, (0, 0, 0, -len(weight) % UNIT))
-        scales = None
-        if self._int8:
-            # Symmetric, by rows: the largest weight of an output becomes 127.
-            largest = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-            weight = (weight * (LARGEST_INT8 / largest)[:, None]).round()
-            scales = self._keep(largest / LARGEST_INT8)
         outputs, inputs = weight.shape
-        tiles = weight.view(outputs // 16, 16, inputs // 32, 32).transpose(1, 2)
-        kind = torch.int8 if self._int8 else torch.bfloat16
-        return _Linear(self._keep(tiles.to(kind)), scales, outputs, inputs)
+        if not self.int8:
+            return _Linear(self._packed(weight.to(torch.bfloat16)), None, outputs, inputs)
+        rounded, scales = _round_to_int8(weight)
+        return _Linear(self._packed(rounded), self._keep(scales), outputs, inputs)
+
+    def _packed(self, weight: Tensor) -> int:
+        return self._keep(self.road.pack_weights(weight))
 
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor.contiguous())
         return self._kept[-1].data_ptr()
 
 
-class TileCache:
-    """Keys and values of the first `length` positions of B pictures, in the kernel's layout."""
+class PackedCache:
+    """Keys and values of the first `length` positions of B pictures, in the kernels' layout.
 
-    def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
-        self.keys, self.values, self.length = keys, values, length
+    `tensors` are keys and values; in int8, their scales [L, B, H, S] too, one for each position.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], length: int) -> None:
+        self.tensors, self.length = tuple(tensors), length
 
     @classmethod
-    def pack(cls, keys: Tensor, values: Tensor, length: int) -> TileCache:
+    def pack(cls, keys: Tensor, values: Tensor, length: int, int8: bool) -> PackedCache:
         """Of keys and values [L, B, H, S, D], of which `length` positions are there."""
+        more = -keys.shape[3] % TOGETHER
+        keys, values = (F.pad(x[..., :length, :].float(), (0, 0, 0, x.shape[3] - length + more))
+                        for x in (keys, values))  # what is not there weighs nothing
+        scales: tuple[Tensor, ...] = ()
+        if int8:
+            (keys, key_scales), (values, value_scales) = map(_round_to_int8, (keys, values))
+            scales = (key_scales.contiguous(), value_scales.contiguous())
+        else:
+            keys, values = keys.to(torch.bfloat16), values.to(torch.bfloat16)
+        side = 4 // keys.element_size()  # numbers in 32 bits
         L, B, H, S, D = keys.shape
-        more = -S % TOGETHER
-        keys, values = (x.to(torch.bfloat16).clone() for x in (keys, values))
-        for x in (keys, values):
-            x[..., length:, :] = 0  # what is not there weighs nothing, whatever memory held
-        keys, values = (F.pad(x, (0, 0, 0, more)) for x in (keys, values))
-        S += more
-        keys = keys.view(L, B, H, S // 16, 16, D // 2, 2).transpose(4, 5)
-        values = values.view(L, B, H, S // 2, 2, D).transpose(4, 5)
-        return cls(keys.contiguous(), values.contiguous(), length)
+        keys = keys.view(L, B, H, S // 16, 16, D // side, side).transpose(4, 5)
+        values = values.view(L, B, H, S // side, side, D).transpose(4, 5)
+        return cls((keys.contiguous(), values.contiguous(), *scales), length)
 
-    def select(self, pictures: Tensor) -> TileCache:
+    def select(self, pictures: Tensor) -> PackedCache:
         """The caches of `pictures` [R], which may repeat."""
-        keys, values = (x.index_select(1, pictures) for x in (self.keys, self.values))
-        return TileCache(keys, values, self.length)
+        return PackedCache([x.index_select(1, pictures) for x in self.tensors], self.length)
+
+    @property
+    def size(self) -> int:
+        """Positions that there is room for."""
+        return self.tensors[0].shape[3] * 16
 
     @property
     def bytes(self) -> int:
         """What a step reads of the positions that are there."""
-        S = self.keys.shape[3] * 16
-        return (self.keys.nbytes + self.values.nbytes) * self.length // S
+        return sum(x.nbytes for x in self.tensors) * self.length // self.size
 
     def struct(self) -> _Cache:
-        S = self.keys.shape[3] * 16
-        return _Cache(self.keys.data_ptr(), self.values.data_ptr(), S, self.length)
+        addresses = [x.data_ptr() for x in self.tensors]
+        keys, values, key_scales, value_scales = (*addresses, None, None)[:4]
+        return _Cache(keys, values, key_scales, value_scales, self.size, self.length)
 
 
-def tile_step(weights: TileWeights, cache: TileCache, h: Tensor) -> Tensor:
+def packed_step(weights: PackedWeights, cache: PackedCache, h: Tensor) -> Tensor:
     """Logits [B, K] after the pixels embedded as h [B, d] float32; the cache is one longer then."""
-    library = load_for_tiles("decode")
-    assert library is not None
     h = h.contiguous().clone()
     logits = torch.empty(len(h), weights.model.head.outputs)
-    library.decode_step(
+    weights.road.library.decode_step(
         ctypes.byref(weights.model),
         ctypes.byref(cache.struct()),
         ctypes.c_void_p(h.data_ptr()),

@@ -12,14 +12,11 @@
 #include <cstddef>
 #include <cstdint>
 
-using bf16 = uint16_t;
+#include "numbers.h"
 
 constexpr int TILE = 16;              // rows of a tile, and columns of float32
 constexpr int BLOCK = 32;             // rows that are computed together
 constexpr int TILE_DWORDS = 16 * 16;  // a whole tile
-constexpr float LOG2E = 1.44269504088896340736f;
-
-inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 // Eight tiles of full size. Constant memory, as the compiler does not know that it is read.
 struct alignas(64) TileConfig {

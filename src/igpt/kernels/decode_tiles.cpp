@@ -1,59 +1,42 @@
-// One step of the decoder for B pictures: from the embedded last pixels to the next one's logits.
+// The decoder's step (`decode.h`) on matrix tiles (AMX).
 //
-// A step reads every weight and the whole cache once and computes little, so all is laid out in the
-// order in which it is read: weights in tiles of 16 outputs by 32 inputs, keys and values in the
-// interleaved pairs that bfloat16 products take. One team of threads makes the whole step.
-// Products are added in float32; what one picture gives does not depend on the others beside it.
+// Weights lie in tiles of 16 outputs by 32 inputs, keys and values in the interleaved pairs that
+// bfloat16 products take; products are added in float32. Weights of int8 are widened on their way.
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "decode.h"
 #include "tiles.h"
 
 constexpr int CHUNK = 4;     // tiles of int8 that are widened before they are used
 constexpr int AHEAD = 4096;  // bytes of int8 that are on their way from memory; measured
-constexpr int TOGETHER = 64;  // positions whose scores are computed side by side
-
-extern "C" {
-
-// y = W x: W [outputs, inputs], both padded to multiples of 32, in tiles of bfloat16 or, where
-// there are scales [outputs], of int8.
-struct Linear {
-  const void* tiles;
-  const float* scales;
-  int outputs, inputs;
-};
-
-struct Layer {
-  const float *norm_1, *norm_2;  // gains [d]
-  Linear qkv, proj, fc, out;
-};
-
-struct Model {
-  int n_layer, d, n_head;
-  float eps;  // of the norms
-  const Layer* layers;
-  const float* norm_f;
-  Linear head;
-};
-
-// Keys [L, B, H, S / 16, D / 2, 16, 2] and values [L, B, H, S / 2, D, 2]; `length` positions are
-// there, and the step adds one. S is a multiple of 64 and D of 32.
-struct Cache {
-  bf16 *keys, *values;
-  int S, length;
-};
-}
 
 namespace {
-
-using Floats = std::vector<float>;
 
 // Places of a column of a tile [16, 16].
 const __m512i ROWS = _mm512_slli_epi32(
     _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 4);
+
+// Outputs i to i + 31 of a picture.
+struct Outputs {
+  __m512 low, high;
+  static Outputs load(const float* from) {
+    return {_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16)};
+  }
+};
+
+void store(float* to, const Outputs& y) {
+  _mm512_storeu_ps(to, y.low);
+  _mm512_storeu_ps(to + 16, y.high);
+}
+
+void add(float* to, const Outputs& y) {
+  const Outputs x = Outputs::load(to);
+  store(to, {_mm512_add_ps(x.low, y.low), _mm512_add_ps(x.high, y.high)});
+}
 
 // 32 floats as 16 pairs of bfloat16.
 __m512i pack(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
@@ -70,9 +53,9 @@ struct Inputs {
     return &tiles[size_t(picture / TILE) * steps * TILE_DWORDS];
   }
   // Inputs i to i + 31 of a picture.
-  void set(int picture, int i, __m512 low, __m512 high) {
+  void set(int picture, int i, const Outputs& x) {
     uint32_t* pairs = &tiles[(size_t(picture / TILE) * steps + i / 32) * TILE_DWORDS];
-    _mm512_i32scatter_epi32(pairs + picture % TILE, ROWS, pack(low, high), 4);
+    _mm512_i32scatter_epi32(pairs + picture % TILE, ROWS, pack(x.low, x.high), 4);
   }
 };
 
@@ -88,7 +71,7 @@ void set_normalised(const float* h, const float* gain, int d, float eps, int pic
   const auto part = [&](int i) {
     return _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(h + i), factor), _mm512_loadu_ps(gain + i));
   };
-  for (int i = 0; i < d; i += 32) to.set(picture, i, part(i), part(i + 16));
+  for (int i = 0; i < d; i += 32) to.set(picture, i, {part(i), part(i + 16)});
 }
 
 // Tiles of int8 as bfloat16, which has all of their values.
@@ -111,10 +94,10 @@ void multiply(const Linear& linear, int output, const Inputs& x, int picture, fl
   const uint32_t *b0 = x.column(picture), *b1 = x.column(picture + TILE);
   clear();
   if (!linear.scales) {
-    const auto* tiles = (const bf16*)linear.tiles;
+    const auto* tiles = (const bf16*)linear.weights;
     accumulate(tiles + first, tiles + second, 64, 2 * SIZE, b0, b1, 2 * SIZE, steps);
   } else {
-    const auto* tiles = (const int8_t*)linear.tiles;
+    const auto* tiles = (const int8_t*)linear.weights;
     alignas(64) bf16 wide[2][CHUNK * SIZE];
     for (int k = 0; k < steps; k += CHUNK) {
       const int count = std::min(CHUNK, steps - k), at = k * SIZE;
@@ -127,7 +110,7 @@ void multiply(const Linear& linear, int output, const Inputs& x, int picture, fl
   store_product(product, 4 * BLOCK);
 }
 
-// Calls use(picture, output, low, high) with outputs `output` to `output` + 31 of every picture, for
+// Calls use(picture, output, y) with outputs `output` to `output` + 31 of every picture, for
 // all outputs; the team shares these.
 template <class Use>
 void apply(const Linear& linear, const Inputs& x, int B, Use use) {
@@ -145,7 +128,7 @@ void apply(const Linear& linear, const Inputs& x, int B, Use use) {
           low = _mm512_mul_ps(low, _mm512_loadu_ps(linear.scales + output));
           high = _mm512_mul_ps(high, _mm512_loadu_ps(linear.scales + output + 16));
         }
-        use(b, output, low, high);
+        use(b, output, Outputs{low, high});
       }
     }
 }
@@ -156,15 +139,7 @@ __m512 quick_gelu(__m512 x) {
   return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1), power));
 }
 
-void store(float* to, __m512 low, __m512 high) {
-  _mm512_storeu_ps(to, low);
-  _mm512_storeu_ps(to + 16, high);
-}
-
-void add(float* to, __m512 low, __m512 high) {
-  store(to, _mm512_add_ps(_mm512_loadu_ps(to), low),
-        _mm512_add_ps(_mm512_loadu_ps(to + 16), high));
-}
+Outputs quick_gelu(const Outputs& x) { return {quick_gelu(x.low), quick_gelu(x.high)}; }
 
 // --- attention -----------------------------------------------------------------------------------
 
@@ -215,10 +190,10 @@ float softmax(float* scores, int count, float scale, bf16* out) {
 
 // Values [count, D] mixed with weights [count], 16 dimensions at a time, times a factor.
 void mix(const bf16* weights, const bf16* values, int D, int count, float factor, float* out) {
-  constexpr int WIDE = 4;  // vectors side by side, 64 dimensions
-  for (int d = 0; d < D; d += 16 * WIDE) {
-    const int vectors = std::min(WIDE, (D - d) / 16);
-    __m512 sums[2][WIDE];
+  constexpr int VECTORS = 4;  // side by side, 64 dimensions
+  for (int d = 0; d < D; d += 16 * VECTORS) {
+    const int vectors = std::min(VECTORS, (D - d) / 16);
+    __m512 sums[2][VECTORS];
     for (auto& row : sums)
       for (auto& sum : row) sum = _mm512_setzero_ps();
     for (int s = 0; s < count; s += 4)
@@ -240,9 +215,12 @@ struct Scratch {
   Scratch(int S, int D) : scores(S), mixed(D), query(D), key(D), value(D), weights(S) {}
 };
 
-// Store the new key and value of a head, then let its query look at all of them.
-void attend(const float* q, const float* k, const float* v, bf16* keys, bf16* values, int length,
-            int D, Scratch& scratch, int picture, int first, Inputs& to) {
+// Store the new key and value of a head, the `head`-th of all, then let its query look at all of them.
+void attend(const float* q, const float* k, const float* v, const Cache& cache, size_t head, int D,
+            Scratch& scratch) {
+  const int length = cache.length, count = length + 1;
+  bf16* keys = (bf16*)cache.keys + head * cache.S * D;
+  bf16* values = (bf16*)cache.values + head * cache.S * D;
   bf16* key = keys + size_t(length / 16) * 16 * D + length % 16 * 2;
   bf16* value = values + size_t(length / 2) * 2 * D + length % 2;
   round_all(q, D, scratch.query.data());
@@ -252,66 +230,22 @@ void attend(const float* q, const float* k, const float* v, bf16* keys, bf16* va
     key[d / 2 * 32 + d % 2] = scratch.key[d];
     value[2 * d] = scratch.value[d];
   }
-  const int count = length + 1;
   score(scratch.query.data(), keys, D, count, scratch.scores.data());
   const float sum =
       softmax(scratch.scores.data(), count, 1 / std::sqrt(float(D)), scratch.weights.data());
   mix(scratch.weights.data(), values, D, round_up(count, 4), 1 / sum, scratch.mixed.data());
-  for (int d = 0; d < D; d += 32)
-    to.set(picture, first + d, _mm512_loadu_ps(&scratch.mixed[d]),
-           _mm512_loadu_ps(&scratch.mixed[d + 16]));
 }
+
+struct Road {
+  using Thread = Tiles;
+  using Inputs = ::Inputs;
+  using Outputs = ::Outputs;
+  using Scratch = ::Scratch;
+};
 
 }  // namespace
 
-extern "C" {
-
-// h [B, d] are the embedded pixels at position `cache.length`, and are used up; logits [B, outputs of the head].
-void decode_step(const Model* model, const Cache* cache, float* h, float* logits, int B,
-                 int threads) {
-  const Model& m = *model;
-  const int d = m.d, H = m.n_head, D = d / H;
-  const size_t head_size = size_t(cache->S) * D;
-  Floats qkv(size_t(B) * 3 * d);
-  Inputs narrow(B, d), mixed(B, d), wide(B, 4 * d);
-#pragma omp parallel num_threads(threads)
-  {
-    const Tiles tiles;
-    Scratch scratch(cache->S, D);
-    const auto normalise = [&](const float* gain) {
-#pragma omp for schedule(static)
-      for (int b = 0; b < B; b++)
-        set_normalised(h + size_t(b) * d, gain, d, m.eps, b, narrow);
-    };
-    for (int l = 0; l < m.n_layer; l++) {
-      const Layer& layer = m.layers[l];
-      normalise(layer.norm_1);
-      apply(layer.qkv, narrow, B, [&](int b, int output, __m512 low, __m512 high) {
-        store(&qkv[size_t(b) * 3 * d + output], low, high);
-      });
-#pragma omp for schedule(static)
-      for (int i = 0; i < B * H; i++) {
-        const int b = i / H, first = i % H * D;
-        const float* q = &qkv[size_t(b) * 3 * d + first];
-        const size_t at = (size_t(l) * B * H + i) * head_size;
-        attend(q, q + d, q + 2 * d, cache->keys + at, cache->values + at, cache->length, D, scratch,
-               b, first, mixed);
-      }
-      apply(layer.proj, mixed, B, [&](int b, int output, __m512 low, __m512 high) {
-        add(h + size_t(b) * d + output, low, high);
-      });
-      normalise(layer.norm_2);
-      apply(layer.fc, narrow, B, [&](int b, int output, __m512 low, __m512 high) {
-        wide.set(b, output, quick_gelu(low), quick_gelu(high));
-      });
-      apply(layer.out, wide, B, [&](int b, int output, __m512 low, __m512 high) {
-        add(h + size_t(b) * d + output, low, high);
-      });
-    }
-    normalise(m.norm_f);
-    apply(m.head, narrow, B, [&](int b, int output, __m512 low, __m512 high) {
-      store(logits + size_t(b) * m.head.outputs + output, low, high);
-    });
-  }
-}
+extern "C" void decode_step(const Model* model, const Cache* cache, float* h, float* logits, int B,
+                            int threads) {
+  step<Road>(*model, *cache, h, logits, B, threads);
 }

@@ -1,0 +1,309 @@
+// The decoder's step (`decode.h`) on vectors of any processor, by the compiler's own vector types.
+//
+// Weights and cache are stored in bfloat16 or int8, since reading them is what a step waits for;
+// they are widened in registers, and all is computed in float32. Weights lie as [outputs / 32,
+// inputs / P, 32, P], P numbers in 32 bits, so that a vector of such words has 32 bits of inputs that
+// follow each other, of as many outputs as it has lanes.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "decode.h"
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ROWS = 6;  // of a vector; pictures that share what is read of a weight
+#elif defined(__AVX__)
+constexpr int LANES = 8, ROWS = 3;  // 12 sums of 16 registers
+#else
+constexpr int LANES = 4, ROWS = 2;
+#endif
+
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef int32_t Words __attribute__((vector_size(4 * LANES)));
+
+template <class Number>
+constexpr int PACK = 4 / sizeof(Number);
+
+template <class To = Vector>
+To load(const void* from) {
+  To x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
+
+// The i-th number of each word.
+template <class Number>
+Vector number(Words words, int i) {
+  if constexpr (std::is_same_v<Number, int8_t>)
+    return __builtin_convertvector((words << (24 - 8 * i)) >> 24, Vector);
+  else
+    return (Vector)(i == 0 ? words << 16 : words & int32_t(0xffff0000));
+}
+
+float sum_of(Vector x) {
+  float sum = 0;
+  for (int i = 0; i < LANES; i++) sum += x[i];
+  return sum;
+}
+
+Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
+// 2^x, 2.4e-6 relative: Taylor's series to the fifth power on [-1/2, 1/2].
+Vector exp2(Vector x) {
+  constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: the sum's last bit is worth one
+  x = larger(x, Vector{} - 126.0f);
+  const Vector shifted = x + ROUND, f = x - (shifted - ROUND);
+  Vector y = f * 0.00133335581f + 0.00961812911f;
+  y = y * f + 0.0555041087f;
+  y = y * f + 0.240226507f;
+  y = y * f + 0.693147181f;
+  y = y * f + 1.0f;
+  return (Vector)((Words)y + ((Words)shifted << 23));
+}
+
+// --- linear layers -------------------------------------------------------------------------------
+
+// 32 of a picture.
+struct Outputs {
+  static constexpr int VECTORS = WIDE / LANES;
+  Vector part[VECTORS];
+
+  static Outputs load(const float* from) {
+    Outputs y;
+    std::memcpy(&y, from, sizeof y);
+    return y;
+  }
+};
+
+void store(float* to, const Outputs& y) { std::memcpy(to, &y, sizeof y); }
+
+void add(float* to, const Outputs& y) {
+  Outputs sum = Outputs::load(to);
+  for (int i = 0; i < Outputs::VECTORS; i++) sum.part[i] += y.part[i];
+  store(to, sum);
+}
+
+// x sigmoid(1.702 x)
+Outputs quick_gelu(Outputs x) {
+  for (Vector& part : x.part) part /= exp2(part * (-1.702f * LOG2E)) + 1.0f;
+  return x;
+}
+
+// x [B, inputs], which meet weights of this kind.
+template <class Number>
+struct Inputs {
+  int inputs;
+  Floats x;
+
+  Inputs(int B, int inputs) : inputs(inputs), x(size_t(B) * inputs) {}
+
+  const float* row(int picture) const { return &x[size_t(picture) * inputs]; }
+  void set(int picture, int i, const Outputs& part) {
+    store(&x[size_t(picture) * inputs + i], part);
+  }
+};
+
+template <class Number>
+void set_normalised(const float* h, const float* gain, int d, float eps, int picture,
+                    Inputs<Number>& to) {
+  Vector squares = {};
+  for (int i = 0; i < d; i += LANES) squares += load(h + i) * load(h + i);
+  const float factor = 1 / std::sqrt(sum_of(squares) / d + eps);
+  float* row = &to.x[size_t(picture) * d];
+  for (int i = 0; i < d; i += LANES) store(row + i, load(h + i) * factor * load(gain + i));
+}
+
+// 32 outputs of R pictures, not yet scaled.
+template <class Number, int R>
+void multiply(const char* panel, const float* x, int inputs, Outputs* y) {
+  constexpr int V = Outputs::VECTORS, P = PACK<Number>;
+  Vector sums[R][V] = {};
+  for (int i = 0; i < inputs; i += P, panel += 4 * WIDE)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) {
+        const Vector weight = number<Number>(load<Words>(panel + 4 * LANES * v), p);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) sums[r][v] += weight * x[size_t(r) * inputs + i + p];
+      }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) y[r].part[v] = sums[r][v];
+}
+
+// The same of up to R pictures.
+template <class Number, int R = ROWS>
+void multiply_up_to(int rows, const char* panel, const float* x, int inputs, Outputs* y) {
+  if constexpr (R > 1) {
+    if (rows < R) return multiply_up_to<Number, R - 1>(rows, panel, x, inputs, y);
+  }
+  multiply<Number, R>(panel, x, inputs, y);
+}
+
+// Calls use(picture, output, y) with outputs `output` to `output` + 31 of every picture, for all
+// outputs; the team shares these.
+template <class Number, class Use>
+void apply(const Linear& linear, const Inputs<Number>& x, int B, Use use) {
+#pragma omp for schedule(static)
+  for (int output = 0; output < linear.outputs; output += WIDE) {
+    const char* panel = (const char*)linear.weights + size_t(output) * linear.inputs * sizeof(Number);
+    for (int b = 0; b < B; b += ROWS) {
+      Outputs y[ROWS];
+      const int rows = std::min(ROWS, B - b);
+      multiply_up_to<Number>(rows, panel, x.row(b), linear.inputs, y);
+      for (int r = 0; r < rows; r++) {
+        if (linear.scales)
+          for (int v = 0; v < Outputs::VECTORS; v++)
+            y[r].part[v] *= load(linear.scales + output + v * LANES);
+        use(b + r, output, y[r]);
+      }
+    }
+  }
+}
+
+// --- attention -----------------------------------------------------------------------------------
+
+constexpr int SUMS = TOGETHER / LANES;  // vectors side by side
+
+template <class Number>
+struct Scratch {
+  Floats scores, mixed;
+  Scratch(int S, int D) : scores(S), mixed(round_up(D, TOGETHER)) {}
+};
+
+// Scores of one query [D] with `count` positions, 64 at a time.
+template <class Number>
+void score(const float* query, const char* keys, int D, int count, float* out) {
+  constexpr int P = PACK<Number>, GROUP = 16;  // positions that lie together
+  for (int s = 0; s < count; s += TOGETHER) {
+    const char* block = keys + size_t(s) * D * sizeof(Number);
+    Vector sums[SUMS] = {};
+    for (int d = 0; d < D; d += P)
+#pragma GCC unroll 16
+      for (int i = 0; i < SUMS; i++) {
+        const int group = i * LANES / GROUP, lane = i * LANES % GROUP;
+        const Words words = load<Words>(block + (size_t(group) * D / P + d / P) * 4 * GROUP + 4 * lane);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) sums[i] += number<Number>(words, p) * query[d + p];
+      }
+    for (int i = 0; i < SUMS; i++) store(out + s + i * LANES, sums[i]);
+  }
+}
+
+// Softmax of scores [count] where they are, not yet divided by the sum, which is returned; zeros
+// after it, up to a multiple of 64.
+float softmax(float* scores, int count, float scale) {
+  const int end = round_up(count, TOGETHER);
+  std::fill(scores + count, scores + end, -INFINITY);
+  Vector best = load(scores), sum = {};
+  for (int s = LANES; s < end; s += LANES) best = larger(best, load(scores + s));
+  float top = best[0];
+  for (int i = 1; i < LANES; i++) top = std::max(top, best[i]);
+  const float slope = scale * LOG2E, offset = top * slope;
+  for (int s = 0; s < end; s += LANES) {
+    const Vector p = exp2(load(scores + s) * slope - offset);
+    sum += p;
+    store(scores + s, p);
+  }
+  std::fill(scores + count, scores + end, 0.0f);
+  return sum_of(sum);
+}
+
+// Values [count, D] mixed with weights [count], 64 dimensions at a time, times a factor.
+template <class Number>
+void mix(const float* weights, const char* values, int D, int count, float factor, float* out) {
+  constexpr int P = PACK<Number>;
+  for (int d = 0; d < D; d += TOGETHER) {
+    const int vectors = std::min(SUMS, (D - d) / LANES);
+    Vector sums[SUMS] = {};
+    const auto add_all = [&](int n) {
+      for (int s = 0; s < count; s += P) {
+        const char* row = values + (size_t(s) / P * D + d) * 4;
+#pragma GCC unroll 16
+        for (int i = 0; i < n; i++) {
+          const Words words = load<Words>(row + 4 * LANES * i);
+#pragma GCC unroll 4
+          for (int p = 0; p < P; p++) sums[i] += number<Number>(words, p) * weights[s + p];
+        }
+      }
+    };
+    if (vectors == SUMS)
+      add_all(SUMS);
+    else
+      add_all(SUMS / 2);  // D is a multiple of 32
+    for (int i = 0; i < vectors; i++) store(out + d + i * LANES, sums[i] * factor);
+  }
+}
+
+// To the nearest bfloat16, ties to even.
+bf16 rounded(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bf16((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Stores x [D], a number every `stride`, P of them side by side; returns the scale of int8.
+template <class Number>
+float pack(const float* x, int D, Number* to, long stride, int side) {
+  float largest = 0;
+  for (int d = 0; d < D; d++) largest = std::max(largest, std::abs(x[d]));
+  const float scale = std::max(largest, 1e-30f) / 127;
+  for (int d = 0; d < D; d++) {
+    Number& place = to[d / side * stride + d % side];
+    if constexpr (std::is_same_v<Number, int8_t>)
+      place = int8_t(std::lrintf(x[d] / scale));
+    else
+      place = rounded(x[d]);
+  }
+  return scale;
+}
+
+// Store the new key and value of a head, the `head`-th of all, then let its query look at all of them.
+template <class Number>
+void attend(const float* q, const float* k, const float* v, const Cache& cache, size_t head, int D,
+            Scratch<Number>& scratch) {
+  constexpr int P = PACK<Number>;
+  const int length = cache.length, count = length + 1;
+  Number* keys = (Number*)cache.keys + head * cache.S * D;
+  Number* values = (Number*)cache.values + head * cache.S * D;
+  const float key_scale =
+      pack(k, D, keys + size_t(length / 16) * 16 * D + length % 16 * P, 16 * P, P);
+  const float value_scale = pack(v, D, values + size_t(length / P) * P * D + length % P, P, 1);
+  float* scores = scratch.scores.data();
+  score<Number>(q, (const char*)keys, D, count, scores);
+  if constexpr (std::is_same_v<Number, int8_t>) {
+    float* scales = cache.key_scales + head * cache.S;
+    scales[length] = key_scale;
+    for (int s = 0; s < count; s++) scores[s] *= scales[s];
+  }
+  const float sum = softmax(scores, count, 1 / std::sqrt(float(D)));
+  if constexpr (std::is_same_v<Number, int8_t>) {
+    float* scales = cache.value_scales + head * cache.S;
+    scales[length] = value_scale;
+    for (int s = 0; s < count; s++) scores[s] *= scales[s];
+  }
+  mix<Number>(scores, (const char*)values, D, round_up(count, P), 1 / sum, scratch.mixed.data());
+}
+
+template <class Number>
+struct Road {
+  struct Thread {};
+  using Inputs = ::Inputs<Number>;
+  using Outputs = ::Outputs;
+  using Scratch = ::Scratch<Number>;
+};
+
+}  // namespace
+
+extern "C" void decode_step(const Model* model, const Cache* cache, float* h, float* logits, int B,
+                            int threads) {
+  const auto run = model->head.scales ? &step<Road<int8_t>> : &step<Road<bf16>>;
+  run(*model, *cache, h, logits, B, threads);
+}
