@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from igpt.kernels import road
+from igpt.kernels import roads
 
 
 def machine() -> dict[str, Any]:
-    """Of this process: its processor, threads, libraries, and whether the kernels are there."""
+    """Of this process: its processor, threads, libraries, and what its kernels decode on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     return {
@@ -24,5 +24,5 @@ def machine() -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "torch": torch.__version__,
         "transformers": version("transformers"),
-        "kernels": road(),
+        "kernels": [road.name for road in roads()],
     }

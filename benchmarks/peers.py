@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from igpt.config import ModelConfig
 from igpt.decode import new_decoder
-from igpt.device import autocast, reuse_memory
+from igpt.device import autocast, compute_dtype, reuse_memory
 from igpt.evaluate import picture_nats
 from igpt.folder import save_model
 from igpt.model import ImageGPT
@@ -28,6 +28,7 @@ Work = Callable[[], object]
 SMALL = ModelConfig(n_layer=8, n_embd=128, n_head=4, vocab_size=512, n_positions=1024)
 IGPT_S = ModelConfig(n_layer=24, n_embd=512, n_head=8, vocab_size=512, n_positions=1024)
 CPU = torch.device("cpu")
+OURS = compute_dtype("auto", CPU)  # what igpt computes in here
 
 
 def at_length(config: ModelConfig, n_positions: int) -> ModelConfig:
@@ -85,7 +86,7 @@ def train_ours(config: ModelConfig, batch: int, kernels: bool, compiled: bool) -
     values = torch.compile(lambda x: objective(model, x), disable=not compiled)
 
     def step() -> None:
-        with autocast(CPU, torch.bfloat16):
+        with autocast(CPU, OURS):
             loss = values(pictures).sum() / batch
         loss.backward()
         optimizer.step()
@@ -182,7 +183,7 @@ def complete_ours(config: ModelConfig, n: int, together: bool) -> Work:
 
     @torch.inference_mode()
     def unit() -> None:
-        decoder = new_decoder(model, "bfloat16")
+        decoder = new_decoder(model)
         if together:
             decoder.prefill(half)
             decoder.select(torch.zeros(n, dtype=torch.long))
@@ -217,12 +218,12 @@ def encode_theirs(n: int, kind: str) -> Work:
 
 
 def matrix_products(config: ModelConfig, batch: int) -> tuple[Work, float]:
-    """Every product with weights of a training step in bfloat16, and their FLOPs."""
+    """Every product with weights of a training step, in the type of ours, and their FLOPs."""
     d, rows = config.n_embd, batch * config.n_positions
     shapes = [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)] * config.n_layer
     shapes.append((d, config.vocab_size))
-    x = {size: torch.randn(rows, size).bfloat16() for shape in shapes for size in shape}
-    weights = [torch.randn(n, m).bfloat16() for n, m in shapes]
+    x = {size: torch.randn(rows, size).to(OURS) for shape in shapes for size in shape}
+    weights = [torch.randn(n, m).to(OURS) for n, m in shapes]
 
     def unit() -> None:
         for (n, m), weight in zip(shapes, weights, strict=True):

@@ -12,17 +12,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from igpt.config import ModelConfig, UserError
-from igpt.decode import CompiledDecoder, PlainDecoder, PackedDecoder, new_decoder
+from igpt.decode import CompiledDecoder, Decoder, PackedDecoder, PlainDecoder, new_decoder
+from igpt.kernels import Road, roads
 from igpt.model import ImageGPT
 from igpt.sample import Sampling, generate
 from test_model import random_model
 
 CONFIG = ModelConfig(n_layer=2, n_embd=64, n_head=2, vocab_size=27, n_positions=81)
-needs_compiler = pytest.mark.skipif(
-    not PackedDecoder.takes(ImageGPT(CONFIG)), reason="no C++ compiler here"
+# Every way to decode: the name of a precision, and the road on which it is computed.
+WAYS = [("float32", None), *((kind, road) for road in roads() for kind in ("bfloat16", "int8"))]
+every_way = pytest.mark.parametrize(
+    ("precision", "road"), WAYS, ids=[f"{kind} {road.name if road else ''}" for kind, road in WAYS]
 )
+needs_compiler = pytest.mark.skipif(not roads(), reason="no C++ compiler here")
 # Largest difference of logits, whose standard deviation is about one.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.15, "int8": 0.3}
 
@@ -35,14 +40,23 @@ def lively(config: ModelConfig) -> ImageGPT:
     return model
 
 
-@pytest.mark.parametrize(
-    "precision",
-    [
-        "float32",
-        pytest.param("bfloat16", marks=needs_compiler),
-        pytest.param("int8", marks=needs_compiler),
-    ],
-)
+def decoder_of(model: ImageGPT, precision: str, road: Road | None) -> Decoder:
+    if road is None:
+        return new_decoder(model, precision)
+    return PackedDecoder(model, road, int8=precision == "int8")
+
+
+def test_each_precision_takes_the_fastest_road() -> None:
+    if not roads():
+        pytest.skip("no C++ compiler here")
+    for precision in ("auto", "bfloat16", "int8"):
+        decoder = new_decoder(lively(CONFIG), precision)
+        assert isinstance(decoder, PackedDecoder)
+        assert decoder.weights.road is roads()[0]
+        assert decoder.weights.int8 == (precision == "int8")
+
+
+@every_way
 @settings(max_examples=12, deadline=None)
 @given(
     n_head=st.integers(1, 3),
@@ -53,7 +67,14 @@ def lively(config: ModelConfig) -> ImageGPT:
     seed=st.integers(0, 2**16),
 )
 def test_every_step_gives_the_logits_of_the_whole_model(
-    precision: str, n_head: int, width: int, n_layer: int, pictures: int, prefix: int, seed: int
+    precision: str,
+    road: Road | None,
+    n_head: int,
+    width: int,
+    n_layer: int,
+    pictures: int,
+    prefix: int,
+    seed: int,
 ) -> None:
     config = replace(CONFIG, n_layer=n_layer, n_head=n_head, n_embd=n_head * width)
     model = lively(config)
@@ -62,7 +83,7 @@ def test_every_step_gives_the_logits_of_the_whole_model(
     rows = torch.randint(pictures, (pictures + 1,), generator=generator)
     with torch.inference_mode():
         expected = model(tokens)  # [B, T, K]
-        decoder = new_decoder(model, precision)
+        decoder = decoder_of(model, precision, road)
         found = decoder.prefill(tokens[:, :prefix])
         assert (found - expected[:, prefix]).abs().max() < TOLERANCE[precision]
         decoder.select(rows)
@@ -108,20 +129,65 @@ def test_a_compiled_step_gives_the_logits_of_the_whole_model_and_is_compiled_onc
     assert len(captured) == 1
 
 
-@needs_compiler
-def test_a_whole_picture_passes_every_boundary_of_the_cache() -> None:
+@every_way
+def test_a_whole_picture_passes_every_boundary_of_the_cache(
+    precision: str, road: Road | None
+) -> None:
     model = lively(replace(CONFIG, n_positions=144))
     tokens = torch.randint(27, (3, 144), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected, decoder = model(tokens), new_decoder(model, "bfloat16")
-        assert isinstance(decoder, PackedDecoder)
+        expected, decoder = model(tokens), decoder_of(model, precision, road)
         decoder.prefill(tokens[:, :0])
         for position in range(1, 144):
             found = decoder.step(tokens[:, position - 1])
-            assert (found - expected[:, position]).abs().max() < TOLERANCE["bfloat16"], position
+            assert (found - expected[:, position]).abs().max() < TOLERANCE[precision], position
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_compiler)])
+@every_way
+def test_large_activations_stay_finite_and_right(precision: str, road: Road | None) -> None:
+    """Where the exponential of the activation overflows, and attention looks at few positions."""
+    model = lively(CONFIG)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mlp.fc.weight.mul_(1000)
+            block.mlp.proj.weight.div_(1000)
+            block.attn.qkv.weight.mul_(3)
+            block.attn.proj.weight.div_(3)
+    tokens = torch.randint(27, (2, 81), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, decoder = model(tokens), decoder_of(model, precision, road)
+        decoder.prefill(tokens[:, :60])
+        for position in range(61, 81):
+            found = decoder.step(tokens[:, position - 1])
+            worst = (found - expected[:, position]).abs().max()
+            assert worst < 3 * TOLERANCE[precision], position
+
+
+@every_way
+def test_a_picture_does_not_depend_on_those_beside_it(precision: str, road: Road | None) -> None:
+    model = lively(CONFIG)
+    tokens = torch.randint(27, (13, 81), generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def logits(pictures: Tensor) -> Tensor:
+        decoder = decoder_of(model, precision, road)
+        decoder.prefill(pictures[:1, :40])
+        decoder.select(torch.zeros(len(pictures), dtype=torch.long))
+        return torch.stack([decoder.step(pictures[:, i]) for i in range(40, 48)])
+
+    together = logits(tokens)
+    for start, end in ((0, 1), (1, 3), (3, 6), (6, 13)):
+        alone = logits(torch.cat((tokens[:1], tokens[start:end])))[:, 1:]
+        if precision == "float32":
+            torch.testing.assert_close(alone, together[:, start:end], rtol=0, atol=1e-5)
+        else:
+            assert torch.equal(alone, together[:, start:end])
+
+
+@pytest.mark.parametrize(
+    "precision",
+    ["float32", *(pytest.param(kind, marks=needs_compiler) for kind in ("bfloat16", "int8"))],
+)
 def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size(precision: str) -> None:
     model, sampling = lively(CONFIG), Sampling(seed=5, precision=precision)
     prefix = torch.randint(27, (3, 40), generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from torch import Tensor
 from igpt.attention import FixedCache, KVCache
 from igpt.config import UserError
 from igpt.device import autocast, compile_step, compute_dtype, replays_steps
-from igpt.kernels import BlockWeights, PackedCache, PackedWeights, packed_step, road
+from igpt.kernels import BlockWeights, PackedCache, PackedWeights, Road, packed_step, roads
 from igpt.kernels.decode import UNIT
 from igpt.model import NORM_EPS, Block, ImageGPT
 
@@ -101,11 +101,9 @@ class CompiledDecoder:
 class PackedDecoder:
     """The same with packed weights; the prefix is read by the model itself, in one pass."""
 
-    def __init__(self, model: ImageGPT, int8: bool) -> None:
-        taken = road()
-        assert taken is not None
+    def __init__(self, model: ImageGPT, road: Road, int8: bool) -> None:
         self.model = model
-        self.int8_cache = int8 and taken.packs_cache
+        self.int8_cache = int8 and road.packs_cache
         self.weights = PackedWeights(
             [_block_weights(block) for block in model.blocks],
             model.ln_f.weight,
@@ -113,12 +111,12 @@ class PackedDecoder:
             n_head=model.config.n_head,
             eps=NORM_EPS,
             int8=int8,
-            road=taken,
+            road=road,
         )
 
     @staticmethod
     def takes(model: ImageGPT) -> bool:
-        """Whether the kernel is there, and made for models of this kind and size."""
+        """Whether a kernel is there, and made for models of this kind and size."""
         c = model.config
         return (
             model.wte.device.type == "cpu"
@@ -127,7 +125,7 @@ class PackedDecoder:
             and not c.bias
             and c.n_embd % UNIT == 0
             and c.n_embd // c.n_head % UNIT == 0
-            and road() is not None
+            and bool(roads())
         )
 
     def prefill(self, prefix: Tensor) -> Tensor:
@@ -163,9 +161,9 @@ def _block_weights(block: torch.nn.Module) -> BlockWeights:
 def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
     """The fastest decoder of a precision; "auto" takes bfloat16 where there is one made for it.
 
-    On a processor that is how weights and cache are stored: without bfloat16 products of its own it
-    computes in float32. "int8" rounds the weights to 8 bits. Raises UserError where there is nothing
-    that decodes with them, and for a precision of another name.
+    On a processor that is how weights and cache are stored: one without bfloat16 products computes
+    in float32. "int8" rounds the weights to 8 bits and, without matrix tiles, the cache too. Raises
+    UserError where there is nothing that decodes with them, and for a precision of another name.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got '{precision}'")
@@ -176,7 +174,7 @@ def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
             f"whose heads are a multiple of {UNIT} wide"
         )
     if precision != "float32" and packed:
-        return PackedDecoder(model, int8=precision == "int8")
+        return PackedDecoder(model, roads()[0], int8=precision == "int8")
     device = model.wte.device
     dtype = compute_dtype(precision, device)
     if dtype != model.wte.dtype:

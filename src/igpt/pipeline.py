@@ -112,8 +112,8 @@ class Pipeline:
     ) -> list[Image.Image]:
         """Paint `n` new pictures.
 
-        `precision` of the products is float32, bfloat16, int8 (rounded weights), or what the device
-        is made for. Only float32 repeats to the bit on every machine.
+        `precision` of what a step reads is float32, bfloat16, int8, or "auto": bfloat16 where it is
+        fast. In float32 the model is as it was trained, whatever the machine.
         """
         sampling = Sampling(temperature, top_k, top_p, seed, precision)
         return [Image.fromarray(pixels) for pixels in self.paint(n, sampling)]

@@ -33,7 +33,7 @@ class Sampling:
     top_k: int | None = None  # only the k most likely tokens
     top_p: float | None = None  # only the most likely tokens that together have probability p
     seed: int = 0
-    precision: str = "auto"  # float32, bfloat16, int8 (weights), or what the device is made for
+    precision: str = "auto"  # of the decoder: float32, bfloat16, int8, or the device's own
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

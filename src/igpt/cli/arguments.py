@@ -60,7 +60,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("auto", "float32", "bfloat16", "int8"),
         default="auto",
-        help="of the model's products, int8: of its weights; default: what the device is made for",
+        help="of the weights and cache that a step reads; default: bfloat16 where it is fast",
     )
 
 

@@ -5,16 +5,17 @@
 
 from igpt.kernels.activation import fast_quick_gelu, gelu_takes
 from igpt.kernels.attention import tile_attention, tiles_take
-from igpt.kernels.decode import BlockWeights, PackedCache, PackedWeights, packed_step, road
+from igpt.kernels.decode import BlockWeights, PackedCache, PackedWeights, Road, packed_step, roads
 
 __all__ = [
     "BlockWeights",
     "PackedCache",
     "PackedWeights",
+    "Road",
     "fast_quick_gelu",
     "gelu_takes",
     "packed_step",
-    "road",
+    "roads",
     "tile_attention",
     "tiles_take",
 ]

@@ -1,7 +1,7 @@
 """One decoding step in C++: weights packed once, a cache in the order in which it is read.
 
-Knows tensors and no model; its plain twin is `ImageGPT.next_logits`. There are two roads with the same
-step, `decode.h`: on matrix tiles, and on vectors of any processor. Their layouts are those of
+Knows tensors and no model; its plain twin is `ImageGPT.next_logits`. Two roads make the same step,
+`decode.h`: on matrix tiles, and on vectors of any processor. Their layouts are those of
 `decode_tiles.cpp` and `decode_vectors.cpp`.
 """
 
@@ -25,21 +25,24 @@ LARGEST_INT8 = 127
 
 @dataclass(frozen=True)
 class Road:
-    """A library, how it wants weights [outputs, inputs], and whether its int8 is the cache's too."""
+    """A library, how it wants weights [outputs, inputs], and whether int8 is for the cache too."""
 
+    name: str
     library: ctypes.CDLL
     pack_weights: Callable[[Tensor], Tensor]
     packs_cache: bool
 
 
 @cache
-def road() -> Road | None:
-    """The fastest one here, if there is any."""
-    tiles = load_for_tiles("decode_tiles")
+def roads() -> tuple[Road, ...]:
+    """Those that there are here, the fastest first."""
+    tiles, vectors = load_for_tiles("decode_tiles"), load("decode_vectors")
+    found = []
     if tiles is not None:
-        return Road(tiles, _in_tiles, packs_cache=False)
-    vectors = load("decode_vectors")
-    return None if vectors is None else Road(vectors, _in_panels, packs_cache=True)
+        found.append(Road("tiles", tiles, _in_tiles, packs_cache=False))
+    if vectors is not None:
+        found.append(Road("vectors", vectors, _in_panels, packs_cache=True))
+    return tuple(found)
 
 
 def _in_tiles(weight: Tensor) -> Tensor:
@@ -56,7 +59,7 @@ def _in_panels(weight: Tensor) -> Tensor:
 
 
 def _round_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric, by rows: the largest number [..., n] becomes 127. With the scales [...], float32."""
+    """x [..., n] and scales [...]: symmetric, the largest number of a row becomes 127."""
     largest = x.abs().amax(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
     scale = largest / LARGEST_INT8
     return (x / scale[..., None]).round().to(torch.int8), scale
@@ -187,8 +190,10 @@ class PackedCache:
     def pack(cls, keys: Tensor, values: Tensor, length: int, int8: bool) -> PackedCache:
         """Of keys and values [L, B, H, S, D], of which `length` positions are there."""
         more = -keys.shape[3] % TOGETHER
-        keys, values = (F.pad(x[..., :length, :].float(), (0, 0, 0, x.shape[3] - length + more))
-                        for x in (keys, values))  # what is not there weighs nothing
+        keys, values = (
+            F.pad(x[..., :length, :].float(), (0, 0, 0, x.shape[3] - length + more))
+            for x in (keys, values)
+        )  # what is not there weighs nothing
         scales: tuple[Tensor, ...] = ()
         if int8:
             (keys, key_scales), (values, value_scales) = map(_round_to_int8, (keys, values))
