@@ -145,14 +145,12 @@ def test_a_whole_picture_passes_every_boundary_of_the_cache(
 
 @every_way
 def test_large_activations_stay_finite_and_right(precision: str, road: Road | None) -> None:
-    """Where the exponential of the activation overflows, and attention looks at few positions."""
+    """Where the exponential of the activation overflows."""
     model = lively(CONFIG)
     with torch.no_grad():
         for block in model.blocks:
             block.mlp.fc.weight.mul_(1000)
             block.mlp.proj.weight.div_(1000)
-            block.attn.qkv.weight.mul_(3)
-            block.attn.proj.weight.div_(3)
     tokens = torch.randint(27, (2, 81), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, decoder = model(tokens), decoder_of(model, precision, road)
@@ -160,7 +158,7 @@ def test_large_activations_stay_finite_and_right(precision: str, road: Road | No
         for position in range(61, 81):
             found = decoder.step(tokens[:, position - 1])
             worst = (found - expected[:, position]).abs().max()
-            assert worst < 3 * TOLERANCE[precision], position
+            assert worst < TOLERANCE[precision], position
 
 
 @every_way
