@@ -52,10 +52,11 @@ def _in_tiles(weight: Tensor) -> Tensor:
 
 
 def _in_panels(weight: Tensor) -> Tensor:
-    """[outputs / 32, inputs / P, 32, P], P numbers in 32 bits."""
+    """[outputs / 32, inputs / P, 32, P], P numbers in 32 bits; of int8, the middle two swapped."""
     outputs, inputs = weight.shape
     side = 4 // weight.element_size()
-    return weight.view(outputs // 32, 32, inputs // side, side).transpose(1, 2)
+    panels = weight.view(outputs // 32, 32, inputs // side, side).transpose(1, 2)
+    return panels[..., [0, 2, 1, 3]] if side == 4 else panels
 
 
 def _round_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
