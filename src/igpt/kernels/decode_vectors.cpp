@@ -157,7 +157,7 @@ void multiply(const char* panel, const int16_t* x, int inputs, Outputs* y) {
     for (int v = 0; v < V; v++) y[r].part[v] = __builtin_convertvector(sums[r][v], Vector);
 }
 
-// The same of up to R pictures.
+// Either of them, of up to R pictures.
 template <int R = ROWS, class Input>
 void multiply_up_to(int rows, const char* panel, const Input* x, int inputs, Outputs* y) {
   if constexpr (R > 1) {
