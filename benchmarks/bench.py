@@ -28,6 +28,7 @@ from peers import (
     IGPT_S,
     OURS,
     SMALL,
+    Work,
     at_length,
     complete_ours,
     matrix_products,
@@ -45,7 +46,6 @@ from igpt.plan import cache_bytes, training_flops, weight_bytes
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 BASE = "transformers, float32"
-IN_BFLOAT16 = "transformers, bfloat16"  # only where the processor has it: elsewhere it crawls
 GIVEN, STEPS = 512, 8  # positions in the cache, and steps of a unit
 GIB = 2**30
 
@@ -84,10 +84,17 @@ def _best_seconds(work: Callable[[], object], times: int = 5) -> float:
     return min(taken)
 
 
+def theirs_in_each_type(make: Callable[..., Work], *args: object) -> dict[str, Contender]:
+    """`transformers` in float32 and, where the processor has it (elsewhere it crawls), bfloat16."""
+    contenders = {BASE: Contender(make, (*args, FLOAT32))}
+    if OURS == BFLOAT16:
+        contenders["transformers, bfloat16"] = Contender(make, (*args, BFLOAT16))
+    return contenders
+
+
 def training(title: str, config: ModelConfig, batch: int, quick: bool = False) -> Row:
     contenders = {
-        BASE: Contender(train_theirs, (config, batch, FLOAT32)),
-        IN_BFLOAT16: Contender(train_theirs, (config, batch, BFLOAT16)),
+        **theirs_in_each_type(train_theirs, config, batch),
         "plain PyTorch": Contender(train_ours, (config, batch, False, False)),
         "igpt": Contender(train_ours, (config, batch, True, True)),
     }
@@ -100,8 +107,7 @@ def training(title: str, config: ModelConfig, batch: int, quick: bool = False) -
 def sampling(batch: int, quick: bool = False) -> Row:
     args = (IGPT_S, batch, GIVEN, STEPS)
     contenders = {
-        BASE: Contender(sample_theirs, (*args, FLOAT32)),
-        IN_BFLOAT16: Contender(sample_theirs, (*args, BFLOAT16)),
+        **theirs_in_each_type(sample_theirs, *args),
         "igpt, float32": Contender(sample_ours, (*args, "float32")),
         "igpt": Contender(sample_ours, (*args, "bfloat16")),
         "igpt, int8": Contender(sample_ours, (*args, "int8")),
@@ -220,8 +226,6 @@ def main() -> None:
 
     for row in rows():
         if row.quick or not args.quick:
-            if OURS != BFLOAT16:
-                row.contenders.pop(IN_BFLOAT16, None)
             results = contest(row.contenders, row.amount, 2 if args.quick else args.rounds)
             report(row.title, row.unit, results, row.limit() if row.limit else None)
     if not args.quick:

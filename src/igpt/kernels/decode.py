@@ -61,6 +61,7 @@ def _in_panels(weight: Tensor) -> Tensor:
 
 def _round_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [..., n] and scales [...]: symmetric, the largest number of a row becomes 127."""
+    x = x.float()
     largest = x.abs().amax(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
     scale = largest / LARGEST_INT8
     return (x / scale[..., None]).round().to(torch.int8), scale
@@ -190,17 +191,16 @@ class PackedCache:
     @classmethod
     def pack(cls, keys: Tensor, values: Tensor, length: int, int8: bool) -> PackedCache:
         """Of keys and values [L, B, H, S, D], of which `length` positions are there."""
-        more = -keys.shape[3] % TOGETHER
-        keys, values = (
-            F.pad(x[..., :length, :].float(), (0, 0, 0, x.shape[3] - length + more))
-            for x in (keys, values)
-        )  # what is not there weighs nothing
+        room = keys.shape[3] + -keys.shape[3] % TOGETHER - length
+        keys, values = keys[..., :length, :], values[..., :length, :]
         scales: tuple[Tensor, ...] = ()
         if int8:
             (keys, key_scales), (values, value_scales) = map(_round_to_int8, (keys, values))
-            scales = (key_scales.contiguous(), value_scales.contiguous())
-        else:
-            keys, values = keys.to(torch.bfloat16), values.to(torch.bfloat16)
+            scales = (F.pad(key_scales, (0, room)), F.pad(value_scales, (0, room)))
+        # Rounded first, as room in float32 would take twice the memory; zeros weigh nothing.
+        keys, values = (
+            F.pad(x if int8 else x.to(torch.bfloat16), (0, 0, 0, room)) for x in (keys, values)
+        )
         side = 4 // keys.element_size()  # numbers in 32 bits
         L, B, H, S, D = keys.shape
         keys = keys.view(L, B, H, S // 16, 16, D // side, side).transpose(4, 5)

@@ -18,6 +18,8 @@
 
 namespace {
 
+// Pictures that share what is read of a weight: as many as the registers can hold the sums of.
+constexpr int ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
 constexpr int AHEAD = 2048;  // bytes of weights that are on their way from memory; measured
 
 // --- linear layers -------------------------------------------------------------------------------

@@ -14,11 +14,11 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 6;  // of a vector; pictures that share what is read of a weight
+constexpr int LANES = 16;  // of a vector
 #elif defined(__AVX__)
-constexpr int LANES = 8, ROWS = 3;  // 12 sums of 16 registers
+constexpr int LANES = 8;
 #else
-constexpr int LANES = 4, ROWS = 2;
+constexpr int LANES = 4;
 #endif
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
