@@ -16,13 +16,15 @@ from torch import Tensor
 
 from igpt.attention import attend
 from igpt.config import ModelConfig
-from igpt.kernels import fast_quick_gelu, gelu_takes, tile_attention, tiles_take
+from igpt.kernels import attention_takes, fast_attention, fast_quick_gelu, gelu_takes
+from igpt.kernels.build import NO_TILES, load
 from igpt.model import ImageGPT
 from igpt.objectives import AR
 
 EXAMPLE = torch.zeros(1, 1, 2, 8, dtype=torch.bfloat16)
-needs_tiles = pytest.mark.skipif(
-    not tiles_take(EXAMPLE, EXAMPLE), reason="no matrix tiles, or no C++ compiler, here"
+needs_bfloat16 = pytest.mark.skipif(
+    not attention_takes(EXAMPLE, EXAMPLE),
+    reason="no products in bfloat16, or no C++ compiler",
 )
 ROUNDING = 0.01  # relative error of a result in bfloat16; the plain road has 0.002 to 0.006
 
@@ -41,7 +43,7 @@ def error(found: Tensor, expected: Tensor) -> float:
     return ((found.float() - expected).norm() / expected.norm().clamp(min=1e-6)).item()
 
 
-@needs_tiles
+@needs_bfloat16
 @settings(max_examples=40, deadline=None)
 @given(
     B=st.integers(1, 3),
@@ -52,12 +54,12 @@ def error(found: Tensor, expected: Tensor) -> float:
     fused=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_tiles_give_the_result_and_the_gradients_of_the_plain_road(
+def test_attention_gives_the_result_and_the_gradients_of_the_plain_road(
     B: int, H: int, T: int, D: int, causal: bool, fused: bool, seed: int
 ) -> None:
     inputs = [x.clone().requires_grad_() for x in heads(seed, B, H, T, D, fused=fused)]
     exact = [x.detach().float().requires_grad_() for x in inputs]
-    found = tile_attention(*inputs, causal)
+    found = fast_attention(*inputs, causal)
     expected = F.scaled_dot_product_attention(*exact, is_causal=causal)
     assert found.dtype == torch.bfloat16
     assert error(found, expected) < ROUNDING
@@ -71,17 +73,34 @@ def test_tiles_give_the_result_and_the_gradients_of_the_plain_road(
             assert error(mine.grad, theirs.grad) < ROUNDING + 0.1 / T
 
 
-@needs_tiles
+@needs_bfloat16
+def test_without_tiles_vectors_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a processor without tiles takes, on one that has them."""
+    vectors = load("attention", *NO_TILES)
+    monkeypatch.setattr("igpt.kernels.attention.load_for_bfloat16", lambda _: vectors)
+    for T, D, causal in ((70, 24, True), (64, 32, False), (33, 80, True)):
+        inputs = [x.requires_grad_() for x in heads(T, 2, 2, T, D)]
+        exact = [x.detach().float().requires_grad_() for x in inputs]
+        found = fast_attention(*inputs, causal)
+        expected = F.scaled_dot_product_attention(*exact, is_causal=causal)
+        assert error(found, expected) < ROUNDING
+        gradients = torch.autograd.grad(found.float().square().sum(), inputs)
+        theirs = torch.autograd.grad(expected.square().sum(), exact)
+        for gradient, other in zip(gradients, theirs, strict=True):
+            assert error(gradient, other) < ROUNDING
+
+
+@needs_bfloat16
 def test_large_scores_and_a_long_picture_stay_finite_and_exact() -> None:
     query, key, value = heads(0, 1, 2, 1024, 32)
-    found = tile_attention(40 * query, key, value, True)
+    found = fast_attention(40 * query, key, value, True)
     expected = F.scaled_dot_product_attention(
         (40 * query).float(), key.float(), value.float(), is_causal=True
     )
     assert error(found, expected) < ROUNDING
 
 
-@needs_tiles
+@needs_bfloat16
 @pytest.mark.parametrize("shape", [(1,), (3, 17), (5, 7, 1024)])
 def test_the_activation_and_its_gradient_are_those_of_the_plain_road(
     shape: tuple[int, ...],
@@ -99,38 +118,38 @@ def test_the_activation_and_its_gradient_are_those_of_the_plain_road(
     torch.testing.assert_close(x.grad.float(), exact.grad, rtol=0.005, atol=1e-3)
 
 
-@needs_tiles
+@needs_bfloat16
 def test_they_are_well_formed_operators_of_pytorch() -> None:
     inputs = [x.requires_grad_() for x in heads(0, 2, 2, 33, 16)]
     torch.library.opcheck(torch.ops.igpt.quick_gelu.default, (inputs[0],), atol=0.05, rtol=0.05)
     torch.library.opcheck(
-        torch.ops.igpt.tile_attention.default, (*inputs, True),
+        torch.ops.igpt.attention.default, (*inputs, True),
         atol=0.05, rtol=0.05,
     )  # fmt: skip
 
 
-@needs_tiles
+@needs_bfloat16
 def test_whoever_divides_the_work_the_result_is_the_same_to_the_bit() -> None:
     inputs = heads(0, 3, 4, 70, 32)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = tile_attention(*inputs, True)
+        alone = fast_attention(*inputs, True)
         torch.set_num_threads(2)
-        assert torch.equal(tile_attention(*inputs, True), alone)
+        assert torch.equal(fast_attention(*inputs, True), alone)
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(tile_attention(*(x[1:2] for x in inputs), True), alone[1:2])
+    assert torch.equal(fast_attention(*(x[1:2] for x in inputs), True), alone[1:2])
 
 
 def test_float32_stays_on_the_plain_road() -> None:
     query, key, value = (x.float() for x in heads(0, 2, 2, 40, 16))
-    assert not tiles_take(query, key)
+    assert not attention_takes(query, key)
     plain = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     assert torch.equal(attend(query, key, value, True), plain)
 
 
-@needs_tiles
+@needs_bfloat16
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_model_in_bfloat16_learns_as_in_float32(compiled: bool) -> None:
     config = ModelConfig(n_layer=2, n_embd=32, n_head=2, vocab_size=16, n_positions=64)
@@ -158,10 +177,10 @@ def test_a_model_in_bfloat16_learns_as_in_float32(compiled: bool) -> None:
 
 WHERE = """
 import torch
-from igpt.kernels import tiles_take
+from igpt.kernels import attention_takes
 from igpt.attention import attend
 x = torch.ones(1, 1, 4, 8, dtype=torch.bfloat16)
-print(tiles_take(x, x), attend(x, x, x, True).shape == x.shape)
+print(attention_takes(x, x), attend(x, x, x, True).shape == x.shape)
 """
 
 
@@ -186,7 +205,7 @@ def test_where_it_cannot_be_compiled_the_plain_road_is_taken(
     assert len(done.stderr.splitlines()) <= 1
 
 
-@needs_tiles
+@needs_bfloat16
 def test_processes_that_compile_at_once_leave_one_whole_library(tmp_path: Path) -> None:
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     command = [sys.executable, "-c", WHERE]

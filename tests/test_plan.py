@@ -184,7 +184,7 @@ def test_the_memory_of_a_training_step_is_what_is_measured(
 ) -> None:
     # Kernels for some processors keep less; what is planned is PyTorch's own.
     monkeypatch.setattr("igpt.model.gelu_takes", lambda _: False)
-    monkeypatch.setattr("igpt.attention.tiles_take", lambda *_: False)
+    monkeypatch.setattr("igpt.attention.attention_takes", lambda *_: False)
     division = Division(rows, checkpointing=checkpointing, dtype=dtype, processor=True)
     planned = sum(training_memory(shape, division).values())
     measured = measured_peak(shape, division)

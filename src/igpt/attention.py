@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igpt.kernels import tile_attention, tiles_take
+from igpt.kernels import attention_takes, fast_attention
 
 
 def attend(
@@ -29,8 +29,8 @@ def attend(
     t, s = query.shape[2], key.shape[2]
     if seen is not None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-    if t > 1 and tiles_take(query, key):
-        return tile_attention(query, key, value, causal)
+    if t > 1 and attention_takes(query, key):
+        return fast_attention(query, key, value, causal)
     if not causal or t == 1:
         return F.scaled_dot_product_attention(query, key, value)
     if t == s:

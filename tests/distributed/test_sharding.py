@@ -224,7 +224,7 @@ def test_gradients_are_exchanged_after_the_last_micro_batch_only() -> None:
 def planned_and_measured(out: Path) -> None:
     """Of a training step, in bytes: how a model is shared -> (planned, measured)."""
     igpt.model.gelu_takes = lambda _: False  # kernels for some processors keep less
-    igpt.attention.tiles_take = lambda *_: False
+    igpt.attention.attention_takes = lambda *_: False
     config, rows = ModelConfig(4, 2, 128, vocab_size=64, n_positions=256), 2
     tokens = torch.zeros(rows, config.n_positions, dtype=torch.long)
     found = {}

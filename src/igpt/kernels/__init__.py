@@ -4,7 +4,7 @@
 """
 
 from igpt.kernels.activation import fast_quick_gelu, gelu_takes
-from igpt.kernels.attention import tile_attention, tiles_take
+from igpt.kernels.attention import attention_takes, fast_attention
 from igpt.kernels.decode import BlockWeights, PackedCache, PackedWeights, Road, packed_step, roads
 
 __all__ = [
@@ -12,10 +12,10 @@ __all__ = [
     "PackedCache",
     "PackedWeights",
     "Road",
+    "attention_takes",
+    "fast_attention",
     "fast_quick_gelu",
     "gelu_takes",
     "packed_step",
     "roads",
-    "tile_attention",
-    "tiles_take",
 ]

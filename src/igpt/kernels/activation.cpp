@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "tiles.h"
+#include "wide.h"
 
 namespace {
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igpt.kernels.build import load_for_tiles
+from igpt.kernels.build import load_for_bfloat16
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _available() -> bool:
     """What `torch.compile` need not trace into."""
-    return load_for_tiles("activation") is not None
+    return load_for_bfloat16("activation") is not None
 
 
 def gelu_takes(x: Tensor) -> bool:
@@ -32,7 +32,7 @@ def fast_quick_gelu(x: Tensor) -> Tensor:
 
 def _call(name: str, *tensors: Tensor) -> None:
     """Call a function of the library on contiguous tensors of one size."""
-    library = load_for_tiles("activation")
+    library = load_for_bfloat16("activation")
     assert library is not None
     addresses = (ctypes.c_void_p(x.data_ptr()) for x in tensors)
     size = ctypes.c_int64(tensors[0].numel())

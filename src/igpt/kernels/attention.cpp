@@ -1,4 +1,4 @@
-// Softmax attention in bfloat16 on AMX tiles, forward and backward.
+// Softmax attention in bfloat16, forward and backward, on matrix tiles or vectors (`blocks.h`).
 //
 // Of a head, 32 rows of the score matrix are computed at a time and stay in the second-level cache,
 // so memory grows linearly in the tokens. Names: T tokens, D width of a head; both are padded with zeros to multiples of 32.
@@ -11,7 +11,7 @@
 #include <cstring>
 #include <vector>
 
-#include "tiles.h"
+#include "blocks.h"
 
 namespace {
 
@@ -82,14 +82,6 @@ float dot(const bf16* a, const bf16* b, int n) {
                            (__m512bh)_mm512_maskz_loadu_epi16(lanes, b + i));
   }
   return _mm512_reduce_add_ps(sum);
-}
-
-// C [32, 32] = A [32, 32 k] B [32 k, 32], the rows of A and C so many elements apart.
-void multiply(const bf16* a, long a_row, const uint32_t* b0, const uint32_t* b1, int k, float* c,
-              long c_row) {
-  clear();
-  accumulate(a, a + TILE * a_row, 2 * a_row, 64, b0, b1, 4 * TILE_DWORDS, k);
-  store_product(c, 4 * c_row);
 }
 
 struct Shape {
@@ -211,22 +203,10 @@ void score_gradients(const float* scores, const float* products, int first_key, 
 // dQ^T [Dp, from..Tp], in tiles, += K^T [Dp, 32 keys] dS^T [32 keys, from..Tp].
 void add_query_gradient(const bf16* key_transposed, const uint32_t* ds, int from, Shape s,
                         float* out) {
-  written();
   for (int d = 0; d < s.Dp; d += BLOCK) {
-    const bf16* a = key_transposed + size_t(d) * s.W;
-    _tile_loadd(4, a, 2 * s.W);
-    _tile_loadd(5, a + size_t(TILE) * s.W, 2 * s.W);
-    for (int i = from; i < s.Tp; i += TILE) {
-      float* upper = out + (size_t(d / TILE) * (s.Tp / TILE) + i / TILE) * TILE_DWORDS;
-      float* lower = upper + size_t(s.Tp / TILE) * TILE_DWORDS;
-      _tile_loadd(6, ds + size_t(i / TILE) * TILE_DWORDS, 64);
-      _tile_loadd(0, upper, 64);
-      _tile_loadd(1, lower, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 5, 6);
-      _tile_stored(0, upper, 64);
-      _tile_stored(1, lower, 64);
-    }
+    float* upper = out + (size_t(d / TILE) * (s.Tp / TILE) + from / TILE) * TILE_DWORDS;
+    add_products(key_transposed + size_t(d) * s.W, s.W, ds + size_t(from / TILE) * TILE_DWORDS,
+                 (s.Tp - from) / TILE, upper, upper + size_t(s.Tp / TILE) * TILE_DWORDS);
   }
 }
 
@@ -311,7 +291,7 @@ void attention_forward(const Strided* q, const Strided* k, const Strided* v, con
   const Shape s(T, D, causal != 0);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int i = 0; i < B * H; i++) {
-    const Tiles tiles;
+    [[maybe_unused]] const Thread thread;
     const int b = i / H, h = i % H;
     forward_head(q->at(b, h), k->at(b, h), v->at(b, h), out->at(b, h), log_sum + size_t(i) * T, s);
   }
@@ -324,7 +304,7 @@ void attention_backward(const Strided* q, const Strided* k, const Strided* v, co
   const Shape s(T, D, causal != 0);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int i = 0; i < B * H; i++) {
-    const Tiles tiles;
+    [[maybe_unused]] const Thread thread;
     const int b = i / H, h = i % H;
     backward_head(q->at(b, h), k->at(b, h), v->at(b, h), out->at(b, h), out_gradient->at(b, h),
                   log_sum + size_t(i) * T, {dq->at(b, h), dk->at(b, h), dv->at(b, h)}, s);

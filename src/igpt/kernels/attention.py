@@ -1,4 +1,4 @@
-"""Attention on the processor's matrix tiles (AMX), as an operator of PyTorch with a gradient.
+"""Attention in bfloat16, as an operator of PyTorch with a gradient.
 
 Its plain twin is `scaled_dot_product_attention`; `attention.attend` chooses between the two.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igpt.kernels.build import load_for_tiles
+from igpt.kernels.build import load_for_bfloat16
 
 MAX_WIDTH = 256  # of a head; the kernel has no limit, wider ones are not tested
 
@@ -33,34 +33,34 @@ class _Strided(ctypes.Structure):
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_tiles() -> bool:
+def _available() -> bool:
     """What `torch.compile` need not trace into."""
-    return load_for_tiles("attention") is not None
+    return load_for_bfloat16("attention") is not None
 
 
-def tiles_take(query: Tensor, key: Tensor) -> bool:
-    """Whether `tile_attention` is for these: T queries of T in bfloat16, and tiles are there."""
+def attention_takes(query: Tensor, key: Tensor) -> bool:
+    """Whether `fast_attention` is for these: T queries of T keys in bfloat16, and a library there."""
     return (
         query.device.type == "cpu"
         and query.dtype == key.dtype == torch.bfloat16
         and query.shape == key.shape
         and query.shape[-1] <= MAX_WIDTH
-        and _has_tiles()
+        and _available()
     )
 
 
-def tile_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v of bfloat16 [B, H, T, D], where `tiles_take` says so.
+def fast_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v of bfloat16 [B, H, T, D], where `attention_takes` says so.
 
     Products are added in float32, probabilities are rounded to bfloat16.
     """
     return _attention(query, key, value, causal)[0]
 
 
-@torch.library.custom_op("igpt::tile_attention", mutates_args=())
+@torch.library.custom_op("igpt::attention", mutates_args=())
 def _attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """The result [B, H, T, D], and the logarithm of each row's sum, float32 [B, H, T]."""
-    library = load_for_tiles("attention")
+    library = load_for_bfloat16("attention")
     assert library is not None
     query, key, value = (_rows(x) for x in (query, key, value))
     out, log_sum = _outputs(query)
@@ -73,7 +73,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple
     return out, log_sum
 
 
-@torch.library.custom_op("igpt::tile_attention_backward", mutates_args=())
+@torch.library.custom_op("igpt::attention_backward", mutates_args=())
 def _attention_backward(
     query: Tensor,
     key: Tensor,
@@ -84,7 +84,7 @@ def _attention_backward(
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, each [B, H, T, D]."""
-    library = load_for_tiles("attention")
+    library = load_for_bfloat16("attention")
     assert library is not None
     query, key, value, out, out_gradient = (
         _rows(x) for x in (query, key, value, out, out_gradient)

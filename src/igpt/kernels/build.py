@@ -13,19 +13,21 @@ import logging
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
+NO_TILES = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
 SWITCH = "IGPT_KERNELS"  # 0 in the environment: plain PyTorch everywhere
 
 _log = logging.getLogger(__name__)
 
 
 @cache
-def load(name: str) -> ctypes.CDLL | None:
+def load(name: str, *flags: str) -> ctypes.CDLL | None:
     """The library of `<name>.cpp`, or None without a compiler or when the switch is off."""
     if os.environ.get(SWITCH) == "0":
         return None
@@ -34,7 +36,7 @@ def load(name: str) -> ctypes.CDLL | None:
         _log.info("no C++ compiler: %s stays on the plain road", name)
         return None
     try:
-        return ctypes.CDLL(str(_compiled(name, compiler)))
+        return ctypes.CDLL(str(_compiled(name, compiler, flags)))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
         _log.warning("cannot compile %s, it stays on the plain road: %s", name, reason)
@@ -44,25 +46,32 @@ def load(name: str) -> ctypes.CDLL | None:
 @cache
 def load_for_tiles(name: str) -> ctypes.CDLL | None:
     """`load`, where the processor has matrix tiles (AMX) and the system grants them."""
-    if not torch.cpu._is_amx_tile_supported():
+    granted = torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+    return load(name) if granted else None
+
+
+@cache
+def load_for_bfloat16(name: str) -> ctypes.CDLL | None:
+    """`load`, where there are products in bfloat16: of matrix tiles, or of vectors of 512 bits."""
+    if not torch.cpu._is_avx512_bf16_supported():
         return None
-    library = load(name)
-    return library if library is not None and library.request_tiles() == 0 else None
+    return load_for_tiles(name) or load(name, *NO_TILES)
 
 
-def _compiled(name: str, compiler: str) -> Path:
+def _compiled(name: str, compiler: str, flags: Sequence[str]) -> Path:
     source = Path(__file__).with_name(f"{name}.cpp")
     threads = _threads_of_torch()
     # A processor of the same type compiles to the same code: its flags stand for -march=native.
     headers = [path.read_text() for path in sorted(source.parent.glob("*.h"))]
-    about = [source.read_text(), *headers, *FLAGS, *threads, _version(compiler), _processor()]
+    flags = (*FLAGS, *flags)
+    about = [source.read_text(), *headers, *flags, *threads, _version(compiler), _processor()]
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
     library = _cache_folder() / f"{name}-{key}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         # Two processes may both compile: each renames a whole file to the same name.
         temporary = library.with_name(f".{library.name}.{os.getpid()}")
-        command = [compiler, *FLAGS, str(source), "-o", str(temporary), *threads]
+        command = [compiler, *flags, str(source), "-o", str(temporary), *threads]
         subprocess.run(command, check=True, capture_output=True, text=True)
         os.replace(temporary, library)
     return library

@@ -1,0 +1,92 @@
+// Products of blocks of 32 rows in bfloat16, added in float32: on matrix tiles where the compiler is
+// told that there are some, and else on vectors of 512 bits. Operands lie as `wide.h` says.
+
+#pragma once
+
+#include <cstring>
+
+#if defined(__AMX_BF16__)
+
+#include "tiles.h"
+
+using Thread = Tiles;  // what computes products has one
+
+// C [32, 32] = A [32, 32 k] B [32 k, 32], the rows of A and C so many elements apart; B is two columns
+// of k tiles.
+inline void multiply(const bf16* a, long a_row, const uint32_t* b0, const uint32_t* b1, int k,
+                     float* c, long c_row) {
+  clear();
+  accumulate(a, a + TILE * a_row, 2 * a_row, 64, b0, b1, 4 * TILE_DWORDS, k);
+  store_product(c, 4 * c_row);
+}
+
+// C [32, 16 n] += A [32, 32] B [32, 16 n]: B is n tiles, C two rows of them.
+inline void add_products(const bf16* a, long a_row, const uint32_t* b, int n, float* upper,
+                         float* lower) {
+  written();
+  _tile_loadd(4, a, 2 * a_row);
+  _tile_loadd(5, a + TILE * a_row, 2 * a_row);
+  for (int i = 0; i < n * TILE_DWORDS; i += TILE_DWORDS) {
+    _tile_loadd(6, b + i, 64);
+    _tile_loadd(0, upper + i, 64);
+    _tile_loadd(1, lower + i, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 5, 6);
+    _tile_stored(0, upper + i, 64);
+    _tile_stored(1, lower + i, 64);
+  }
+}
+
+#else
+
+#include "wide.h"
+
+struct Thread {};
+
+constexpr int ROWS = 8;  // of A, whose sums with two vectors of B fill half of the registers
+
+// sum + the products of the pair at `pair` with 16 pairs of rows.
+inline __m512 add_pair(__m512 sum, const bf16* pair, __m512i pairs) {
+  int32_t both;
+  std::memcpy(&both, pair, 4);
+  return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(both), (__m512bh)pairs);
+}
+
+inline void multiply(const bf16* a, long a_row, const uint32_t* b0, const uint32_t* b1, int k,
+                     float* c, long c_row) {
+  for (int row = 0; row < BLOCK; row += ROWS, a += ROWS * a_row, c += ROWS * c_row) {
+    __m512 left[ROWS], right[ROWS];
+    for (int r = 0; r < ROWS; r++) left[r] = right[r] = _mm512_setzero_ps();
+    for (int pair = 0; pair < 16 * k; pair++) {
+      const __m512i x = _mm512_loadu_si512(b0 + 16 * pair), y = _mm512_loadu_si512(b1 + 16 * pair);
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; r++) {
+        left[r] = add_pair(left[r], a + r * a_row + 2 * pair, x);
+        right[r] = add_pair(right[r], a + r * a_row + 2 * pair, y);
+      }
+    }
+    for (int r = 0; r < ROWS; r++) {
+      _mm512_storeu_ps(c + r * c_row, left[r]);
+      _mm512_storeu_ps(c + r * c_row + 16, right[r]);
+    }
+  }
+}
+
+inline void add_products(const bf16* a, long a_row, const uint32_t* b, int n, float* upper,
+                         float* lower) {
+  for (int i = 0; i < n * TILE_DWORDS; i += TILE_DWORDS)
+    for (int half = 0; half < 2; half++) {
+      const bf16* rows = a + half * TILE * a_row;
+      float* c = (half ? lower : upper) + i;
+      __m512 sums[TILE];
+      for (int r = 0; r < TILE; r++) sums[r] = _mm512_loadu_ps(c + 16 * r);
+      for (int pair = 0; pair < 16; pair++) {
+        const __m512i x = _mm512_loadu_si512(b + i + 16 * pair);
+#pragma GCC unroll 16
+        for (int r = 0; r < TILE; r++) sums[r] = add_pair(sums[r], rows + r * a_row + 2 * pair, x);
+      }
+      for (int r = 0; r < TILE; r++) _mm512_storeu_ps(c + 16 * r, sums[r]);
+    }
+}
+
+#endif
