@@ -39,7 +39,7 @@ def _available() -> bool:
 
 
 def attention_takes(query: Tensor, key: Tensor) -> bool:
-    """Whether `fast_attention` is for these: T queries of T keys in bfloat16, and a library there."""
+    """Whether `fast_attention` is for these: T queries of T keys, in bfloat16, and it is there."""
     return (
         query.device.type == "cpu"
         and query.dtype == key.dtype == torch.bfloat16
