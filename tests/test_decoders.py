@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +18,28 @@ from torch import Tensor
 from igpt.config import ModelConfig, UserError
 from igpt.decode import CompiledDecoder, Decoder, PackedDecoder, PlainDecoder, new_decoder
 from igpt.kernels import Road, roads
+from igpt.kernels.build import load
 from igpt.model import ImageGPT
 from igpt.sample import Sampling, generate
 from test_model import random_model
 
 CONFIG = ModelConfig(n_layer=2, n_embd=64, n_head=2, vocab_size=27, n_positions=81)
+
+
+def roads_of_lesser_processors() -> Iterator[Road]:
+    """The vectors as they are compiled where they are narrower than this processor's."""
+    flags = torch.cpu.get_capabilities()
+    for name, there in (
+        ("x86-64", flags["architecture"] == "x86_64"),
+        ("haswell", flags.get("avx2")),
+    ):
+        if there and (library := load("decode_vectors", f"-march={name}")):
+            yield replace(roads()[-1], name=name, library=library)
+
+
 # Every way to decode: the name of a precision, and the road on which it is computed.
-WAYS = [("float32", None), *((kind, road) for road in roads() for kind in ("bfloat16", "int8"))]
+EVERY_ROAD = (*roads(), *roads_of_lesser_processors())
+WAYS = [("float32", None), *((kind, road) for road in EVERY_ROAD for kind in ("bfloat16", "int8"))]
 every_way = pytest.mark.parametrize(
     ("precision", "road"), WAYS, ids=[f"{kind} {road.name if road else ''}" for kind, road in WAYS]
 )

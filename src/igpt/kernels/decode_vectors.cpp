@@ -1,10 +1,11 @@
 // The decoder's step (`decode.h`) on vectors of any processor.
 //
-// Weights and cache are stored in bfloat16 or int8, since reading them is what a step waits for. They
-// are widened in registers, and all is computed in float32; but for weights in int8, which meet inputs
-// rounded to 16 bits, as products of whole numbers are twice as fast. Weights lie as [outputs / 32,
-// inputs / P, 32, P], P numbers in a word of 32 bits: a vector of words is of as many outputs as it has
-// lanes, and of P inputs.
+// Weights and cache are stored in bfloat16 or int8, since reading them is what a step waits for. Those
+// in bfloat16 are multiplied as they are where the processor does that (AVX-512 BF16), and else widened
+// in registers to float32; weights in int8 meet inputs rounded to 16 bits, as products of whole numbers
+// are twice as fast as those of floats. Sums are in float32. Weights lie as [outputs / 32, inputs / P,
+// 32, P], P numbers in a word of 32 bits: a vector of words is of as many outputs as it has lanes, and
+// of P inputs.
 
 #include <algorithm>
 #include <cmath>
@@ -19,8 +20,8 @@
 namespace {
 
 // Pictures that share what is read of a weight: as many as the registers can hold the sums of.
-constexpr int ROWS = LANES == 16 ? 6 : LANES == 8 ? 3 : 2;
-constexpr int AHEAD = 2048;  // bytes of weights that are on their way from memory; measured
+constexpr int ROWS = LANES == 16 ? 8 : LANES == 8 ? 3 : 2;
+constexpr int AHEAD = 2048;  // bytes that are on their way from memory; measured
 
 // --- linear layers -------------------------------------------------------------------------------
 
@@ -36,7 +37,10 @@ struct Outputs {
   }
 };
 
-void store(float* to, const Outputs& y) { std::memcpy(to, &y, sizeof y); }
+template <class Element>
+void store(Element* to, const Outputs& y) {
+  for (int i = 0; i < Outputs::VECTORS; i++) store(to + i * LANES, y.part[i]);
+}
 
 void add(float* to, const Outputs& y) {
   Outputs sum = Outputs::load(to);
@@ -50,31 +54,37 @@ Outputs quick_gelu(Outputs x) {
   return x;
 }
 
-// x [B, inputs], which meet weights in bfloat16.
-template <class Number>
-struct Inputs {
+// x [B, inputs], set 32 at a time.
+template <class Element>
+struct Rows {
   int inputs;
-  Floats x;
+  std::vector<Element> x;
 
-  Inputs(int B, int inputs) : inputs(inputs), x(size_t(B) * inputs) {}
+  Rows(int B, int inputs) : inputs(inputs), x(size_t(B) * inputs) {}
 
-  void set(int picture, int i, const Outputs& part) { store(&x[place(picture) + i], part); }
-  void finish(int /*B*/) {}
-  const float* row(int picture) const { return &x[place(picture)]; }
-  float scale(int) const { return 1; }
   size_t place(int picture) const { return size_t(picture) * inputs; }
+  const Element* row(int picture) const { return &x[place(picture)]; }
+  void set(int picture, int i, const Outputs& part) { store(&x[place(picture) + i], part); }
 };
 
-// x [B, inputs], which meet weights in int8: of each picture a scale, and whole numbers so small that
-// no sum of products passes 32 bits.
+// Those which meet weights in bfloat16.
+template <class Number>
+struct Inputs : Rows<Factor<Number>> {
+  using Rows<Factor<Number>>::Rows;
+  void finish(int /*B*/) {}
+  float scale(int) const { return 1; }
+};
+
+// Those which meet weights in int8: of each picture a scale, and whole numbers so small that no sum of
+// products passes 32 bits.
 template <>
-struct Inputs<int8_t> : Inputs<float> {
+struct Inputs<int8_t> : Rows<float> {
   std::vector<int16_t> whole;
   Floats scales;
   float largest;  // whole number
 
   Inputs(int B, int inputs)
-      : Inputs<float>(B, inputs), whole(x.size()), scales(B),
+      : Rows<float>(B, inputs), whole(x.size()), scales(B),
         largest(std::min(32767, std::numeric_limits<int32_t>::max() / (127 * inputs))) {}
 
   const int16_t* row(int picture) const { return &whole[place(picture)]; }
@@ -104,8 +114,12 @@ void set_normalised(const float* h, const float* gain, int d, float eps, int pic
   Vector squares = {};
   for (int i = 0; i < d; i += LANES) squares += load(h + i) * load(h + i);
   const float factor = 1 / std::sqrt(sum_of(squares) / d + eps);
-  float* row = &to.x[size_t(picture) * d];
-  for (int i = 0; i < d; i += LANES) store(row + i, load(h + i) * factor * load(gain + i));
+  for (int i = 0; i < d; i += WIDE) {
+    Outputs x = Outputs::load(h + i);
+    const Outputs gains = Outputs::load(gain + i);
+    for (int v = 0; v < Outputs::VECTORS; v++) x.part[v] *= factor * gains.part[v];
+    to.set(picture, i, x);
+  }
 }
 
 // What is on its way from memory while [32] words of weights are used.
@@ -115,19 +129,18 @@ void fetch_ahead(const char* panel) {
 
 // 32 outputs of R pictures, of weights in bfloat16.
 template <int R>
-void multiply(const char* panel, const float* x, int inputs, Outputs* y) {
+void multiply(const char* panel, const Factor<bf16>* x, int inputs, Outputs* y) {
   constexpr int V = Outputs::VECTORS;
   Vector sums[R][V] = {};
   for (int i = 0; i < inputs; i += 2, panel += 4 * WIDE) {
     fetch_ahead(panel);
-#pragma GCC unroll 2
-    for (int p = 0; p < 2; p++)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; v++) {
-        const Vector weight = number<bf16>(load<Words>(panel + 4 * LANES * v), p);
+    for (int v = 0; v < V; v++) {
+      const auto weights = load<Words>(panel + 4 * LANES * v);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) sums[r][v] += weight * x[size_t(r) * inputs + i + p];
-      }
+      for (int r = 0; r < R; r++)
+        sums[r][v] = add_products<bf16>(sums[r][v], weights, x + size_t(r) * inputs + i);
+    }
   }
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) y[r].part[v] = sums[r][v];
@@ -197,23 +210,35 @@ constexpr int SUMS = TOGETHER / LANES;  // vectors side by side
 template <class Number>
 struct Scratch {
   Floats scores, mixed;
-  Scratch(int S, int D) : scores(S), mixed(round_up(D, TOGETHER)) {}
+  std::vector<Factor<Number>> query, weights;
+  std::vector<Number> row;
+  Scratch(int S, int D) : scores(S), mixed(round_up(D, TOGETHER)), query(D), weights(S), row(D) {}
 };
+
+// x [n] as factors: as they are, or rounded into `room`.
+template <class Factors>
+const Factors* as_factors(const float* x, int n, Factors* room) {
+  if constexpr (std::is_same_v<Factors, float>) return x;
+  for (int i = 0; i < n; i += LANES) store(room + i, load(x + i));
+  return room;
+}
 
 // Scores of one query [D] with `count` positions, 64 at a time.
 template <class Number>
-void score(const float* query, const char* keys, int D, int count, float* out) {
+void score(const Factor<Number>* query, const char* keys, int D, int count, float* out) {
   constexpr int P = PACK<Number>, GROUP = 16;  // positions that lie together
   for (int s = 0; s < count; s += TOGETHER) {
     const char* block = keys + size_t(s) * D * sizeof(Number);
+    const char* ahead = block + 2 * TOGETHER * D * sizeof(Number);  // measured, as AHEAD
     Vector sums[SUMS] = {};
     for (int d = 0; d < D; d += P)
 #pragma GCC unroll 16
       for (int i = 0; i < SUMS; i++) {
         const int group = i * LANES / GROUP, lane = i * LANES % GROUP;
-        const Words words = load<Words>(block + (size_t(group) * D / P + d / P) * 4 * GROUP + 4 * lane);
-#pragma GCC unroll 4
-        for (int p = 0; p < P; p++) sums[i] += number<Number>(words, p) * query[d + p];
+        const char* place = block + (size_t(group) * D / P + d / P) * 4 * GROUP + 4 * lane;
+        __builtin_prefetch(ahead + (size_t(d) / P * SUMS + i) * sizeof(Words));
+        const Words words = load<Words>(place);
+        sums[i] = add_products<Number>(sums[i], words, query + d);
       }
     for (int i = 0; i < SUMS; i++) store(out + s + i * LANES, sums[i]);
   }
@@ -240,7 +265,7 @@ float softmax(float* scores, int count, float scale) {
 
 // Values [count, D] mixed with weights [count], 64 dimensions at a time, times a factor.
 template <class Number>
-void mix(const float* weights, const char* values, int D, int count, float factor, float* out) {
+void mix(const Factor<Number>* weights, const char* values, int D, int count, float factor, float* out) {
   constexpr int P = PACK<Number>;
   for (int d = 0; d < D; d += TOGETHER) {
     const int vectors = std::min(SUMS, (D - d) / LANES);
@@ -250,9 +275,9 @@ void mix(const float* weights, const char* values, int D, int count, float facto
         const char* row = values + (size_t(s) / P * D + d) * 4;
 #pragma GCC unroll 16
         for (int i = 0; i < n; i++) {
+          __builtin_prefetch(row + 4 * LANES * i + AHEAD);
           const Words words = load<Words>(row + 4 * LANES * i);
-#pragma GCC unroll 4
-          for (int p = 0; p < P; p++) sums[i] += number<Number>(words, p) * weights[s + p];
+          sums[i] = add_products<Number>(sums[i], words, weights + s);
         }
       }
     };
@@ -264,27 +289,24 @@ void mix(const float* weights, const char* values, int D, int count, float facto
   }
 }
 
-// To the nearest bfloat16, ties to even.
-bf16 rounded(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bf16((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+// x [D], rounded; returns the scale of int8.
+float round_all(const float* x, int D, bf16* to) {
+  for (int d = 0; d < D; d += LANES) store(to + d, load(x + d));
+  return 1;
 }
 
-// Stores x [D], a number every `stride`, P of them side by side; returns the scale of int8.
-template <class Number>
-float pack(const float* x, int D, Number* to, long stride, int side) {
-  float largest = 0;
+float round_all(const float* x, int D, int8_t* to) {
+  float largest = 1e-30f;
   for (int d = 0; d < D; d++) largest = std::max(largest, std::abs(x[d]));
-  const float scale = std::max(largest, 1e-30f) / 127;
-  for (int d = 0; d < D; d++) {
-    Number& place = to[d / side * stride + d % side];
-    if constexpr (std::is_same_v<Number, int8_t>)
-      place = int8_t(std::lrintf(x[d] / scale));
-    else
-      place = rounded(x[d]);
-  }
-  return scale;
+  for (int d = 0; d < D; d++) to[d] = int8_t(std::lrintf(x[d] / largest * 127));
+  return largest / 127;
+}
+
+// x [D], P numbers side by side and then a stride.
+template <int P, class Number>
+void scatter(const Number* x, int D, Number* to, long stride) {
+  for (int d = 0; d < D; d += P, to += stride)
+    for (int p = 0; p < P; p++) to[p] = x[d + p];
 }
 
 // Store the new key and value of a head, the `head`-th of all, then let its query look at all of them.
@@ -295,11 +317,14 @@ void attend(const float* q, const float* k, const float* v, const Cache& cache, 
   const int length = cache.length, count = length + 1;
   Number* keys = (Number*)cache.keys + head * cache.S * D;
   Number* values = (Number*)cache.values + head * cache.S * D;
-  const float key_scale =
-      pack(k, D, keys + size_t(length / 16) * 16 * D + length % 16 * P, 16 * P, P);
-  const float value_scale = pack(v, D, values + size_t(length / P) * P * D + length % P, P, 1);
+  Number* row = scratch.row.data();
+  const float key_scale = round_all(k, D, row);
+  scatter<P>(row, D, keys + size_t(length / 16) * 16 * D + length % 16 * P, 16 * P);
+  const float value_scale = round_all(v, D, row);
+  scatter<1>(row, D, values + size_t(length / P) * P * D + length % P, P);
   float* scores = scratch.scores.data();
-  score<Number>(q, (const char*)keys, D, count, scores);
+  Factor<Number> *query = scratch.query.data(), *weights = scratch.weights.data();
+  score<Number>(as_factors(q, D, query), (const char*)keys, D, count, scores);
   if constexpr (std::is_same_v<Number, int8_t>) {
     float* scales = cache.key_scales + head * cache.S;
     scales[length] = key_scale;
@@ -311,7 +336,8 @@ void attend(const float* q, const float* k, const float* v, const Cache& cache, 
     scales[length] = value_scale;
     for (int s = 0; s < count; s++) scores[s] *= scales[s];
   }
-  mix<Number>(scores, (const char*)values, D, round_up(count, P), 1 / sum, scratch.mixed.data());
+  mix<Number>(as_factors(scores, round_up(count, WIDE), weights), (const char*)values, D,
+              round_up(count, P), 1 / sum, scratch.mixed.data());
 }
 
 template <class Number>

@@ -38,6 +38,14 @@ To load(const void* from) {
 
 void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
 
+// To the nearest bfloat16, ties to even.
+void store(bf16* to, Vector x) {
+  typedef bf16 Narrow __attribute__((vector_size(2 * LANES)));
+  const auto bits = (Words)x;
+  const auto halves = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, Narrow);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
 // The i-th number of each word.
 template <class Number>
 Vector number(Words words, int i) {
@@ -58,6 +66,32 @@ Words add_products(Words sum, Words halves, Words pair) {
 #else
   return sum + ((halves << 16) >> 16) * ((pair << 16) >> 16) + (halves >> 16) * (pair >> 16);
 #endif
+}
+
+// What numbers of the cache or the weights are multiplied with: in bfloat16 if they are and the
+// processor takes it, else in float32.
+#if defined(__AVX512BF16__)
+template <class Number>
+using Factor = std::conditional_t<std::is_same_v<Number, bf16>, bf16, float>;
+#else
+template <class Number>
+using Factor = float;
+#endif
+
+// sum + the products of each word's numbers with as many factors, which all words share.
+template <class Number>
+Vector add_products(Vector sum, Words words, const Factor<Number>* factors) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<Number, bf16>) {
+    const auto pair = (__m512bh)(Words{} + load<int32_t>(factors));
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)words, pair);
+  } else
+#endif
+  {
+#pragma GCC unroll 4
+    for (int p = 0; p < PACK<Number>; p++) sum += number<Number>(words, p) * factors[p];
+    return sum;
+  }
 }
 
 float sum_of(Vector x) {
