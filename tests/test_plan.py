@@ -223,6 +223,16 @@ def test_the_cheapest_division_that_fits_is_found() -> None:
     assert plan("igpt-xl", 64, 1, 1, "h100") is None  # its weights and moments alone are 82 GB
 
 
+def test_tensor_parallelism_divides_the_mlps_and_repeats_the_rest() -> None:
+    config = ModelChoice("igpt-xl").resolve(512, 64 * 64, causal=True)
+    whole, divided = Division(1, dtype="bfloat16"), Division(1, tensor=4, dtype="bfloat16")
+    mlp = 3 * config.n_layer * 2 * 4096 * 8 * config.n_embd**2
+    assert computed_flops(config, whole) == training_flops(config)
+    assert computed_flops(config, divided) == 4 * training_flops(config) - 3 * mlp
+    held = [training_memory(config, division)["weights"] for division in (whole, divided)]
+    assert held[0] - held[1] == 4 * parameters(config)["mlp"] * 3 // 4
+
+
 def test_checkpointing_computes_the_blocks_again() -> None:
     config = ModelConfig(3, 2, 32, vocab_size=17, n_positions=16)
     model = ImageGPT(config)

@@ -33,11 +33,11 @@ from igpt.disk import flush, read_json, write_json, write_text
 from igpt.folder import require_fit
 from igpt.model import ImageGPT
 from igpt.palette import Palette
-from igpt.parallel.processes import on_first, rank, require_same, together
+from igpt.parallel.processes import group, on_first, rank, require_same, speaks_for_group, together
 from igpt.parallel.storage import Writing, load_tensors, saved_tensors
 
 HEADER = "state.json"  # of a checkpoint: its progress, and the bytes of each file
-LOADER = "loader"  # what the files of a checkpoint begin with that hold a process's loader
+LOADER = "loader"  # what the files of a checkpoint begin with that hold a group's loader
 KEPT_CHECKPOINTS = 2  # the newest, and one to fall back to
 PARAMETER_SEPARATOR = "/"  # between an optimizer's slot and a parameter's name
 
@@ -66,7 +66,7 @@ class Checkpoint:
         load_tensors(self.folder, weights | _new_moments(model, optimizer, saved))
 
     def loader_states(self) -> list[dict[str, Any]]:
-        """What the loader of each process goes on from, by rank; none for one without a state."""
+        """What each group's loader goes on from, in their order; none for one without a state."""
         return [read_json(path) for path in sorted(self.folder.glob(f"{LOADER}-*.json"))]
 
 
@@ -152,7 +152,8 @@ class UnfinishedCheckpoint:
             on_first(lambda: _make_empty(self._temporary))
             if loader is not None:
                 with together():
-                    write_json(self._temporary / f"{LOADER}-{rank():05d}.json", loader)
+                    if speaks_for_group():
+                        write_json(self._temporary / f"{LOADER}-{group():05d}.json", loader)
         self._writing = Writing(self._temporary, tensors)
 
     def is_written(self) -> bool:

@@ -227,36 +227,39 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How a run that torchrun started is divided: `data` x `shard` is the number of processes.
+    """How a run that torchrun started is divided: data x shard x tensor are its processes.
 
     Each copy of the model is trained on its part of every batch. shard=1 replicates the model on
     every process, data=1 holds one copy between all of them, and there is everything between.
+    `tensor` processes compute the same pictures, each its part of every MLP, the widest layers: for
+    more processes than a batch has pictures.
     """
 
     data: int | None = None  # copies of the model; None: what the processes make
     shard: int | None = 1  # processes that hold a copy between them; None: what data leaves
+    tensor: int = 1  # processes that divide the MLPs' products
     timeout: int = 600  # seconds after which a process that does not answer ends the run
 
     def __post_init__(self) -> None:
-        for name in ("data", "shard", "timeout"):
+        for name in ("data", "shard", "tensor", "timeout"):
             value = getattr(self, name)
             _require(
                 value is None or value >= 1, f"parallel.{name} must be at least 1, got {value}"
             )
 
-    def mesh(self, processes: int) -> tuple[int, int]:
-        """(data, shard) for so many processes; UserError when they do not make them up."""
-        data, shard = self.data, self.shard
+    def mesh(self, processes: int) -> tuple[int, int, int]:
+        """(data, shard, tensor) for so many processes; UserError when they do not make them up."""
+        data, shard, groups = self.data, self.shard, processes // self.tensor
         if shard is None:
-            shard = processes // (data or 1)
+            shard = groups // (data or 1)
         if data is None:
-            data = processes // shard
+            data = groups // shard
         _require(
-            data * shard == processes,
-            f"parallel: data ({self.data}) x shard ({self.shard}) are not the {processes} "
-            f"process{'es' * (processes > 1)} that there are",
+            data * shard * self.tensor == processes,
+            f"parallel: data ({self.data}) x shard ({self.shard}) x tensor ({self.tensor}) are not "
+            f"the {processes} process{'es' * (processes > 1)} that there are",
         )
-        return data, shard
+        return data, shard, self.tensor
 
 
 @dataclass(frozen=True)

@@ -110,10 +110,16 @@ class Division:
     rows: int  # pictures of a process's forward pass
     data: int = 1  # copies of the model
     shard: int = 1  # processes that hold a copy between them
+    tensor: int = 1  # processes that divide the MLPs of the same pictures
     accumulates: bool = False  # several forward passes a step
     checkpointing: bool = False  # of activations
     dtype: str = "float32"  # of the products, a key of BYTES
     processor: bool = False  # not an accelerator: its norm keeps its normalised input as well
+
+    @property
+    def gathers(self) -> bool:
+        """Whether `fully_shard` has the model, and gathers a block before it is used."""
+        return self.shard * self.tensor > 1
 
 
 def training_memory(config: ModelConfig, division: Division) -> dict[str, int]:
@@ -124,7 +130,7 @@ def training_memory(config: ModelConfig, division: Division) -> dict[str, int]:
     and what it is computing. `torch.compile` keeps fewer of them than is counted here.
     """
     worst = max(_worst_moments(config, division), key=lambda parts: sum(parts.values()))
-    weights = 4 * n_parameters(config) // division.shard
+    weights = 4 * _divided_parameters(config, division) // division.shard
     return {"weights": weights, "moments": 2 * weights, **worst}
 
 
@@ -144,14 +150,14 @@ def fitting_division(config: ModelConfig, first: Division, gpu: GPU) -> Division
     Copies that are split over more processes are tried before activation checkpointing, which costs
     a third more work, and that before smaller forward passes.
     """
-    processes = first.data * first.shard
-    shards = [n for n in range(1, processes + 1) if processes % n == 0]
+    groups = first.data * first.shard
+    shards = [n for n in range(1, groups + 1) if groups % n == 0]
     rows = [n for n in range(first.rows, 0, -1) if first.rows % n == 0]
     candidates = (
         replace(
             first,
             rows=n,
-            data=processes // shard,
+            data=groups // shard,
             shard=shard,
             checkpointing=checkpointing,
             accumulates=first.accumulates or n < first.rows,
@@ -164,13 +170,16 @@ def fitting_division(config: ModelConfig, first: Division, gpu: GPU) -> Division
 
 
 def computed_flops(config: ModelConfig, division: Division) -> int:
-    """`training_flops`, and what activation checkpointing computes again.
+    """`training_flops`, and what is computed again.
 
-    Of every block that is all but its last product, 4d -> d, which no gradient needs the result of.
+    By activation checkpointing, of every block all but its last product, 4d -> d, which no gradient
+    needs the result of. By tensor parallelism, on each of its processes all but the MLPs.
     """
-    last_product = 2 * config.n_positions * 4 * config.n_embd**2
-    again = config.n_layer * (_block_flops(config) - last_product)
-    return training_flops(config) + again * division.checkpointing
+    product = config.n_layer * 2 * config.n_positions * 4 * config.n_embd**2  # one of an MLP's two
+    mlp = 3 * 2 * product + product * division.checkpointing
+    others = config.n_layer * _block_flops(config) - 2 * product
+    rest = training_flops(config) - 3 * 2 * product + others * division.checkpointing
+    return mlp + rest * division.tensor
 
 
 def checkpoint_bytes(config: ModelConfig) -> int:
@@ -187,37 +196,43 @@ def _worst_moments(config: ModelConfig, division: Division) -> tuple[dict[str, i
     )
 
 
-def _block_parameters(config: ModelConfig) -> int:
+def _divided_parameters(config: ModelConfig, division: Division) -> int:
+    """All weights, of the MLPs those that a process computes with."""
+    mlp = parameters(config)["mlp"]
+    return n_parameters(config) - mlp + mlp // division.tensor
+
+
+def _block_parameters(config: ModelConfig, division: Division) -> int:
     """Of a block's matrices and biases, which are what is gathered at once."""
     parts = parameters(config)
-    return (parts["attention"] + parts["mlp"]) // config.n_layer
+    return (parts["attention"] + parts["mlp"] // division.tensor) // config.n_layer
 
 
 def _kept_gradients(config: ModelConfig, division: Division) -> int:
     """Gradients that are there before the step's last backward pass makes them."""
-    replicated = division.shard == 1 and division.data > 1  # DistributedDataParallel's buckets
-    uncut = division.shard > 1 and division.accumulates  # what is not exchanged yet is not cut
-    return 4 * n_parameters(config) * (replicated or uncut)
+    replicated = not division.gathers and division.data > 1  # DistributedDataParallel's buckets
+    uncut = division.gathers and division.accumulates  # what is not exchanged yet is not cut
+    return 4 * _divided_parameters(config, division) * (replicated or uncut)
 
 
 def _gradients_on_their_way(config: ModelConfig, division: Division) -> int:
     """A split model's: a block's as they are made, and in float32 put together for the others,
     while those of the block before them travel.
     """
-    if division.shard == 1:
+    if not division.gathers:
         return 0
     n_bytes = BYTES[division.dtype]
     converted = 4 * (n_bytes < 4)
-    return _block_parameters(config) * (n_bytes + 2 * (4 + converted))
+    return _block_parameters(config, division) * (n_bytes + 2 * (4 + converted))
 
 
 def _copy_bytes(config: ModelConfig, division: Division, blocks: int) -> int:
     """Copies of the weights of so many blocks."""
     n_bytes = BYTES[division.dtype]
-    matrices = _block_parameters(config)
-    if division.shard == 1:
+    matrices = _block_parameters(config, division)
+    if not division.gathers:
         return blocks * matrices * n_bytes if n_bytes < 4 else 0
-    root = n_parameters(config) - config.n_layer * matrices  # it stays gathered
+    root = _divided_parameters(config, division) - config.n_layer * matrices  # it stays gathered
     return 2 * matrices * n_bytes + 4 * root  # a block, and the next one on its way
 
 
@@ -227,14 +242,15 @@ def _kept_in_block(config: ModelConfig, division: Division) -> int:
     In the type of the products: the two normalised inputs, q, k and v, what attention gives, and
     three hidden layers of the MLP. In float32: the residual stream before each norm.
     """
-    n_bytes = BYTES[division.dtype]
     norms = 16 if division.processor else 8
-    return config.n_positions * config.n_embd * (18 * n_bytes + norms)
+    numbers = 6 + 12 / division.tensor  # of which the MLP's are divided
+    return int(config.n_positions * config.n_embd * (numbers * BYTES[division.dtype] + norms))
 
 
 def _computed_in_block(config: ModelConfig, division: Division) -> int:
     """Bytes a picture of the gradients in a block: two hidden layers and the residual stream."""
-    return config.n_positions * config.n_embd * (8 * BYTES[division.dtype] + 8)
+    hidden = 8 / division.tensor
+    return int(config.n_positions * config.n_embd * (hidden * BYTES[division.dtype] + 8))
 
 
 def _kept_in_blocks(config: ModelConfig, division: Division) -> int:
@@ -269,7 +285,8 @@ def _in_the_last_block(config: ModelConfig, division: Division) -> dict[str, int
 
 def _in_the_first_block(config: ModelConfig, division: Division) -> dict[str, int]:
     """The last on the way back: all other gradients are there."""
-    others = 4 * (n_parameters(config) - _block_parameters(config)) // division.shard
+    all_weights = _divided_parameters(config, division)
+    others = 4 * (all_weights - _block_parameters(config, division)) // division.shard
     gradients = max(_kept_gradients(config, division), others)
     held = _kept_in_block(config, division) + _computed_in_block(config, division)
     return {

@@ -41,6 +41,8 @@ from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import (
     from_first,
     gather,
+    group,
+    groups,
     on_first,
     processes,
     rank,
@@ -153,7 +155,7 @@ def _prepare_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Prepar
     palette = palette or _settle_palette(recipe, sample, say)
     codec = Codec(palette, recipe.order, data.image_size)
     loader = StreamLoader(
-        train.share(rank(), size()),
+        train.share(group(), groups()),
         frozenset() if validation else frozenset(held_out.digests),
         codec,
         data.shuffle_buffer,

@@ -35,7 +35,7 @@ from igpt.device import autocast, compute_dtype, reuse_memory
 from igpt.model import ImageGPT
 from igpt.monitor import Row
 from igpt.objectives import Objective
-from igpt.parallel.gradients import accumulate, average_gradients
+from igpt.parallel.gradients import accumulate, average_gradients, clip_gradients
 from igpt.parallel.processes import largest, mean, share_of_batch, size, together
 from igpt.parallel.storage import all_finite
 
@@ -248,7 +248,7 @@ class Trainer:
                 loss.backward()
             total += loss.detach()
         if self.config.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+            clip_gradients(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1

@@ -45,6 +45,16 @@ def test_a_v100_computes_in_float32(igpt) -> None:
     assert_mistake(igpt(*plan, "train.precision=bfloat16"), "no bfloat16")
 
 
+def test_more_gpus_than_pictures_divide_the_mlps(igpt) -> None:
+    plan = ["plan", "igpt-xl-imagenet64", "--gpu", "h100"]
+    few = json.loads(igpt(*plan, "--gpus", 64, "--json").out)
+    many = igpt(*plan, "--gpus", 256, "parallel.tensor=4", "--json")
+    assert many.status == 0, many.err
+    found = json.loads(many.out)
+    assert 1 / 4 < found["fitting"]["days"] / few["fitting"]["days"] < 1
+    assert_mistake(igpt(*plan, "--gpus", 256), "or parallel.tensor larger")
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

@@ -49,6 +49,9 @@ LAYOUTS = {
     "shard-2": (2, ["parallel.shard=2"]),
     "shard-4": (4, ["parallel.shard=null"]),
     "hybrid": (4, ["parallel.data=2", "parallel.shard=2"]),
+    "tensor-2": (2, ["parallel.tensor=2"]),
+    "tensor-copies": (4, ["parallel.tensor=2", "parallel.data=2"]),
+    "tensor-shard": (4, ["parallel.tensor=2", "parallel.shard=2"]),
 }
 
 
@@ -121,7 +124,7 @@ def build(path: Path, *layouts: list[str]) -> None:
             weights = whole(model.state_dict())
             if rank() == 0:
                 torch.save(weights, path / f"{'-'.join(words)}.pt")
-            _, parts = recipe.parallel.mesh(size())
+            _, parts, _ = recipe.parallel.mesh(size())
             n = sum(parameter.numel() for parameter in model.parameters())
             # 3 classes and 17 colours cannot be cut evenly.
             assert held <= n / parts + (1 + 1) * SHAPE.n_embd * 2, (held, n)
@@ -171,6 +174,42 @@ def test_igpt_xl_is_split_on_the_meta_device(
     assert n == 6_810_875_904
     assert held == pytest.approx(n / parts, rel=1e-3)
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_of_igpt_xl_the_mlps_are_divided_and_all_else_is_split(
+    processes_of_a_cluster: Callable[[int], None],
+) -> None:
+    processes_of_a_cluster(64)
+    recipe = load_recipe("igpt-xl-imagenet64", ["parallel.tensor=4", "parallel.shard=16"])
+    with torch.device("meta"):
+        model = ImageGPT(recipe.model.resolve(512, 64 * 64, causal=True))
+    split(model, recipe.parallel, torch.device("cpu"), torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        parts = 64 if ".mlp." in name else 16
+        assert local(parameter).numel() == parameter.numel() // parts, name
+
+
+def too_many_for_an_mlp(out: Path) -> None:
+    with processes(ParallelConfig()), pytest.raises(UserError, match="64 hidden units"):
+        new_model(SHAPE, tiny_recipe("parallel.tensor=3"))
+
+
+def test_hidden_units_that_processes_cannot_share_are_a_mistake(tmp_path: Path) -> None:
+    several.call(3, too_many_for_an_mlp, tmp_path)
+
+
+def test_more_processes_than_a_batch_has_pictures(tmp_path: Path) -> None:
+    one_picture = [*TINY, *SHORT, "train.batch_size=1"]
+    command = ["pretrain", "digits", *one_picture, "--out"]
+    refused = several.igpt(2, *command, tmp_path / "refused")
+    assert refused.wait() == [2, 2]
+    assert "train.batch_size (1) must be a multiple of the processes (2)" in refused.err
+    divided = several.igpt(2, *command, tmp_path / "divided", "parallel.tensor=2")
+    assert divided.wait() == [0, 0], divided.err
+    pretrain(tiny_recipe(*SHORT, "train.batch_size=1"), tmp_path / "one", resume=False, say=silent)
+    for key in ("loss", "val_loss"):
+        expected = rows(tmp_path / "one", key)
+        assert rows(tmp_path / "divided", key) == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize("words", [["parallel.shard=3"], ["parallel.data=2", "parallel.shard=4"]])
@@ -229,7 +268,7 @@ def planned_and_measured(out: Path) -> None:
     tokens = torch.zeros(rows, config.n_positions, dtype=torch.long)
     found = {}
     with processes(ParallelConfig()):
-        for word in ("parallel.data=2", "parallel.shard=2"):
+        for word in ("parallel.data=2", "parallel.shard=2", "parallel.tensor=2"):
             recipe = tiny_recipe(word)
             model = new_model(config, recipe)
             averaged = average_gradients(Values(model, AR()))
@@ -244,9 +283,9 @@ def planned_and_measured(out: Path) -> None:
             step()  # DistributedDataParallel lays its buckets out anew
             tensors = [t for p in model.parameters() for t in (p, *optimizer.state[p].values())]
             held = sum(local(tensor).nbytes for tensor in tensors)
-            data, parts = recipe.parallel.mesh(size())
-            held += 4 * n_parameters(config) * (parts == 1)  # its buckets
-            division = Division(rows, data=data, shard=parts, processor=True)
+            data, parts, group = recipe.parallel.mesh(size())
+            held += 4 * n_parameters(config) * (data == 2)  # its buckets
+            division = Division(rows, data, parts, group, processor=True)
             planned = sum(training_memory(config, division).values())
             found[word] = planned, held + peak_bytes(step)
     (out / f"{launch.rank()}.json").write_text(json.dumps(found))
@@ -256,7 +295,11 @@ def test_the_memory_of_a_shared_model_is_what_is_planned(tmp_path: Path) -> None
     several.call(2, planned_and_measured, tmp_path)
     for path in tmp_path.glob("*.json"):
         found = json.loads(path.read_text())
-        for word, tolerance in (("parallel.data=2", 0.1), ("parallel.shard=2", 0.2)):
+        for word, tolerance in (
+            ("parallel.data=2", 0.1),
+            ("parallel.shard=2", 0.2),
+            ("parallel.tensor=2", 0.2),
+        ):
             planned, measured = found[word]
             print(f"{word}: {planned:,} bytes planned, {measured:,} measured")
             assert planned == pytest.approx(measured, rel=tolerance), word
@@ -288,14 +331,16 @@ def read_back(run: Path, out: Path) -> None:
     with processes(ParallelConfig()):
         for words in [[], *(w for n, w in LAYOUTS.values() if n == size())]:
             config = ModelConfig(2, 2, 16, vocab_size=17, n_positions=64)
-            model = new_model(config, tiny_recipe("train.seed=5", *words))
+            recipe = tiny_recipe("train.seed=5", *words)
+            model = new_model(config, recipe)
             optimizer = torch.optim.Adam(model.parameters(), fused=True)
             checkpoint.load(model, optimizer)
             moments = torch.nn.Module()
             for name, tensor in optimizer_tensors(model, optimizer).items():
                 moments.register_buffer(name.replace(".", "_"), tensor)
             state = {**whole(model.state_dict()), **whole(moments.state_dict())}
-            state["loss"] = picture_nats(model, AR(), tokens, batch_size=2)
+            with processes(recipe.parallel):
+                state["loss"] = picture_nats(model, AR(), tokens, batch_size=2)
             if rank() == 0:
                 torch.save(state, out / f"{size()}-{'-'.join(words)}.pt")
 
@@ -307,11 +352,15 @@ def test_a_checkpoint_is_the_same_bits_for_any_number_of_processes_and_any_split
     read_back(run, tmp_path)
     for n in (2, 4):
         several.call(n, read_back, run, tmp_path)
-    first, *others = [torch.load(p, weights_only=True) for p in sorted(tmp_path.glob("*.pt"))]
-    assert len(others) == 5
+    paths = sorted(tmp_path.glob("*.pt"))
+    first, *others = [torch.load(path, weights_only=True) for path in paths]
+    assert len(others) == len(LAYOUTS) + 2
     assert len(first) > 60
-    for other in others:
+    for path, other in zip(paths[1:], others, strict=True):
         assert other.keys() == first.keys()
+        if "tensor" in path.name:  # products are added in another order
+            torch.testing.assert_close(other["loss"], first["loss"])
+            other["loss"] = first["loss"]
         assert all(torch.equal(other[name], tensor) for name, tensor in first.items())
 
 

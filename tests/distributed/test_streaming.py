@@ -61,6 +61,19 @@ def test_killed_processes_go_on_with_the_undisturbed_curve(
     assert "read by 2 processes and is read by 1 now: its epoch" in alone.err
 
 
+def test_processes_that_divide_a_picture_read_the_same_stream(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", "tar", (8, 8))
+    words = ["pretrain", "digits", *WORDS, "train.steps=10", "--data", tmp_path / "set", "--out"]
+    alone = several.igpt(1, *words, tmp_path / "alone")
+    divided = several.igpt(2, *words, tmp_path / "divided", "parallel.tensor=2")
+    assert alone.wait() + divided.wait() == [0, 0, 0], alone.err + divided.err
+    expected, found = curve(tmp_path / "alone"), curve(tmp_path / "divided")
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    assert [row[2] for row in found] == pytest.approx([row[2] for row in expected], abs=2e-6)
+    for folder in (tmp_path / "divided/checkpoints").glob("step-*"):
+        assert len(list(folder.glob("loader-*.json"))) == 1
+
+
 def test_what_one_process_cannot_read_stops_all_in_one_line(tmp_path: Path) -> None:
     write_shards(tmp_path / "set", "tar", (8, 8))
     broken = tmp_path / "set" / "train-001.tar"

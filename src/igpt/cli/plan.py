@@ -78,18 +78,21 @@ def _division(recipe: Recipe, gpus: int, gpu: GPU) -> Division:
     """As the recipe says; UserError when so many processes cannot share its batch."""
     if gpus < 1:
         raise UserError(f"--gpus must be at least 1, got {gpus}")
-    data, shard = recipe.parallel.mesh(gpus)
-    train = recipe.train
-    if train.batch_size % gpus:
-        raise UserError(f"train.batch_size ({train.batch_size}) must be a multiple of {gpus} GPUs")
-    share = train.batch_size // gpus
+    data, shard, tensor = recipe.parallel.mesh(gpus)
+    train, groups = recipe.train, data * shard
+    if train.batch_size % groups:
+        raise UserError(
+            f"train.batch_size ({train.batch_size}) must be a multiple of {groups} GPUs, or "
+            "parallel.tensor larger, with as many to a picture"
+        )
+    share = train.batch_size // groups
     rows = min(train.micro_batch_size or share, share)
     dtype = train.precision
     if dtype == "auto":
         dtype = "bfloat16" if "bfloat16" in gpu.flops else "float32"
     if dtype not in gpu.flops:
         raise UserError(f"this GPU has no {dtype}")
-    return Division(rows, data, shard, rows < share, train.activation_checkpointing, dtype)
+    return Division(rows, data, shard, tensor, rows < share, train.activation_checkpointing, dtype)
 
 
 def _costs(
@@ -98,7 +101,8 @@ def _costs(
     """Of a run that is divided so."""
     pictures = recipe.train.steps * recipe.train.batch_size
     flops = pictures * computed_flops(config, division)
-    rate = division.data * division.shard * gpu.flops[division.dtype] * utilisation
+    gpus = division.data * division.shard * division.tensor
+    rate = gpus * gpu.flops[division.dtype] * utilisation
     memory = training_memory(config, division)
     return {
         "division": asdict(division),
@@ -156,6 +160,8 @@ def _words(plan: dict[str, Any]) -> list[str]:
     """What the command line says for a division."""
     division = plan["division"]
     words = [f"parallel.data={division['data']}", f"parallel.shard={division['shard']}"]
+    if division["tensor"] > 1:
+        words.append(f"parallel.tensor={division['tensor']}")
     if division["accumulates"]:
         words.append(f"train.micro_batch_size={division['rows']}")
     if division["checkpointing"]:

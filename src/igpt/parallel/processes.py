@@ -22,6 +22,7 @@ from igpt.parallel import launch
 from igpt.parallel.meeting import meeting
 
 _background: dist.ProcessGroup | None = None
+_tensor = 1  # processes, one after the other, that compute the same pictures
 
 
 @contextmanager
@@ -30,6 +31,17 @@ def processes(config: ParallelConfig) -> Iterator[None]:
 
     Raises LostProcess when one of them is gone or hangs.
     """
+    global _tensor
+    before, _tensor = _tensor, config.tensor
+    try:
+        with _joined(config):
+            yield
+    finally:
+        _tensor = before
+
+
+@contextmanager
+def _joined(config: ParallelConfig) -> Iterator[None]:
     if launch.size() == 1 or dist.is_initialized():
         yield
         return
@@ -68,6 +80,21 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def groups() -> int:
+    """Groups of processes, each with pictures of its own: a process, or `tensor` of them."""
+    return size() // _tensor
+
+
+def group() -> int:
+    """This process's group among them, from 0."""
+    return rank() // _tensor
+
+
+def speaks_for_group() -> bool:
+    """Whether what this process computed is to be counted: one of its group does."""
+    return rank() % _tensor == 0
+
+
 def background_group() -> dist.ProcessGroup | None:
     """All processes again, for what a thread of each says while they go on; None for one alone."""
     return _background
@@ -81,21 +108,23 @@ def share_of_batch(batch_size: int, name: str = "train.batch_size") -> range:
 
     Raises UserError, with the `name` that users know it by, unless all can have the same number.
     """
-    if batch_size % size():
-        raise UserError(f"{name} ({batch_size}) must be a multiple of the processes ({size()})")
-    rows = batch_size // size()
-    return range(rank() * rows, (rank() + 1) * rows)
+    if batch_size % groups():
+        each = f"processes ({groups()}" + f" x parallel.tensor={_tensor}" * (_tensor > 1) + ")"
+        raise UserError(f"{name} ({batch_size}) must be a multiple of the {each}")
+    rows = batch_size // groups()
+    return range(group() * rows, (group() + 1) * rows)
 
 
 def share_of(n: int) -> Iterator[tuple[int, bool]]:
     """The pieces of `n`, 0 to n - 1, that this process computes, and whether each counts.
 
     All processes compute the same number, since a model that is split over them needs all of them
-    for a pass: one that runs out does the last piece again, which does not count.
+    for a pass: one that runs out does the last piece again, which does not count. Of a group that
+    computes the same, the first one's counts.
     """
-    for first in range(0, n, size()):
-        piece = first + rank()
-        yield min(piece, n - 1), piece < n
+    for first in range(0, n, groups()):
+        piece = first + group()
+        yield min(piece, n - 1), piece < n and speaks_for_group()
 
 
 # --- telling each other --------------------------------------------------------------------------

@@ -3,6 +3,9 @@
 The unit that is gathered, used and dropped is a block's matrices, in the type of the products. What
 is small stays with the root and in float32, as autocast has it on one process: embeddings, norms
 and heads. So a run computes the same whether it is split or not.
+
+Tensor parallelism divides what is widest, the MLPs: each process of a group computes a part of the
+hidden units, and the parts of the result are added.
 """
 
 from __future__ import annotations
@@ -13,16 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from igpt.config import ParallelConfig
+from igpt.config import ParallelConfig, UserError
 from igpt.model import ImageGPT
 from igpt.parallel.processes import rank, size
 
 if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor, Shard
 
 
 def split(
@@ -33,8 +36,8 @@ def split(
     It will be computed on `device` with products in `dtype`. Does nothing when every process holds
     the whole model. Raises UserError when `config` is for another number of processes.
     """
-    copies, parts = config.mesh(size())
-    if parts == 1:
+    copies, parts, group = config.mesh(size())
+    if parts == group == 1:
         return
     from torch.distributed.fsdp import (
         MixedPrecisionPolicy,
@@ -42,17 +45,49 @@ def split(
         register_fsdp_forward_method,
     )
 
-    mesh = init_device_mesh(device.type, (copies, parts), mesh_dim_names=("data", "shard"))
-    if copies == 1:
-        mesh = mesh["shard"]
+    names = ("data", "shard", "tensor")
+    processes = init_device_mesh(device.type, (copies, parts, group), mesh_dim_names=names)
+    mesh = processes["shard"] if copies == 1 else processes["data", "shard"]
+    if group > 1:
+        _divide_products(model, processes["tensor"])
     products = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     for block in model.blocks:
         matrices = [block.get_submodule("attn"), block.get_submodule("mlp")]
-        fully_shard(matrices, mesh=mesh, mp_policy=products)
+        fully_shard(matrices, mesh=mesh, mp_policy=products, shard_placement_fn=_across_the_cut)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "trunk")  # the heads that follow it find the root gathered
+
+
+def _divide_products(model: ImageGPT, mesh: DeviceMesh) -> None:
+    """Give each process of `mesh` as many of every MLP's hidden units; UserError if it cannot."""
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    hidden = 4 * model.config.n_embd
+    if hidden % mesh.size():
+        raise UserError(
+            f"parallel.tensor ({mesh.size()}) must divide the {hidden} hidden units of an MLP"
+        )
+    for block in model.blocks:
+        plan = {"fc": ColwiseParallel(), "proj": RowwiseParallel()}
+        parallelize_module(block.get_submodule("mlp"), mesh, plan)
+
+
+def _across_the_cut(parameter: Tensor) -> Shard | None:
+    """Along which dimension `fully_shard` cuts: the other one of a matrix that is cut in rows.
+
+    A part is then one rectangle, which is what checkpoints are written and read in.
+    """
+    if is_split(parameter) and parameter.placements[0].is_shard(0) and parameter.ndim == 2:
+        from torch.distributed.tensor import Shard
+
+        return Shard(1)
+    return None
 
 
 def checkpoint_activations(model: ImageGPT) -> None:
@@ -86,6 +121,11 @@ def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
+
+
+def mesh_of(tensor: Tensor) -> DeviceMesh | None:
+    """The processes that hold parts of `tensor`; None when this one has it whole."""
+    return tensor.device_mesh if is_split(tensor) else None
 
 
 def copy_whole(target: Tensor, whole: Tensor) -> None:
