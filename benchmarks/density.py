@@ -3,14 +3,15 @@
 python benchmarks/density.py RUN... [--data D] [--labels-per-class 100] [--pool mean] --out density
 
 Every run is probed at each layer with the same labels, five subsets of them, and scored on its
-validation pictures. Writes density.json and density.png. Runs measured already are not measured
-again, so that the campaign may be interrupted. Runs called NAME-stepN are drawn as a line that
-ends in NAME.
+validation pictures. Writes density.json, density.png, and density-layers.png: where the knowledge
+is. Runs measured already are not measured again, so that the campaign may be interrupted. Runs
+called NAME-stepN are drawn as a line that ends in NAME.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -26,7 +27,7 @@ from igpt.cli.arguments import add_data, load_task
 from igpt.device import compute_dtype
 from igpt.disk import write_atomically, write_text
 from igpt.pipeline import load
-from igpt.plots.curves import BLUE, ORANGE
+from igpt.plots.curves import BLUE, CYCLE, ORANGE
 from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets, summarise
 
 SEEDS, TESTED = 5, 2_000  # subsets of labels; first test pictures
@@ -79,6 +80,23 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, format="png", dpi=150)
 
 
+def draw_layers(results: dict[str, Any], path: Path) -> None:
+    """The probe's accuracy on validation against depth: a line a run, at its last step."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    whole = {name: row for name, row in results.items() if not re.search(r"-step\d+$", name)}
+    for (name, row), color in zip(whole.items(), itertools.cycle(CYCLE)):
+        accuracies = 100 * np.array(list(row["by_layer"].values()))  # of layers 0 to L
+        depth, best = np.linspace(0, 1, len(accuracies)), int(np.argmax(accuracies))
+        axes.plot(depth, accuracies, color=color, marker=".", linewidth=1, label=name)
+        axes.plot(depth[best], accuracies[best], color=color, marker="o", markersize=8)
+    axes.set_xlabel("layer, of the model's depth (the best one is marked)")
+    axes.set_ylabel("probe on validation, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, format="png", dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
@@ -101,6 +119,8 @@ def main() -> None:
         print(f"{row['nats_per_pixel']:.4f}  {plain}  balanced {balanced}  layer {row['layer']}  "
               f"{row['parameters']:,}  {run.name}", flush=True)  # fmt: skip
     write_atomically(args.out.with_suffix(".png"), lambda path: draw(results, path))
+    layers = args.out.with_name(f"{args.out.name}-layers.png")
+    write_atomically(layers, lambda path: draw_layers(results, path))
 
 
 if __name__ == "__main__":

@@ -5,27 +5,32 @@ python benchmarks/finetuning.py RUN [--labels-per-class 100] [--seeds 3] --out r
 
 Variants: L_CLF alone and L_GEN + L_CLF, from the pretrained weights and from scratch. Every
 fine-tuning of a BERT model is tested with one mask, five masks' modal class, and five masks' mean
-logits. Runs that are there are gone on with, so that the campaign may be interrupted.
+logits. Runs that are there are gone on with, so that the campaign may be interrupted. All results
+in --out are drawn into its finetuning.png, beside the probes that --probes, a file of density.py,
+has of the same models.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from igpt.cli.arguments import add_data, data_config
 from igpt.config import parse_recipe, recipe_yaml
 from igpt.data import evaluation_split, open_data
 from igpt.data.labels import labelled
 from igpt.device import compute_dtype
-from igpt.disk import write_text
+from igpt.disk import write_atomically, write_text
 from igpt.finetune import default_recipe, finetune
 from igpt.pipeline import load
+from igpt.plots.curves import CYCLE
 from igpt.probe.linear import METRICS, score
 
 VARIANTS = {
@@ -64,6 +69,35 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
     return found
 
 
+def draw(results: dict[str, dict[str, list[float]]], axis: str, path: Path) -> None:
+    """A row for every way to classify, by model: a dot a seed, and their mean."""
+    rows = [(model, way, values) for model, ways in results.items() for way, values in ways.items()]
+    figure = Figure(figsize=(7.2, 0.8 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    colors = dict(zip(results, itertools.cycle(CYCLE)))
+    for place, (model, _, values) in enumerate(rows):
+        percent = 100 * np.array(values)
+        axes.plot(percent, [place] * len(percent), ".", color=colors[model], alpha=0.6)
+        axes.plot(percent.mean(), place, "|", color=colors[model], markersize=14)
+    axes.set_yticks(range(len(rows)), [f"{model}: {way}" for model, way, _ in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#eeeeee")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(axis)
+    figure.savefig(path, format="png", dpi=150)
+
+
+def all_results(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Of every model whose fine-tunings lie in --out: the metric of each seed, by variant."""
+    probes = json.loads(args.probes.read_text()) if args.probes else {}
+    found = {}
+    for path in sorted(args.out.glob("*.json")):
+        found[path.stem] = json.loads(path.read_text())
+        if path.stem in probes:
+            found[path.stem]["linear probe (mean)"] = probes[path.stem][args.metric][:1]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
@@ -74,6 +108,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tested", type=int, help="first test pictures only; default all")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
+    parser.add_argument("--probes", type=Path, help="a file of density.py")
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"))
     args = parser.parse_intermixed_args()
     rows: dict[str, list[float]] = {}
@@ -99,6 +134,9 @@ def main() -> None:
     for name, values in rows.items():
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         print(f"| {name} | {100 * statistics.mean(values):.1f} ± {100 * spread:.1f} |")
+    axis = f"{args.metric.replace('_', ' ')} on test, %; {args.labels_per_class} labels a class"
+    target = args.out / "finetuning.png"
+    write_atomically(target, lambda path: draw(all_results(args), axis, path))
 
 
 if __name__ == "__main__":
