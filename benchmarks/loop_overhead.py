@@ -21,7 +21,7 @@ from pathlib import Path
 from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, load_recipe
 from igpt.monitor import Monitor
-from igpt.objectives import make_objective
+from igpt.objectives import generative_objective
 from igpt.pretrain import new_model, prepare
 from igpt.train import Callbacks, Trainer, Validation
 
@@ -30,10 +30,10 @@ WARM_UP = 5  # steps, in which the compiler works
 
 def make_trainer(recipe: Recipe, run: Path) -> Trainer:
     prepared = prepare(recipe, None, lambda line: print(line, file=sys.stderr))
-    causal, codec = recipe.objective == "ar", prepared.codec
+    shape = recipe.model_config(prepared.codec.vocab_size, prepared.codec.n_tokens)
     return Trainer(
-        new_model(recipe.model.resolve(codec.vocab_size, codec.n_tokens, causal), recipe),
-        make_objective(recipe.objective, recipe.mask_probability, 0, stream="train"),
+        new_model(shape, recipe),
+        generative_objective(shape, 0, stream="train"),
         prepared.loader,
         recipe.train,
         RunDirectory(run),

@@ -126,7 +126,8 @@ def test_few_labels_are_few_and_a_bert_model_is_fine_tuned_too(tmp_path: Path) -
     from igpt.pretrain import pretrain
 
     start, said = tmp_path / "bert", []
-    pretrain(tiny_recipe("objective=bert", "train.steps=4"), start, resume=False, say=silent)
+    masked = tiny_recipe("objective=bert", "mask_probability=0.3", "train.steps=4")
+    pretrain(masked, start, resume=False, say=silent)
     changes = ("finetune.labels_per_class=3", "finetune.class_weights=balanced")
     done = finetune(recipe(start, *changes), tmp_path / "r", resume=False, say=said.append)
     assert any(line.startswith("30 labelled pictures") for line in said)

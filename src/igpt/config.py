@@ -8,7 +8,7 @@ module, so it imports nothing heavy at load.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,7 @@ class ModelConfig:
     n_positions: int  # T, pixels of a picture
     n_classes: int = 0  # outputs of the classification head; 0: no head
     causal: bool = True  # AR: start token, shift and causal mask; False: BERT
+    mask_probability: float = 0.15  # BERT only: of each position, to be hidden (paper, section 2.1)
     bias: bool = False  # OpenAI's models have none; some foreign checkpoints do
     activation: str = "quick_gelu"  # one of ACTIVATIONS
     # False: position i reads token i itself, as classifiers of transformers do; no next pixel then.
@@ -53,6 +54,10 @@ class ModelConfig:
         _require(
             self.n_embd % self.n_head == 0,
             f"model: n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})",
+        )
+        _require(
+            0 < self.mask_probability < 1,
+            f"mask_probability must lie between 0 and 1, got {self.mask_probability}",
         )
         _require(
             self.activation in ACTIVATIONS,
@@ -137,7 +142,7 @@ class ModelChoice:
             f"unknown model preset '{self.preset}', expected one of: {', '.join(PRESETS)}",
         )
 
-    def resolve(self, vocab_size: int, n_positions: int, causal: bool) -> ModelConfig:
+    def resolve(self, vocab_size: int, n_positions: int, causal: bool = True) -> ModelConfig:
         preset = PRESETS[self.preset]
         return ModelConfig(
             n_layer=self.n_layer or preset.n_layer,
@@ -270,17 +275,19 @@ class Recipe:
     palette: PaletteConfig = field(default_factory=PaletteConfig)
     order: str = "raster"  # the permutation pi of the pixels (paper, section 2.1)
     objective: Literal["ar", "bert"] = "ar"
-    mask_probability: float = 0.15  # BERT only (paper, section 2.1)
+    mask_probability: float = ModelConfig.mask_probability  # BERT only
     model: ModelChoice = field(default_factory=ModelChoice)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     finetune: FinetuneConfig | None = None  # None: pretraining
 
     def __post_init__(self) -> None:
-        _require(
-            0 < self.mask_probability < 1,
-            f"mask_probability must lie between 0 and 1, got {self.mask_probability}",
-        )
+        self.model_config(1, 1)
+
+    def model_config(self, vocab_size: int, n_positions: int) -> ModelConfig:
+        """The model's shape, with what the data say: colours and pixels."""
+        shape = self.model.resolve(vocab_size, n_positions, causal=self.objective == "ar")
+        return replace(shape, mask_probability=self.mask_probability)
 
 
 def shipped_recipes() -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from igpt.device import compute_dtype, default_device
 from igpt.folder import load_model, save_model
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
-from igpt.objectives import Joint, make_objective
+from igpt.objectives import Joint, generative_objective
 from igpt.order import Codec
 from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import processes, require_same, together
@@ -64,6 +64,7 @@ def default_recipe(start: Path) -> Recipe:
         ),
         order=codec.order,
         objective="ar" if config.causal else "bert",
+        mask_probability=config.mask_probability,
         palette=replace(theirs.palette, colors=codec.vocab_size, path=None),
         model=ModelChoice(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd),
         train=TrainConfig(
@@ -110,7 +111,7 @@ def _finetune(
         task = _open_task(recipe, say)
     require_same("labelled pictures", (task.train.labels.tolist(), len(task.validation)))
     model = _build(recipe, start, task.train.n_classes)
-    classifier = HeadClassifier(model, task.train.class_names, Masking(recipe.mask_probability))
+    classifier = HeadClassifier(model, task.train.class_names, Masking())
     dtype = compute_dtype(config.precision, default_device())
     held_out = torch.from_numpy(codec.encode(task.validation.images))
 
@@ -119,9 +120,7 @@ def _finetune(
         value = score(options.metric, task.validation.labels, prediction.labels)
         return Validation({f"val_{options.metric}": value}, -value)
 
-    generative = make_objective(
-        recipe.objective, recipe.mask_probability, config.seed, stream="train"
-    )
+    generative = generative_objective(model.config, config.seed, stream="train")
     trainer = Trainer(
         model,
         Joint(
@@ -175,7 +174,7 @@ def _check(recipe: Recipe, start: ImageGPT, codec: Codec) -> None:
     """UserError for a recipe that asks for another model than the one it starts from."""
     assert recipe.finetune is not None
     config, data = start.config, recipe.data
-    asked = recipe.model.resolve(config.vocab_size, config.n_positions, recipe.objective == "ar")
+    asked = recipe.model_config(config.vocab_size, config.n_positions)
     sizes = ("n_layer", "n_head", "n_embd", "causal")
     if any(getattr(asked, name) != getattr(config, name) for name in sizes) or (
         (recipe.order, data.image_size) != (codec.order, codec.image_size)
@@ -211,7 +210,9 @@ def _open_task(recipe: Recipe, say: Say) -> Task:
 def _build(recipe: Recipe, start: ImageGPT, n_classes: int) -> ImageGPT:
     """The starting model with a head of zeros for the classes."""
     assert recipe.finetune is not None
-    model = new_model(replace(start.config, n_classes=n_classes), recipe)
+    masked = recipe.mask_probability
+    shape = replace(start.config, n_classes=n_classes, mask_probability=masked)
+    model = new_model(shape, recipe)
     if not recipe.finetune.from_scratch:
         weights = start.state_dict()
         for name, tensor in model.state_dict().items():

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from igpt.config import ModelConfig
 from igpt.data import Batch
 from igpt.model import ImageGPT
 from igpt.rng import torch_rng
@@ -130,8 +131,6 @@ class Joint:
         return loss
 
 
-def make_objective(name: str, mask_probability: float, seed: int, stream: str) -> Generative:
-    """The objective called `name`, "ar" or "bert"; `stream` is "train" or "evaluate"."""
-    if name == "ar":
-        return AR()
-    return BERT(mask_probability, seed, stream)
+def generative_objective(config: ModelConfig, seed: int, stream: str) -> Generative:
+    """What a model of this shape is trained to do; `stream` is "train" or "evaluate"."""
+    return AR() if config.causal else BERT(config.mask_probability, seed, stream)

@@ -19,7 +19,7 @@ from igpt.evaluate import Likelihood, likelihood, picture_nats, pixel_nats
 from igpt.folder import load_class_names, load_model, save_model
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
-from igpt.objectives import Objective, make_objective
+from igpt.objectives import Objective, generative_objective
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 from igpt.probe.features import Masking, extract, make_pool, parse_layers
@@ -35,7 +35,6 @@ Images = Shown | Encoded  # or already tokens of the model's palette
 Pixels = npt.NDArray[np.uint8]
 
 EVAL_BATCH = 32  # pictures a forward pass
-MASK_PROBABILITY = 0.15  # BERT's, when a picture is scored (paper, section 2.1)
 
 
 class Pipeline:
@@ -209,8 +208,7 @@ class Pipeline:
         return raster.reshape(-1, self.image_size, self.image_size)
 
     def _objective(self) -> Objective:
-        name = "ar" if self.model.config.causal else "bert"
-        return make_objective(name, MASK_PROBABILITY, seed=0, stream="evaluate")
+        return generative_objective(self.model.config, seed=0, stream="evaluate")
 
     def tokens(self, images: Images) -> torch.Tensor:
         """Tokens int64 [B, T] in the model's order, of pictures resized to the model's size."""

@@ -34,7 +34,7 @@ from igpt.evaluate import likelihood
 from igpt.folder import save_model
 from igpt.model import ImageGPT
 from igpt.monitor import Monitor, Row
-from igpt.objectives import make_objective
+from igpt.objectives import generative_objective
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 from igpt.parallel.meeting import is_restart
@@ -264,11 +264,9 @@ def check_division(recipe: Recipe) -> None:
 def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pretrained:
     prepared = prepare(recipe, run.palette() if resume else None, say)
     codec, config = prepared.codec, recipe.train
-    causal = recipe.objective == "ar"
-    model = new_model(recipe.model.resolve(codec.vocab_size, codec.n_tokens, causal), recipe)
-    held_out = make_objective(
-        recipe.objective, recipe.mask_probability, config.seed, stream="evaluate"
-    )
+    shape = recipe.model_config(codec.vocab_size, codec.n_tokens)
+    model = new_model(shape, recipe)
+    held_out = generative_objective(shape, config.seed, stream="evaluate")
     dtype = compute_dtype(config.precision, default_device())
 
     def validate() -> Validation:
@@ -278,7 +276,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
 
     trainer = Trainer(
         model,
-        make_objective(recipe.objective, recipe.mask_probability, config.seed, stream="train"),
+        generative_objective(shape, config.seed, stream="train"),
         prepared.loader,
         config,
         run,

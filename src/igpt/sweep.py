@@ -149,7 +149,7 @@ def _check(point: Point) -> None:
     """Raise UserError for what cannot be trained, and for a folder that holds another run."""
     recipe = point.recipe
     permutation(recipe.order, recipe.data.image_size)
-    recipe.model.resolve(recipe.palette.colors, recipe.data.image_size**2, recipe.objective == "ar")
+    recipe.model_config(recipe.palette.colors, recipe.data.image_size**2)
     settle_recipe(recipe, point.run, resume=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from igpt.config import ModelConfig, UserError
 from igpt.model import ImageGPT
 from igpt.order import ORDERS, Codec
 from igpt.palette import Palette
-from igpt.probe.features import Masking, extract, make_pool, parse_layers
+from igpt.probe.features import Masking, draw_mask, extract, make_pool, parse_layers
 from test_model import random_model
 
 CONFIG = ModelConfig(n_layer=3, n_head=2, n_embd=8, vocab_size=11, n_positions=36)
@@ -92,6 +94,14 @@ def test_a_bert_model_is_masked_as_in_training_unless_told_otherwise() -> None:
     # Many masks come nearer to their common mean than one does.
     mean, few = of(Masking(count=64, seed=5)), of(Masking(count=8))
     assert np.abs(few - mean).mean() < 0.7 * np.abs(of(None) - mean).mean()
+
+
+@pytest.mark.parametrize("probability", [0.15, 0.6])
+def test_as_much_is_hidden_as_in_training(probability: float) -> None:
+    model = random_model(replace(BERT, mask_probability=probability))
+    masked = draw_mask(model, torch.zeros(200, 36, dtype=torch.long), Masking(), 0, 0)
+    assert masked is not None
+    assert masked.float().mean().item() == pytest.approx(probability, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     if not 0 < args.utilisation <= 1:
         raise UserError(f"--utilisation must be above 0 and at most 1, got {args.utilisation}")
     gpu, size = GPUS[args.gpu], recipe.data.image_size
-    config = recipe.model.resolve(recipe.palette.colors, size * size, recipe.objective == "ar")
+    config = recipe.model_config(recipe.palette.colors, size * size)
     own = _division(recipe, args.gpus, gpu)
     fitting = fitting_division(config, own, gpu)
     values = {

@@ -3,7 +3,8 @@
 Their layout differs from ours in three ways: linear weights are stored [in, out] (their Conv1D),
 the start token is the last row of their embedding, and their linear layers always have biases,
 written as zeros for a model that has none. What their configuration has no field for, the order of
-the pixels and whether the model is causal, stands under the key "igpt" of `config.json`.
+the pixels, whether the model is causal and how it was masked, stands under the key "igpt" of
+`config.json`.
 
 Scales of their attention that ours does not have are put into the weights of the queries, which
 gives the same model.
@@ -73,6 +74,7 @@ def config_to_hf(
         "igpt": {
             "order": order,
             "causal": config.causal,
+            "mask_probability": config.mask_probability,
             "n_classes": config.n_classes,
             "shift": config.shift,
         },
@@ -108,6 +110,7 @@ def config_from_hf(
             n_positions=int(theirs["n_positions"]),
             n_classes=n_classes,
             causal=bool(ours.get("causal", True)),
+            mask_probability=float(ours.get("mask_probability", ModelConfig.mask_probability)),
             bias=_has_bias(weights),
             activation=str(theirs.get("activation_function", "quick_gelu")),
             shift=bool(ours.get("shift", not classifier)),

@@ -36,7 +36,6 @@ class Masking:
     A model that never saw a whole picture is out of its element with one (paper, section 4.6).
     """
 
-    probability: float = 0.15
     count: int = 1  # masks a picture; 0: the whole picture
     seed: int = 0
 
@@ -140,7 +139,8 @@ def draw_mask(
     if model.config.causal or masking.count == 0:
         return None
     generator = torch_rng(masking.seed, "mask", "features", start, number)
-    return (torch.rand(tokens.shape, generator=generator) < masking.probability).to(tokens.device)
+    draws = torch.rand(tokens.shape, generator=generator)
+    return (draws < model.config.mask_probability).to(tokens.device)
 
 
 def _pooled(
