@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, precision_score, recall_score
 
-from igpt.classify import HeadClassifier, Prediction, calibration_error, report, vote
+from igpt.classify import HeadClassifier, Prediction, as_classes, calibration_error, report, vote
 from igpt.config import ModelConfig, UserError
 from igpt.probe.features import Masking
 from test_model import random_model
@@ -54,11 +54,6 @@ def test_calibration_is_zero_for_honest_confidence_and_large_for_boasting() -> N
     assert calibration_error(labels, boasting) == pytest.approx(0.3, abs=0.01)
 
 
-def test_a_label_that_the_classifier_does_not_have_is_named() -> None:
-    with pytest.raises(UserError, match="label 2: the classifier knows classes 0 to 1"):
-        report(np.array([0, 2]), Prediction(np.array([0, 1]), np.full((2, 2), 0.5)))
-
-
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_head_averages_the_trunk_and_bert_sees_masked_pictures(causal: bool) -> None:
     model = random_model(ModelConfig(**SIZES, n_classes=3, causal=causal))
@@ -71,3 +66,16 @@ def test_the_head_averages_the_trunk_and_bert_sees_masked_pictures(causal: bool)
     assert np.allclose(masked.probabilities, unmasked.probabilities, atol=1e-6) == causal
     again = HeadClassifier(model, names).predict(tokens)
     assert np.array_equal(masked.probabilities, again.probabilities)
+
+
+def test_labels_are_matched_by_name_and_else_by_number() -> None:
+    labels, known = np.array([1, 0, -1, 1]), ("bag", "coat", "shoe")
+    assert as_classes(labels, ("shoe", "bag"), known, "D").tolist() == [0, 2, -1, 0]
+    assert as_classes(labels, None, known, "D").tolist() == labels.tolist()
+    assert as_classes(labels, ("7", "3"), tuple("0123456789"), "D").tolist() == [3, 7, -1, 3]
+    assert as_classes(labels, ("cat", "dog"), ("0", "1"), "D").tolist() == labels.tolist()
+    with pytest.raises(UserError, match="D: the classifier does not know hat; it knows bag, coat"):
+        as_classes(labels, ("bag", "hat"), known, "D")
+    assert as_classes(labels[1:3], ("bag", "hat"), known, "D").tolist() == [0, -1]
+    with pytest.raises(UserError, match="label 1, but the classifier knows 0 to 0"):
+        as_classes(labels, None, ("bag",), "D")

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from igpt.attention import KVCache
 from igpt.config import UserError
+from igpt.model import ImageGPT
 from igpt.sample import Sampling, draw, generate, probabilities
 from test_model import AR, BERT, random_model
 
@@ -46,6 +48,24 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size() -> None
             parts = generate(model, given_tokens, n, exact, batch_size=batch_size)
             assert torch.equal(whole, parts)
     assert not torch.equal(whole, generate(model, prefix, 3, Sampling(seed=6)))
+
+
+def test_what_is_given_is_computed_once_for_all_its_completions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed: list[torch.Size] = []
+    blocks = ImageGPT._run_blocks
+
+    def counted(self: ImageGPT, h: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        computed.append(h.shape)
+        return blocks(self, h, cache)
+
+    monkeypatch.setattr(ImageGPT, "_run_blocks", counted)
+    prefix = torch.tensor([[1, 2, 3, 4, 5], [4, 5, 6, 7, 8]])
+    generate(random_model(AR), prefix, 6, Sampling(precision="float32"))
+    first, *steps = [(rows, positions) for rows, positions, _ in computed]
+    assert first == (2, 6)  # two pictures, with the start token, in one pass
+    assert steps == [(12, 1)] * 3  # then their completions, a pixel at a time
 
 
 def test_completions_keep_what_was_given_and_differ_in_the_rest() -> None:

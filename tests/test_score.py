@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 import igpt
 from igpt.config import ModelConfig
 from igpt.data import decode_all, open_source
-from igpt.evaluate import TURNS, picture_nats, pixel_nats
+from igpt.evaluate import picture_nats, pixel_nats, turns
 from igpt.model import ImageGPT
 from igpt.objectives import AR, token_nats
 from igpt.order import ORDERS, Codec
@@ -67,9 +68,11 @@ def test_bert_hides_every_position_once_and_in_equal_parts(monkeypatch: pytest.M
 
     monkeypatch.setattr(ImageGPT, "forward", recording)
     nats = pixel_nats(model, tokens, batch_size=2)
-    assert len(hidden) == TURNS == round(1 / 0.15)
+    n_turns = turns(model.config)
+    assert len(hidden) == n_turns == 7
+    assert turns(replace(model.config, mask_probability=0.5)) == 2
     assert torch.equal(torch.stack(hidden).sum(dim=0), torch.ones(2, 64, dtype=torch.long))
-    assert {int(mask[0].sum()) for mask in hidden} <= {64 // TURNS, 64 // TURNS + 1}
+    assert {int(mask[0].sum()) for mask in hidden} <= {64 // n_turns, 64 // n_turns + 1}
     for masked in hidden:
         with torch.inference_mode():
             expected = token_nats(forward(model, tokens, masked), tokens)[masked]

@@ -28,6 +28,8 @@ __all__ = ["ImageGPT", "ModelConfig", "Palette", "Pipeline", "UserError", "load"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "sklearn":  # a room of its own, which imports scikit-learn
+        return import_module("igpt.sklearn")
     if name not in _HOMES:
         raise AttributeError(f"module 'igpt' has no attribute '{name}'")
     return getattr(import_module(f"igpt.{_HOMES[name]}"), name)

@@ -6,7 +6,7 @@ A BERT model is shown its pictures masked, as in training, and several masks vot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -19,6 +19,7 @@ from igpt.config import UserError
 from igpt.device import autocast
 from igpt.model import ImageGPT
 from igpt.order import Codec
+from igpt.parallel.processes import in_turn, share_of
 from igpt.probe.features import BATCH, Masking, draw_mask, extract, make_pool
 from igpt.probe.store import SavedProbe
 from igpt.rng import numpy_rng
@@ -37,6 +38,33 @@ class Prediction:
 
     labels: Labels  # [N]
     probabilities: Floats  # [N, C], averaged over masks where there are several
+
+
+def as_classes(
+    labels: Labels, names: Sequence[str] | None, known: Sequence[str], source: str
+) -> Labels:
+    """Labels [N] of a source, as numbers of the classes `known` to a classifier; -1 stays.
+
+    By their `names`, so that a source may have fewer classes or another order; by their numbers
+    where the source has no names, or the classifier was made from one that had none. Raises
+    UserError for a class that the classifier does not have.
+    """
+    place = {name: i for i, name in enumerate(known)}
+    present = np.unique(labels[labels >= 0])
+    unnamed = names is None or tuple(known) == tuple(map(str, range(len(known))))
+    missing = [] if names is None else [names[i] for i in present if names[i] not in place]
+    if names is not None and not missing:
+        return np.asarray(np.array([*(place.get(name, -1) for name in names), -1])[labels])
+    if not unnamed:
+        raise UserError(
+            f"{source}: the classifier does not know {', '.join(missing[:5])}; it knows "
+            f"{', '.join(known[:10])}{', …' * (len(known) > 10)}"
+        )
+    if present.max(initial=-1) >= len(known):
+        raise UserError(
+            f"{source}: label {present.max()}, but the classifier knows 0 to {len(known) - 1}"
+        )
+    return labels
 
 
 class Classifier(Protocol):
@@ -70,14 +98,18 @@ class HeadClassifier:
     def _logits(self, tokens: Tensor, dtype: torch.dtype) -> Iterator[npt.NDArray[np.float32]]:
         model, masking = self.model, self.masking
         passes = 1 if model.config.causal else max(1, masking.count)
-        for start in range(0, len(tokens), BATCH):
+        starts = range(0, len(tokens), BATCH)
+        for place, counts in share_of(len(starts)):
+            start = starts[place]
             part = tokens[start : start + BATCH].to(model.wte.device)
             with autocast(model.wte.device, dtype):
                 shown = [
                     model.classify(model.trunk(part, draw_mask(model, part, masking, start, i)))
                     for i in range(passes)
                 ]
-            yield torch.stack(shown, dim=1).float().cpu().numpy()
+            logits = torch.stack(shown, dim=1).float()
+            for whole in in_turn(logits if counts else logits[:0]):
+                yield whole.cpu().numpy()
 
 
 class ProbeClassifier:
@@ -126,12 +158,10 @@ class Report:
 
 
 def report(labels: Labels, prediction: Prediction) -> Report:
-    """Compare with labels [N]; UserError for a label that the classifier does not have."""
+    """Compare with labels [N], classes of the classifier."""
     from sklearn.metrics import confusion_matrix
 
     n_classes = prediction.probabilities.shape[1]
-    if labels.max() >= n_classes:
-        raise UserError(f"label {labels.max()}: the classifier knows classes 0 to {n_classes - 1}")
     confusion = confusion_matrix(labels, prediction.labels, labels=np.arange(n_classes))
     right, support = np.diag(confusion).astype(np.float64), confusion.sum(axis=1)
     recall = right / np.maximum(support, 1)

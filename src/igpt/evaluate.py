@@ -11,16 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
+from igpt.config import ModelConfig
 from igpt.data import Batch
 from igpt.device import autocast
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, token_nats
 from igpt.parallel.processes import share_of, total
 from igpt.rng import torch_rng
-
-# BERT hides its positions in as many turns: a seventh is nearest to the 0.15 of its training
-# (paper, section 2.1), so that the model is asked what it has learned to answer.
-TURNS = 7
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def pixel_nats(
     """-ln p of every token of the pictures `tokens` [N, T] in the model's order: nats, [N, T].
 
     Autoregressive: given the tokens before it, so that a picture's sum is its exact likelihood.
-    BERT: a fixed random partition of the positions into 7 groups, each hidden in a pass of its own;
+    BERT: a fixed random partition of the positions into groups, each hidden in a pass of its own;
     a token's value is from the pass that hid its group, given all others. The sum is then no
     likelihood of the picture but a pseudo-likelihood (Besag, 1975).
 
@@ -99,16 +96,23 @@ def pixel_nats(
     return torch.cat(values)
 
 
+def turns(config: ModelConfig) -> int:
+    """In how many turns a BERT model's positions are hidden, so that it is asked what it learned:
+    seven for the paper's 0.15, as a seventh is nearest to it.
+    """
+    return max(2, round(1 / config.mask_probability))
+
+
 def _batch_nats(model: ImageGPT, tokens: torch.Tensor) -> torch.Tensor:
     """`pixel_nats` of one batch [B, T]."""
     if model.config.causal:
         return token_nats(model(tokens), tokens)
-    n_tokens = tokens.shape[1]
+    n_tokens, n_turns = tokens.shape[1], turns(model.config)
     # The same for every picture: its value does not depend on which others are in the set.
-    turns = torch.randperm(n_tokens, generator=torch_rng(0, "turns", n_tokens)) % TURNS  # [T]
+    turn_of = torch.randperm(n_tokens, generator=torch_rng(0, "turns", n_tokens)) % n_turns  # [T]
     nats = torch.zeros(tokens.shape, device=tokens.device)
-    for turn in range(TURNS):
-        hidden = (turns == turn).to(tokens.device).expand_as(tokens)  # [B, T]
+    for turn in range(n_turns):
+        hidden = (turn_of == turn).to(tokens.device).expand_as(tokens)  # [B, T]
         nats = torch.where(hidden, token_nats(model(tokens, hidden), tokens), nats)
     return nats
 

@@ -115,6 +115,8 @@ MISTAKES = [
     (["finetune", "{run}", "--out", "{tmp}/r", "--resume"], "no run"),
     (["finetune", "{tmp}/none", "--out", "{tmp}/r"], "no run at"),
     (["predict", "{run}", "--probe", "{tmp}/none"], "no probe in"),
+    (["predict", "{run}", "--masks", "3"], "for a fine-tuned BERT model"),
+    (["predict", "{run}", "--data", "{tmp}/many.npz"], "label 11, but the classifier knows 0 to 9"),
     (["predict", "{run}", "--probe", "{tmp}/foreign"], "made for another model"),
     (["predict", "{run}", "{tmp}/none.png", "--probe", "{run}/probe"], "no picture"),
     (["predict", "{run}", "--data", "{tmp}/bare.npz", "--split", "train", "--confusion",
@@ -132,6 +134,7 @@ def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     labels = np.arange(40) % 4
     np.savez(tmp_path / "bare.npz", images=images)
     np.savez(tmp_path / "one.npz", images=images, labels=labels * 0)
+    np.savez(tmp_path / "many.npz", x_test=images, y_test=labels + 8)
     np.savez(tmp_path / "test.npz", x_train=images, y_train=labels, x_test=images)
     foreign = Path(shutil.copytree(run / "probe", tmp_path / "foreign"))
     header = json.loads((foreign / "probe.json").read_text())

@@ -116,6 +116,7 @@ class Named:
     images: npt.NDArray[np.uint8] | Encoded  # [N, size, size, 3], or tokens
     names: list[str]
     labels: npt.NDArray[np.int64] | None  # [N], -1 where one is missing
+    class_names: tuple[str, ...] | None  # of the labels, where the source names them
 
 
 def load_named(args: argparse.Namespace, size: int) -> Named:
@@ -126,7 +127,7 @@ def load_named(args: argparse.Namespace, size: int) -> Named:
     decoded = decode_all(pictures, size, fit)
     names = [pictures.name(int(i)) for i in decoded.kept]
     labels = None if pictures.labels is None else pictures.labels[decoded.kept]
-    return Named(decoded.images, names, labels)
+    return Named(decoded.images, names, labels, pictures.class_names)
 
 
 def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:

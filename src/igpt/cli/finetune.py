@@ -30,12 +30,14 @@ SHORT = {
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "igpt finetune RUN --out NEW [options] [section.field=value ...]"
+    parser.usage = "igpt finetune RUN [--out NEW] [options] [section.field=value ...]"
     add_run(parser)
     parser.add_argument(
         "words", metavar="section.field=value", nargs="*", help="any field of the recipe"
     )
-    parser.add_argument("--out", metavar="NEW", type=Path, required=True, help="new run directory")
+    parser.add_argument(
+        "--out", metavar="NEW", type=Path, help="new run directory; default runs/RUN-classes"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     add_short_flags(parser, SHORT)
 
@@ -44,21 +46,23 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     from igpt.config import parse_recipe, recipe_yaml
     from igpt.finetune import default_recipe, finetune
 
-    changes = [*overrides(args, SHORT), *args.words]
+    changes, out = [*overrides(args, SHORT), *args.words], args.out
+    if out is None:
+        out = Path("runs") / f"{args.run.name}-classes"
     if args.resume:
-        recipe = resumed_recipe(args.out, changes)
+        recipe = resumed_recipe(out, changes)
     else:
         text = recipe_yaml(default_recipe(args.run))
         recipe = parse_recipe(text, changes, f"of {args.run}")
-    done = finetune(recipe, args.out, resume=args.resume, say=say)
+    done = finetune(recipe, out, resume=args.resume, say=say)
     outcome = done.outcome
-    values = {"run": str(args.out), "step": outcome.step, f"best_val_{done.metric}": done.best}
+    values = {"run": str(out), "step": outcome.step, f"best_val_{done.metric}": done.best}
     if outcome.signal is not None:
-        again = f"igpt finetune {args.run} --out {args.out} --resume"
+        again = f"igpt finetune {args.run} --out {out} --resume"
         text = f"stopped at step {outcome.step}; go on with: {again}"
         return Report(
             text, {**values, "signal": outcome.signal.name}, stopped_status(outcome.signal)
         )
     best = "" if done.best is None else f", best validation {done.metric} {100 * done.best:.1f} %"
-    again = f"igpt predict {args.out} --split test"
-    return Report(f"{args.out}: {outcome.step} steps{best}; then: {again}", values)
+    again = f"igpt predict {out} --split test"
+    return Report(f"{out}: {outcome.step} steps{best}; then: {again}", values)

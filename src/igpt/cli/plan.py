@@ -149,6 +149,7 @@ def _text(args: argparse.Namespace, recipe: Recipe, values: dict[str, Any]) -> s
             f"days at {args.utilisation:.0%} of the peak",
             *(f"{plan['days']:.3g}" for plan in plans),
         ),
+        _row("GPU-days", *(f"{plan['days'] * args.gpus:,.0f}" for plan in plans)),
         "",
     ]
     if fitting is None:

@@ -15,6 +15,7 @@ from igpt.config import UserError
 
 if TYPE_CHECKING:
     from igpt import classify
+    from igpt.pipeline import Pipeline
 
 EXAMPLE = "igpt predict runs/digits --data digits --split test --confusion confusion.png"
 
@@ -31,17 +32,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask-ensemble",
         choices=("modal", "logits"),
-        default="modal",
-        help="how the masks of a BERT model vote; default modal",
+        help="how the masks of a fine-tuned BERT model vote; default modal",
     )
-    parser.add_argument("--masks", type=int, default=5, help="of a BERT model; default 5")
+    parser.add_argument("--masks", type=int, help="of a fine-tuned BERT model; default 5")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all predictions there")
     parser.add_argument("--confusion", type=Path, metavar="PNG", help="draw the confusion matrix")
 
 
 def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
-    from igpt.classify import report
+    from igpt.classify import as_classes, report
     from igpt.device import compute_dtype
     from igpt.disk import write_atomically, write_text
     from igpt.pipeline import load
@@ -49,18 +49,23 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
 
     if args.images and args.data:
         raise UserError("give picture files or --data, not both")
-    if args.masks < 1:
+    if args.masks is not None and args.masks < 1:
         raise UserError(f"--masks must be at least 1, got {args.masks}")
     pipeline = load(args.run)
-    classifier = pipeline.classifier(args.probe, args.mask_ensemble, args.masks)
+    classifier = _classifier(pipeline, args)
     pictures = load_named(args, pipeline.image_size)
+    known = pictures.labels
+    if known is not None:
+        source = args.data or str(args.run)
+        known = as_classes(known, pictures.class_names, classifier.class_names, source)
+    if args.confusion and (known is None or not (known >= 0).any()):
+        raise UserError("--confusion needs labelled pictures")
     say(f"{len(pictures.images):,} pictures, {len(classifier.class_names)} classes")
     dtype = compute_dtype(args.precision, pipeline.model.wte.device)
     prediction = classifier.predict(pipeline.tokens(pictures.images), dtype)
     rows = _rows(pictures.names, prediction, classifier.class_names)
     values: dict[str, Any] = {"count": len(rows), "predictions": rows}
     lines = [*_table(rows)]
-    known = pictures.labels
     if known is not None and (known >= 0).any():
         at = (known >= 0).nonzero()[0]
         labelled = type(prediction)(prediction.labels[at], prediction.probabilities[at])
@@ -72,11 +77,20 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
                 args.confusion,
                 lambda path: confusion_figure(result.confusion, classifier.class_names, path),
             )
-    elif args.confusion:
-        raise UserError("--confusion needs labelled pictures")
     if args.csv:
         write_text(args.csv, _csv(rows))
     return Report("\n".join(lines), values)
+
+
+def _classifier(pipeline: Pipeline, args: argparse.Namespace) -> classify.Classifier:
+    """As the command line says; UserError for masks of what is not masked."""
+    from igpt.classify import MASKS, HeadClassifier
+
+    found = pipeline.classifier(args.probe, args.mask_ensemble or "modal", args.masks or MASKS)
+    votes = isinstance(found, HeadClassifier) and not pipeline.model.config.causal
+    if not votes and (args.mask_ensemble or args.masks):
+        raise UserError("--mask-ensemble and --masks are for a fine-tuned BERT model")
+    return found
 
 
 def _rows(

@@ -85,8 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--augmentation",
         choices=("none", "flip", "cifar"),
-        default="cifar",
-        help="of that network's pictures, and of sgd's",
+        help="of that network's pictures, and of sgd's; default: the run's own",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/probe")
 
@@ -118,6 +117,8 @@ def _probe(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
 
     if args.out is None and not args.run.is_dir():
         raise UserError(f"{args.run} is no folder to keep a probe in: give --out FOLDER")
+    if args.augmentation is None:
+        args.augmentation = _run_augmentation(args.run)
     with together():
         pipeline, folder = load(args.run), args.out or args.run / "probe"
         features = ModelFeatures(pipeline, args.layer, args.pool, args.precision)
@@ -136,6 +137,15 @@ def _probe(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     values = _values(probe, most, outcomes, summaries, folder)
     on_first(lambda: _write(folder, features, probe, most, values, summaries))
     return Report(_text(probe, most, summaries, folder), values)
+
+
+def _run_augmentation(run: Path) -> str:
+    """What the run's pictures went through; none for ImageNet's crops, which need larger ones."""
+    from igpt.checkpoint import RunDirectory
+
+    directory = RunDirectory(run)
+    found = directory.recipe().data.augmentation if directory.exists() else "none"
+    return "none" if found == "imagenet" else found
 
 
 def _methods(

@@ -19,7 +19,7 @@ EXAMPLE = "igpt sweep digits --grid image_size=4,8 colors=4,16 --out runs/sweep 
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "igpt sweep RECIPE --grid FIELD=A,B ... --out FOLDER [section.field=value ...]"
+    parser.usage = "igpt sweep RECIPE --grid FIELD=A,B ... [--out FOLDER] [section.field=value ...]"
     parser.add_argument(
         "words",
         metavar="RECIPE",
@@ -36,7 +36,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "n_layer, lr or any other",
     )
     parser.add_argument(
-        "--out", metavar="FOLDER", type=Path, required=True, help="of the runs; the same goes on"
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        help="of the runs; the same goes on; default runs/sweep-RECIPE",
     )
     parser.add_argument(
         "--labels-per-class", type=int, metavar="N", help="that the probe is given; default all"
@@ -54,6 +57,8 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
         raise UserError(f"expected one recipe, got {' '.join(names) or 'none'}")
     if args.labels_per_class is not None and args.labels_per_class < 1:
         raise UserError(f"--labels-per-class must be at least 1, got {args.labels_per_class}")
+    if args.out is None:
+        args.out = Path("runs") / f"sweep-{Path(names[0]).stem}"
     points = make_points(names[0], args.grid, changes, args.out)
     swept = sweep(points, args.out, args.labels_per_class, say)
     values = {"out": str(args.out), "runs": [asdict(result) for result in swept.results]}
