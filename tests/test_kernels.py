@@ -76,7 +76,7 @@ def test_attention_gives_the_result_and_the_gradients_of_the_plain_road(
 @needs_bfloat16
 def test_without_tiles_vectors_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a processor without tiles takes, on one that has them."""
-    vectors = load("attention", *NO_TILES)
+    vectors = load("attention", NO_TILES)
     monkeypatch.setattr("igpt.kernels.attention.load_for_bfloat16", lambda _: vectors)
     for T, D, causal in ((70, 24, True), (64, 32, False), (33, 80, True)):
         inputs = [x.requires_grad_() for x in heads(T, 2, 2, T, D)]

@@ -254,7 +254,7 @@ class ParallelConfig:
 
     def mesh(self, processes: int) -> tuple[int, int, int]:
         """(data, shard, tensor) for so many processes; UserError when they do not make them up."""
-        data, shard, groups = self.data, self.shard, processes // self.tensor
+        data, shard, groups = self.data, self.shard, max(1, processes // self.tensor)
         if shard is None:
             shard = groups // (data or 1)
         if data is None:

@@ -117,9 +117,9 @@ class Division:
     processor: bool = False  # not an accelerator: its norm keeps its normalised input as well
 
     @property
-    def gathers(self) -> bool:
-        """Whether `fully_shard` has the model, and gathers a block before it is used."""
-        return self.shard * self.tensor > 1
+    def holders(self) -> int:
+        """Processes that hold a copy between them, and gather a block before it is used."""
+        return self.shard * self.tensor
 
 
 def training_memory(config: ModelConfig, division: Division) -> dict[str, int]:
@@ -130,7 +130,7 @@ def training_memory(config: ModelConfig, division: Division) -> dict[str, int]:
     and what it is computing. `torch.compile` keeps fewer of them than is counted here.
     """
     worst = max(_worst_moments(config, division), key=lambda parts: sum(parts.values()))
-    weights = 4 * _divided_parameters(config, division) // division.shard
+    weights = 4 * n_parameters(config) // division.holders
     return {"weights": weights, "moments": 2 * weights, **worst}
 
 
@@ -196,43 +196,43 @@ def _worst_moments(config: ModelConfig, division: Division) -> tuple[dict[str, i
     )
 
 
-def _divided_parameters(config: ModelConfig, division: Division) -> int:
-    """All weights, of the MLPs those that a process computes with."""
+def _block_parameters(config: ModelConfig, tensor: int = 1) -> int:
+    """Of a block's matrices and biases, which are gathered at once: a process's part of its MLP."""
+    parts = parameters(config)
+    return (parts["attention"] + parts["mlp"] // tensor) // config.n_layer
+
+
+def _computed_with(config: ModelConfig, division: Division) -> int:
+    """Weights that a process has whole at some time of a step: of the MLPs its part."""
     mlp = parameters(config)["mlp"]
     return n_parameters(config) - mlp + mlp // division.tensor
 
 
-def _block_parameters(config: ModelConfig, division: Division) -> int:
-    """Of a block's matrices and biases, which are what is gathered at once."""
-    parts = parameters(config)
-    return (parts["attention"] + parts["mlp"] // division.tensor) // config.n_layer
-
-
 def _kept_gradients(config: ModelConfig, division: Division) -> int:
     """Gradients that are there before the step's last backward pass makes them."""
-    replicated = not division.gathers and division.data > 1  # DistributedDataParallel's buckets
-    uncut = division.gathers and division.accumulates  # what is not exchanged yet is not cut
-    return 4 * _divided_parameters(config, division) * (replicated or uncut)
+    replicated = division.holders == 1 and division.data > 1  # DistributedDataParallel's buckets
+    uncut = division.holders > 1 and division.accumulates  # what is not exchanged yet is not cut
+    return 4 * _computed_with(config, division) * (replicated or uncut)
 
 
 def _gradients_on_their_way(config: ModelConfig, division: Division) -> int:
     """A split model's: a block's as they are made, and in float32 put together for the others,
     while those of the block before them travel.
     """
-    if not division.gathers:
+    if division.holders == 1:
         return 0
     n_bytes = BYTES[division.dtype]
     converted = 4 * (n_bytes < 4)
-    return _block_parameters(config, division) * (n_bytes + 2 * (4 + converted))
+    return _block_parameters(config, division.tensor) * (n_bytes + 2 * (4 + converted))
 
 
 def _copy_bytes(config: ModelConfig, division: Division, blocks: int) -> int:
     """Copies of the weights of so many blocks."""
     n_bytes = BYTES[division.dtype]
-    matrices = _block_parameters(config, division)
-    if not division.gathers:
+    matrices = _block_parameters(config, division.tensor)
+    if division.holders == 1:
         return blocks * matrices * n_bytes if n_bytes < 4 else 0
-    root = _divided_parameters(config, division) - config.n_layer * matrices  # it stays gathered
+    root = n_parameters(config) - config.n_layer * _block_parameters(config)  # it stays gathered
     return 2 * matrices * n_bytes + 4 * root  # a block, and the next one on its way
 
 
@@ -285,8 +285,7 @@ def _in_the_last_block(config: ModelConfig, division: Division) -> dict[str, int
 
 def _in_the_first_block(config: ModelConfig, division: Division) -> dict[str, int]:
     """The last on the way back: all other gradients are there."""
-    all_weights = _divided_parameters(config, division)
-    others = 4 * (all_weights - _block_parameters(config, division)) // division.shard
+    others = 4 * (n_parameters(config) - _block_parameters(config)) // division.holders
     gradients = max(_kept_gradients(config, division), others)
     held = _kept_in_block(config, division) + _computed_in_block(config, division)
     return {

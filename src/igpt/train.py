@@ -248,7 +248,7 @@ class Trainer:
                 loss.backward()
             total += loss.detach()
         if self.config.grad_clip is not None:
-            clip_gradients(self.model.parameters(), self.config.grad_clip)
+            clip_gradients(self.model, self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1

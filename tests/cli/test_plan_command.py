@@ -52,7 +52,7 @@ def test_more_gpus_than_pictures_divide_the_mlps(igpt) -> None:
     assert many.status == 0, many.err
     found = json.loads(many.out)
     assert 1 / 4 < found["fitting"]["days"] / few["fitting"]["days"] < 1
-    assert_mistake(igpt(*plan, "--gpus", 256), "or parallel.tensor larger")
+    assert_mistake(igpt(*plan, "--gpus", 256), "parallel.tensor makes groups")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,6 @@ MISTAKES = [
     (["cifar", "--grid", "colors=3", "--out", "{tmp}/s"], "unknown recipe 'cifar'"),
     (["digits", "--out", "{tmp}/s"], "--grid"),
     (["digits", "--grid", "--out", "{tmp}/s"], "--grid"),
-    (["digits", "--grid", "colors=3"], "--out"),
     (["digits", "--grid", "shades=3", "--out", "{tmp}/s"], "'shades' is no one field"),
     (["digits", "--grid", "colors=3,x", "--out", "{tmp}/s"], "palette.colors"),
     (["digits", "--grid", "colors=3", "--out", "{tmp}/s", "train.x=1"], "unknown field 'train.x'"),

@@ -215,6 +215,19 @@ def test_a_signal_to_any_process_saves_once_and_all_end_well(
     assert f"stopped at step {step}" in running.out
 
 
+def test_a_hang_within_a_part_of_the_processes_ends_the_others_too(tmp_path: Path) -> None:
+    """Those of a split model wait in groups, which have a patience of their own."""
+    run, layout = tmp_path / "run", ("parallel.data=2", "parallel.shard=2", "parallel.timeout=8")
+    running = several.igpt(4, *command(run, "train.steps=100000", *layout))
+    wait_for_step(run, 5)
+    running.send(signal.SIGSTOP, [1])
+    for first in (0, 2, 3):
+        running.processes[first].join(60)
+        assert running.processes[first].exitcode not in (None, 0)
+    assert "did not answer for 8 s (parallel.timeout)" in running.err
+    running.wait(0)
+
+
 def test_a_process_that_hangs_or_is_gone_ends_the_others_in_one_line(tmp_path: Path) -> None:
     for number in (signal.SIGSTOP, signal.SIGKILL):
         run = tmp_path / number.name

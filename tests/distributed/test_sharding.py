@@ -33,7 +33,7 @@ from igpt.palette import Palette
 from igpt.parallel import launch
 from igpt.parallel.gradients import accumulate, average_gradients
 from igpt.parallel.processes import gather, mean, processes, rank, size
-from igpt.parallel.sharding import local, split, whole
+from igpt.parallel.sharding import is_split, local, split, whole
 from igpt.plan import Division, n_parameters, training_memory
 from igpt.pretrain import new_model, pretrain
 from igpt.train import Values
@@ -64,9 +64,9 @@ def train_all(out: Path) -> None:
                     recipe = tiny_recipe(*words, *more)
                     pretrain(recipe, out / name / case, resume=False, say=silent)
         if size() == 2:
-            for name, word in (("replicated", "parallel.data=2"), ("split", "parallel.shard=2")):
-                recipe = tiny_recipe(word, *BFLOAT16)
-                pretrain(recipe, out / "bfloat16" / name, resume=False, say=silent)
+            for word in ("data=2", "shard=2", "tensor=2"):
+                recipe = tiny_recipe(f"parallel.{word}", *BFLOAT16)
+                pretrain(recipe, out / "bfloat16" / word, resume=False, say=silent)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,10 @@ def test_a_split_run_exports_the_whole_model(runs: Path, layout: str) -> None:
 
 def test_in_mixed_precision_a_split_model_computes_what_a_replicated_one_does(runs: Path) -> None:
     """Its matrices travel in bfloat16, into which autocast would have rounded them."""
-    replicated = rows(runs / "bfloat16" / "replicated", "loss")
-    assert rows(runs / "bfloat16" / "split", "loss") == pytest.approx(replicated, abs=1e-5)
+    replicated = rows(runs / "bfloat16" / "data=2", "loss")
+    assert rows(runs / "bfloat16" / "shard=2", "loss") == pytest.approx(replicated, abs=1e-5)
+    # Parts of a divided product are rounded before they are added.
+    assert rows(runs / "bfloat16" / "tensor=2", "loss") == pytest.approx(replicated, abs=5e-3)
 
 
 # --- building ------------------------------------------------------------------------------------
@@ -124,7 +126,8 @@ def build(path: Path, *layouts: list[str]) -> None:
             weights = whole(model.state_dict())
             if rank() == 0:
                 torch.save(weights, path / f"{'-'.join(words)}.pt")
-            _, parts, _ = recipe.parallel.mesh(size())
+            _, shard, tensor = recipe.parallel.mesh(size())
+            parts = shard * tensor
             n = sum(parameter.numel() for parameter in model.parameters())
             # 3 classes and 17 colours cannot be cut evenly.
             assert held <= n / parts + (1 + 1) * SHAPE.n_embd * 2, (held, n)
@@ -176,7 +179,7 @@ def test_igpt_xl_is_split_on_the_meta_device(
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
-def test_of_igpt_xl_the_mlps_are_divided_and_all_else_is_split(
+def test_of_igpt_xl_the_mlps_are_divided_and_all_is_split(
     processes_of_a_cluster: Callable[[int], None],
 ) -> None:
     processes_of_a_cluster(64)
@@ -185,17 +188,18 @@ def test_of_igpt_xl_the_mlps_are_divided_and_all_else_is_split(
         model = ImageGPT(recipe.model.resolve(512, 64 * 64, causal=True))
     split(model, recipe.parallel, torch.device("cpu"), torch.bfloat16)
     for name, parameter in model.named_parameters():
-        parts = 64 if ".mlp." in name else 16
-        assert local(parameter).numel() == parameter.numel() // parts, name
-
-
-def too_many_for_an_mlp(out: Path) -> None:
-    with processes(ParallelConfig()), pytest.raises(UserError, match="64 hidden units"):
-        new_model(SHAPE, tiny_recipe("parallel.tensor=3"))
+        assert local(parameter).numel() == parameter.numel() // 64, name
+        assert is_split(parameter)
+        divided = "tensor" in (parameter.device_mesh.mesh_dim_names or ())
+        assert divided == (".mlp." in name)
 
 
 def test_hidden_units_that_processes_cannot_share_are_a_mistake(tmp_path: Path) -> None:
-    several.call(3, too_many_for_an_mlp, tmp_path)
+    words = ["pretrain", "digits", *TINY, "--out", tmp_path / "run", "parallel.tensor=3"]
+    refused = several.igpt(3, *words)
+    assert refused.wait() == [2, 2, 2]
+    assert "parallel.tensor (3) must divide the 64 hidden units" in refused.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_more_processes_than_a_batch_has_pictures(tmp_path: Path) -> None:
@@ -212,7 +216,14 @@ def test_more_processes_than_a_batch_has_pictures(tmp_path: Path) -> None:
         assert rows(tmp_path / "divided", key) == pytest.approx(expected, abs=2e-6)
 
 
-@pytest.mark.parametrize("words", [["parallel.shard=3"], ["parallel.data=2", "parallel.shard=4"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["parallel.shard=3"],
+        ["parallel.data=2", "parallel.shard=4"],
+        ["parallel.tensor=2", "parallel.shard=null"],
+    ],
+)
 def test_a_layout_for_another_number_of_processes_is_a_mistake(words: list[str]) -> None:
     with pytest.raises(UserError, match="are not the 1 process that there are"):
         new_model(SHAPE, tiny_recipe(*words))
@@ -397,7 +408,8 @@ def test_a_run_goes_on_with_another_split(runs: Path, tmp_path: Path) -> None:
     begun = several.igpt(2, *words, *TINY, *AR_WORDS, "parallel.shard=2", "train.patience=1")
     assert begun.wait() == [0, 0], begun.err
     (run / "checkpoints/latest").write_text("step-00000003\n")
-    went_on = several.igpt(4, "pretrain", "--out", run, "--resume", "parallel.shard=4")
+    division = ("parallel.shard=2", "parallel.tensor=2")
+    went_on = several.igpt(4, "pretrain", "--out", run, "--resume", *division)
     assert went_on.wait() == [0] * 4, went_on.err
     assert rows(run, "loss") == pytest.approx(rows(runs / "alone/ar", "loss"), abs=2e-6)
     other = several.igpt(2, "pretrain", "--out", run, "--resume", "train.lr=1")
@@ -405,10 +417,13 @@ def test_a_run_goes_on_with_another_split(runs: Path, tmp_path: Path) -> None:
     assert "train.lr=1 cannot change it" in other.err
 
 
-def test_fine_tuning_a_split_model_is_the_same(tiny_run: Path, tmp_path: Path, igpt) -> None:
+@pytest.mark.parametrize("word", ["parallel.shard=2", "parallel.tensor=2"])
+def test_fine_tuning_a_split_model_is_the_same(
+    tiny_run: Path, tmp_path: Path, igpt, word: str
+) -> None:
     quick = ["--steps", 4, "--batch-size", 8, "--eval-every", 2, "train.log_every=1"]
     tune = ["finetune", tiny_run, *quick, "finetune.layer_decay=0.5", "--out"]
-    shared = several.igpt(2, *tune, tmp_path / "shared", "parallel.shard=2")
+    shared = several.igpt(2, *tune, tmp_path / "shared", word)
     assert shared.wait() == [0, 0], shared.err
     assert igpt(*tune, tmp_path / "alone").status == 0
     for key in ("loss", "val_accuracy"):

@@ -82,8 +82,9 @@ def _division(recipe: Recipe, gpus: int, gpu: GPU) -> Division:
     train, groups = recipe.train, data * shard
     if train.batch_size % groups:
         raise UserError(
-            f"train.batch_size ({train.batch_size}) must be a multiple of {groups} GPUs, or "
-            "parallel.tensor larger, with as many to a picture"
+            f"train.batch_size ({train.batch_size}) must be a multiple of {groups} "
+            + (f"groups of {tensor} GPUs" if tensor > 1 else "GPUs")
+            + ": parallel.tensor makes groups, or larger ones"
         )
     share = train.batch_size // groups
     rows = min(train.micro_batch_size or share, share)

@@ -1,7 +1,8 @@
 // Softmax attention in bfloat16, forward and backward, on matrix tiles or vectors (`blocks.h`).
 //
 // Of a head, 32 rows of the score matrix are computed at a time and stay in the second-level cache,
-// so memory grows linearly in the tokens. Names: T tokens, D width of a head; both are padded with zeros to multiples of 32.
+// so memory grows linearly in the tokens. Names: T tokens, D width of a head; both are padded with
+// zeros to multiples of 32.
 //
 // Recomputing the probabilities in the backward pass from their rows' log-sum is the algorithm of
 // FlashAttention (Dao et al., 2022); what is blocked here fits a core's cache, not a GPU's.

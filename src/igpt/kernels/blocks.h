@@ -1,11 +1,12 @@
-// Products of blocks of 32 rows in bfloat16, added in float32: on matrix tiles where the compiler is
-// told that there are some, and else on vectors of 512 bits. Operands lie as `wide.h` says.
+// Products of blocks of 32 rows in bfloat16, added in float32: on matrix tiles where the processor has
+// some (and NO_TILES does not say otherwise), and else on vectors of 512 bits. Operands lie as `wide.h`
+// says.
 
 #pragma once
 
 #include <cstring>
 
-#if defined(__AMX_BF16__)
+#if defined(__AMX_BF16__) && !defined(NO_TILES)
 
 #include "tiles.h"
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
-NO_TILES = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
+NO_TILES = "-DNO_TILES"  # a flag: vectors, on a processor that has matrix tiles too
 SWITCH = "IGPT_KERNELS"  # 0 in the environment: plain PyTorch everywhere
 
 _log = logging.getLogger(__name__)
@@ -43,19 +43,22 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
         return None
 
 
-@cache
 def load_for_tiles(name: str) -> ctypes.CDLL | None:
-    """`load`, where the processor has matrix tiles (AMX) and the system grants them."""
-    granted = torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
-    return load(name) if granted else None
+    """`load`, where there are matrix tiles."""
+    return load(name) if _has_tiles() else None
 
 
-@cache
 def load_for_bfloat16(name: str) -> ctypes.CDLL | None:
     """`load`, where there are products in bfloat16: of matrix tiles, or of vectors of 512 bits."""
     if not torch.cpu._is_avx512_bf16_supported():
         return None
-    return load_for_tiles(name) or load(name, *NO_TILES)
+    return load(name) if _has_tiles() else load(name, NO_TILES)
+
+
+@cache
+def _has_tiles() -> bool:
+    """Whether the processor has matrix tiles (AMX) and the system grants them."""
+    return bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
 
 
 def _compiled(name: str, compiler: str, flags: Sequence[str]) -> Path:

@@ -205,14 +205,15 @@ void apply(const Linear& linear, Inputs<Number>& x, int B, Use use) {
 
 // --- attention -----------------------------------------------------------------------------------
 
-constexpr int SUMS = TOGETHER / LANES;  // vectors side by side
+constexpr int SUMS = TOGETHER / LANES;           // vectors side by side
+constexpr int IN_LINE = 64 / int(sizeof(Words));  // vectors in what memory is fetched by
 
 template <class Number>
 struct Scratch {
   Floats scores, mixed;
   std::vector<Factor<Number>> query, weights;
   std::vector<Number> row;
-  Scratch(int S, int D) : scores(S), mixed(round_up(D, TOGETHER)), query(D), weights(S), row(D) {}
+  Scratch(int S, int D) : scores(S), mixed(D), query(D), weights(S), row(D) {}
 };
 
 // x [n] as factors: as they are, or rounded into `room`.
@@ -236,7 +237,8 @@ void score(const Factor<Number>* query, const char* keys, int D, int count, floa
       for (int i = 0; i < SUMS; i++) {
         const int group = i * LANES / GROUP, lane = i * LANES % GROUP;
         const char* place = block + (size_t(group) * D / P + d / P) * 4 * GROUP + 4 * lane;
-        __builtin_prefetch(ahead + (size_t(d) / P * SUMS + i) * sizeof(Words));
+        if (i % IN_LINE == 0)
+          __builtin_prefetch(ahead + (size_t(d) / P * SUMS + i) * sizeof(Words));
         const Words words = load<Words>(place);
         sums[i] = add_products<Number>(sums[i], words, query + d);
       }
@@ -275,7 +277,7 @@ void mix(const Factor<Number>* weights, const char* values, int D, int count, fl
         const char* row = values + (size_t(s) / P * D + d) * 4;
 #pragma GCC unroll 16
         for (int i = 0; i < n; i++) {
-          __builtin_prefetch(row + 4 * LANES * i + AHEAD);
+          if (i % IN_LINE == 0) __builtin_prefetch(row + 4 * LANES * i + AHEAD);
           const Words words = load<Words>(row + 4 * LANES * i);
           sums[i] = add_products<Number>(sums[i], words, weights + s);
         }

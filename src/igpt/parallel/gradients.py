@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeGuard
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_
 
-from igpt.parallel.processes import size
-from igpt.parallel.sharding import is_split, mesh_of
+from igpt.parallel.processes import size, total
+from igpt.parallel.sharding import copies_of, is_split, local
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
+
+CLIP_EPS = 1e-6  # as in PyTorch's clip_grad_norm_
 
 
 def average_gradients(module: nn.Module) -> nn.Module:
@@ -37,21 +39,20 @@ def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> None:
+def clip_gradients(model: nn.Module, largest: float) -> None:
     """Scale the gradients of a model, however it is split, so that their norm is `largest` at most.
 
-    PyTorch's `clip_grad_norm_` takes parameters that are cut alike; those of a model with tensor
-    parallelism are not.
+    PyTorch's `clip_grad_norm_` is for parameters that are all split alike.
     """
-    by_mesh: dict[object, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        by_mesh.setdefault(mesh_of(parameter), []).append(parameter)
-    norms = []
-    for alike in by_mesh.values():
-        norm = get_total_norm([p.grad for p in alike if p.grad is not None])
-        norms.append(norm.full_tensor() if is_split(norm) else norm)
-    for alike in by_mesh.values():
-        clip_grads_with_norm_(alike, largest, get_total_norm(norms))
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if not any(map(is_split, gradients)):
+        clip_grad_norm_(model.parameters(), largest)
+        return
+    squares = [local(g).float().square().sum() / copies_of(g) for g in gradients]
+    norm = total(torch.stack(squares).sum()).sqrt()
+    factor = (largest / (norm + CLIP_EPS)).clamp(max=1)
+    for gradient in gradients:
+        local(gradient).mul_(factor)
 
 
 def _is_split(module: nn.Module) -> TypeGuard[FSDPModule]:

@@ -109,8 +109,8 @@ def share_of_batch(batch_size: int, name: str = "train.batch_size") -> range:
     Raises UserError, with the `name` that users know it by, unless all can have the same number.
     """
     if batch_size % groups():
-        each = f"processes ({groups()}" + f" x parallel.tensor={_tensor}" * (_tensor > 1) + ")"
-        raise UserError(f"{name} ({batch_size}) must be a multiple of the {each}")
+        each = "processes" if _tensor == 1 else f"groups of {_tensor} processes"
+        raise UserError(f"{name} ({batch_size}) must be a multiple of the {each} ({groups()})")
     rows = batch_size // groups()
     return range(group() * rows, (group() + 1) * rows)
 

@@ -10,22 +10,25 @@ hidden units, and the parts of the result are added.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from igpt.config import ParallelConfig, UserError
+from igpt.config import ModelConfig, ParallelConfig, UserError
 from igpt.model import ImageGPT
 from igpt.parallel.processes import rank, size
 
 if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor import DTensor
 
 
 def split(
@@ -36,8 +39,8 @@ def split(
     It will be computed on `device` with products in `dtype`. Does nothing when every process holds
     the whole model. Raises UserError when `config` is for another number of processes.
     """
-    copies, parts, group = config.mesh(size())
-    if parts == group == 1:
+    copies, parts, tensor = config.mesh(size())
+    if parts == tensor == 1:
         return
     from torch.distributed.fsdp import (
         MixedPrecisionPolicy,
@@ -45,49 +48,54 @@ def split(
         register_fsdp_forward_method,
     )
 
-    names = ("data", "shard", "tensor")
-    processes = init_device_mesh(device.type, (copies, parts, group), mesh_dim_names=names)
-    mesh = processes["shard"] if copies == 1 else processes["data", "shard"]
-    if group > 1:
-        _divide_products(model, processes["tensor"])
     products = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
+    copied = {"data": copies} if copies > 1 else {}
+    # A tensor group computes the same but for the MLPs. What it has in common it holds between its
+    # processes, as whole copies, of which each has its own gradients, could drift apart.
+    mesh = _mesh({**copied, "held": parts * tensor}, config, device)
+    if tensor > 1:
+        mlps = _mesh({**copied, "shard": parts, "tensor": tensor}, config, device)
+        _divide_products(model, mlps["tensor"])
     for block in model.blocks:
         matrices = [block.get_submodule("attn"), block.get_submodule("mlp")]
-        fully_shard(matrices, mesh=mesh, mp_policy=products, shard_placement_fn=_across_the_cut)
+        if tensor > 1:
+            fully_shard(matrices.pop(), mesh=mlps[*copied, "shard"], mp_policy=products)
+        fully_shard(matrices, mesh=mesh, mp_policy=products)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "trunk")  # the heads that follow it find the root gathered
 
 
+def check_tensor(config: ParallelConfig, shape: ModelConfig) -> None:
+    """UserError when the processes of a group cannot have as many of an MLP's hidden units."""
+    hidden = 4 * shape.n_embd
+    if hidden % config.tensor:
+        raise UserError(
+            f"parallel.tensor ({config.tensor}) must divide the {hidden} hidden units of an MLP"
+        )
+
+
+def _mesh(sizes: Mapping[str, int], config: ParallelConfig, device: torch.device) -> DeviceMesh:
+    """All processes, divided so; they wait for each other no longer than `config.timeout`."""
+    mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    for name in sizes:
+        timeout = timedelta(seconds=config.timeout)
+        dist.distributed_c10d._set_pg_timeout(timeout, mesh[name].get_group())
+    return mesh
+
+
 def _divide_products(model: ImageGPT, mesh: DeviceMesh) -> None:
-    """Give each process of `mesh` as many of every MLP's hidden units; UserError if it cannot."""
+    """Give each process of `mesh` as many of every MLP's hidden units."""
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
         RowwiseParallel,
         parallelize_module,
     )
 
-    hidden = 4 * model.config.n_embd
-    if hidden % mesh.size():
-        raise UserError(
-            f"parallel.tensor ({mesh.size()}) must divide the {hidden} hidden units of an MLP"
-        )
     for block in model.blocks:
         plan = {"fc": ColwiseParallel(), "proj": RowwiseParallel()}
         parallelize_module(block.get_submodule("mlp"), mesh, plan)
-
-
-def _across_the_cut(parameter: Tensor) -> Shard | None:
-    """Along which dimension `fully_shard` cuts: the other one of a matrix that is cut in rows.
-
-    A part is then one rectangle, which is what checkpoints are written and read in.
-    """
-    if is_split(parameter) and parameter.placements[0].is_shard(0) and parameter.ndim == 2:
-        from torch.distributed.tensor import Shard
-
-        return Shard(1)
-    return None
 
 
 def checkpoint_activations(model: ImageGPT) -> None:
@@ -123,9 +131,13 @@ def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
     return isinstance(tensor, DTensor)
 
 
-def mesh_of(tensor: Tensor) -> DeviceMesh | None:
-    """The processes that hold parts of `tensor`; None when this one has it whole."""
-    return tensor.device_mesh if is_split(tensor) else None
+def copies_of(tensor: Tensor) -> int:
+    """How many processes hold what this one does of `tensor`, the gradient or weight of a model."""
+    if not is_split(tensor):
+        return size()
+    mesh = tensor.device_mesh
+    places = enumerate(tensor.placements)
+    return math.prod(mesh.size(i) for i, placement in places if placement.is_replicate())
 
 
 def copy_whole(target: Tensor, whole: Tensor) -> None:

@@ -27,7 +27,7 @@ from igpt.data.decode import Fit
 from igpt.disk import write_atomically
 from igpt.model import ImageGPT
 from igpt.order import Codec
-from igpt.parallel.processes import on_first, rank, size
+from igpt.parallel.processes import groups, on_first, rank
 from igpt.probe.features import BATCH, Features, Pool, extract, make_pool, parse_layers
 
 CHUNK = 1024  # pictures decoded at a time
@@ -141,7 +141,7 @@ def _extract_rows(
     """The table, a batch of every process at a time."""
     first = 0
     # Full batches whatever was left out: a BERT model's mask depends on a picture's place in them.
-    while batch := list(islice(readable, BATCH * size())):
+    while batch := list(islice(readable, BATCH * groups())):
         tokens, labels, names = zip(*batch, strict=True)
         parts = extract(model, torch.stack(tokens), layers, pool, dtype=dtype, first=first)
         yield Rows(np.concatenate(list(parts)), labels, names)
