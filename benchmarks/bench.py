@@ -13,6 +13,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,7 +31,11 @@ from peers import (
     SMALL,
     Work,
     at_length,
+    attend_causally,
+    attention_gflops,
     complete_ours,
+    features_ours,
+    features_theirs,
     matrix_products,
     memory_stream,
     sample_ours,
@@ -47,6 +52,7 @@ from igpt.plan import cache_bytes, training_flops, weight_bytes
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 BASE = "transformers, float32"
 GIVEN, STEPS = 512, 8  # positions in the cache, and steps of a unit
+HEADS = (4, 8, 1024, 64)  # pictures, heads, tokens, width: a layer of iGPT-S
 GIB = 2**30
 
 
@@ -123,6 +129,16 @@ def sampling(batch: int, quick: bool = False) -> Row:
 def rows() -> list[Row]:
     score = (SMALL, 8)
     return [
+        Row(
+            "causal attention forward, 4x8 heads, 1,024 tokens, width 64",
+            "GFLOP",
+            attention_gflops(HEADS),
+            {
+                "scaled_dot_product_attention": Contender(attend_causally, (HEADS, False)),
+                "igpt": Contender(attend_causally, (HEADS, True)),
+            },
+            lambda: product_rate(IGPT_S, 1) / 1e9,
+        ),
         training("L=8 d=128, 1,024 tokens", SMALL, 8, quick=True),
         training("iGPT-S, 1,024 tokens", IGPT_S, 2),
         training("L=8 d=128, 2,304 tokens", at_length(SMALL, 48 * 48), 2),
@@ -150,17 +166,34 @@ def rows() -> list[Row]:
             },
             quick=True,
         ),
+        Row(
+            "features of all layers, L=8 d=128, 1,024 tokens, batch 8",
+            "pictures",
+            8,
+            {
+                BASE: Contender(features_theirs, (*score, FLOAT32)),
+                "igpt, float32": Contender(features_ours, (*score, FLOAT32)),
+                "igpt": Contender(features_ours, (*score, OURS)),
+            },
+        ),
     ]
 
 
 def start_up() -> dict[str, float]:
     """Seconds of whole processes, the median of five."""
-    commands = {"igpt --help": ["--help"], "igpt info igpt-s": ["info", "igpt-s"]}
+    one_step = ["pretrain", "digits", "--steps", "1", "train.compile=false", "--out"]
+    commands = {
+        "igpt --help": ["--help"],
+        "igpt info igpt-s": ["info", "igpt-s"],
+        "igpt pretrain digits: palette, one step, validation and checkpoint": one_step,
+    }
 
     def seconds(words: list[str]) -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "igpt", *words], check=True, capture_output=True)
-        return time.perf_counter() - start
+        with tempfile.TemporaryDirectory() as folder:
+            words = [*words, f"{folder}/run"] if words == one_step else words
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "igpt", *words], check=True, capture_output=True)
+            return time.perf_counter() - start
 
     return {
         name: statistics.median(seconds(words) for _ in range(5))

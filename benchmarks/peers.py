@@ -13,6 +13,7 @@ import torch
 from pictures import KINDS
 from torch import Tensor, nn
 
+from igpt.attention import attend
 from igpt.config import ModelConfig
 from igpt.decode import new_decoder
 from igpt.device import autocast, compute_dtype, reuse_memory
@@ -22,6 +23,7 @@ from igpt.model import ImageGPT
 from igpt.objectives import AR
 from igpt.order import Codec
 from igpt.palette import Palette
+from igpt.probe.features import extract, make_pool
 
 Work = Callable[[], object]
 
@@ -191,6 +193,53 @@ def complete_ours(config: ModelConfig, n: int, together: bool) -> Work:
             decoder.prefill(half[:, :0].expand(n, 0))
             for position in range(half.shape[1]):
                 decoder.step(half[:, position].expand(n))
+
+    return unit
+
+
+# --- attention and features ----------------------------------------------------------------------
+
+
+def attend_causally(shape: tuple[int, int, int, int], kernels: bool) -> Work:
+    """One forward pass of queries, keys and values [B, H, T, D] as the model makes them."""
+    if not kernels:
+        os.environ["IGPT_KERNELS"] = "0"
+    B, H, T, D = shape
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(B, T, 3, H, D, generator=generator).to(OURS).permute(2, 0, 3, 1, 4)
+    with torch.inference_mode():
+        query, key, value = qkv
+
+    @torch.inference_mode()
+    def unit() -> None:
+        attend(query, key, value, causal=True)
+
+    return unit
+
+
+def attention_gflops(shape: tuple[int, int, int, int]) -> float:
+    """Of both products, for the half of the pairs that a causal mask leaves."""
+    B, H, T, D = shape
+    return 2 * 2 * B * H * T * T * D / 2 / 1e9
+
+
+def features_ours(config: ModelConfig, batch: int, dtype: torch.dtype) -> Work:
+    """Means over positions of every layer's normalised input, from one pass."""
+    reuse_memory()
+    model, pictures = ours(config).eval(), tokens(config, batch)
+    codec = Codec(palette(), "raster", round(config.n_positions**0.5))
+    layers, pool = range(config.n_layer + 1), make_pool("mean", codec)
+    return lambda: list(extract(model, pictures, layers, pool, dtype=dtype))
+
+
+def features_theirs(config: ModelConfig, batch: int, dtype: torch.dtype) -> Work:
+    model, pictures = theirs(config).eval().to(dtype), tokens(config, batch)
+    inputs = _start_first(config, pictures)
+
+    @torch.inference_mode()
+    def unit() -> None:
+        found = model.transformer(input_ids=inputs, output_hidden_states=True).hidden_states
+        torch.stack([states.mean(dim=1) for states in found])
 
     return unit
 

@@ -1,7 +1,6 @@
 """What distribution costs: the same global batch on one process and on several, the same cores.
 
-    python benchmarks/processes.py fashion-mnist --data ../shared/data/fashion_mnist \
-        data.limit=2000 train.compile=false
+    python benchmarks/processes.py fashion-mnist --data ../shared/data/fashion_mnist
 
 Trains a few steps with one process of N threads and with N processes of one thread, in alternation,
 and prints the pictures a second of both: the median of all rows after the first, and their range.

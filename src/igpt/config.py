@@ -266,6 +266,13 @@ class ParallelConfig:
         )
         return data, shard, self.tensor
 
+    def check_fit(self, shape: ModelConfig) -> None:
+        """UserError when `tensor` processes cannot have as many of an MLP's hidden units each."""
+        complaint = f"must divide the {4 * shape.n_embd} hidden units of an MLP"
+        _require(
+            4 * shape.n_embd % self.tensor == 0, f"parallel.tensor ({self.tensor}) {complaint}"
+        )
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -51,7 +51,7 @@ from igpt.parallel.processes import (
     size,
     together,
 )
-from igpt.parallel.sharding import DrawOnProcessor, check_tensor, checkpoint_activations, split
+from igpt.parallel.sharding import DrawOnProcessor, checkpoint_activations, split
 from igpt.rng import numpy_rng, torch_rng
 from igpt.train import Callbacks, Outcome, Trainer, Validation
 
@@ -258,7 +258,7 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
 def check_division(recipe: Recipe) -> None:
     """UserError when the processes cannot share the work, before any of it is done."""
     recipe.parallel.mesh(size())
-    check_tensor(recipe.parallel, recipe.model_config(1, 1))
+    recipe.parallel.check_fit(recipe.model_config(1, 1))
     share_of_batch(recipe.train.batch_size)
 
 

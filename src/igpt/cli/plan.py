@@ -79,6 +79,7 @@ def _division(recipe: Recipe, gpus: int, gpu: GPU) -> Division:
     if gpus < 1:
         raise UserError(f"--gpus must be at least 1, got {gpus}")
     data, shard, tensor = recipe.parallel.mesh(gpus)
+    recipe.parallel.check_fit(recipe.model_config(1, 1))
     train, groups = recipe.train, data * shard
     if train.batch_size % groups:
         raise UserError(

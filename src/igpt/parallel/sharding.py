@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from igpt.config import ModelConfig, ParallelConfig, UserError
+from igpt.config import ParallelConfig
 from igpt.model import ImageGPT
 from igpt.parallel.processes import rank, size
 
@@ -65,15 +65,6 @@ def split(
         fully_shard(matrices, mesh=mesh, mp_policy=products)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "trunk")  # the heads that follow it find the root gathered
-
-
-def check_tensor(config: ParallelConfig, shape: ModelConfig) -> None:
-    """UserError when the processes of a group cannot have as many of an MLP's hidden units."""
-    hidden = 4 * shape.n_embd
-    if hidden % config.tensor:
-        raise UserError(
-            f"parallel.tensor ({config.tensor}) must divide the {hidden} hidden units of an MLP"
-        )
 
 
 def _mesh(sizes: Mapping[str, int], config: ParallelConfig, device: torch.device) -> DeviceMesh:
