@@ -235,9 +235,8 @@ class ParallelConfig:
     """How a run that torchrun started is divided: data x shard x tensor are its processes.
 
     Each copy of the model is trained on its part of every batch. shard=1 replicates the model on
-    every process, data=1 holds one copy between all of them, and there is everything between.
-    `tensor` processes compute the same pictures, each its part of every MLP, the widest layers: for
-    more processes than a batch has pictures.
+    every process, data=1 holds one copy between all of them, and there is everything between. For
+    more processes than pictures, `tensor` of them compute the same ones, each its part of the MLPs.
     """
 
     data: int | None = None  # copies of the model; None: what the processes make
@@ -268,10 +267,11 @@ class ParallelConfig:
 
     def check_fit(self, shape: ModelConfig) -> None:
         """UserError when `tensor` processes cannot have as many of an MLP's hidden units each."""
-        complaint = f"must divide the {4 * shape.n_embd} hidden units of an MLP"
-        _require(
-            4 * shape.n_embd % self.tensor == 0, f"parallel.tensor ({self.tensor}) {complaint}"
+        hidden = 4 * shape.n_embd
+        complaint = (
+            f"parallel.tensor ({self.tensor}) must divide the {hidden} hidden units of an MLP"
         )
+        _require(hidden % self.tensor == 0, complaint)
 
 
 @dataclass(frozen=True)
