@@ -268,10 +268,8 @@ class ParallelConfig:
     def check_fit(self, shape: ModelConfig) -> None:
         """UserError when `tensor` processes cannot have as many of an MLP's hidden units each."""
         hidden = 4 * shape.n_embd
-        complaint = (
-            f"parallel.tensor ({self.tensor}) must divide the {hidden} hidden units of an MLP"
-        )
-        _require(hidden % self.tensor == 0, complaint)
+        complaint = f"must divide the {hidden} hidden units of an MLP, {self.tensor} does not"
+        _require(hidden % self.tensor == 0, f"parallel.tensor {complaint}")
 
 
 @dataclass(frozen=True)
