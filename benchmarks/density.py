@@ -66,13 +66,16 @@ def draw(results: dict[str, Any], path: Path) -> None:
         match = re.fullmatch(r"(.*)-step(\d+)", name)
         base, step = (match[1], int(match[2])) if match else (name, sys.maxsize)
         lines.setdefault(base, []).append((step, result))
-    for base, points in lines.items():
+    for turn, (base, points) in enumerate(lines.items()):
         points.sort(key=lambda point: point[0])
         x = [result["nats_per_pixel"] for _, result in points]
         y, error = np.array([result["accuracy"] for _, result in points]).T * 100
         axes.errorbar(x, y, error, color=BLUE, marker=".", linewidth=1, capsize=2)
         axes.plot(x[-1:], y[-1:], color=ORANGE, marker="o")
-        axes.annotate(base, (x[-1], y[-1]), xytext=(6, -10), textcoords="offset points", fontsize=8)
+        # By turns on either side, as models that are as dense are as good.
+        side = (1, -1)[turn % 2]
+        axes.annotate(base, (x[-1], y[-1]), xytext=(6 * side, -10 * side), fontsize=8,
+                      ha="left" if side > 0 else "right", textcoords="offset points")  # fmt: skip
     axes.invert_xaxis()
     axes.set_xlabel("validation nats/pixel (better to the right)")
     axes.set_ylabel("probe on test, %")

@@ -98,6 +98,15 @@ def test_finetune_then_predict_files(igpt, run: Path, tmp_path: Path) -> None:
     assert "skipped 1 unreadable" in result.err
 
 
+def test_a_fine_tuning_without_out_goes_beside_other_runs(
+    igpt, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = json.loads(igpt("finetune", run, *FAST, "--json").out)
+    assert values["run"] == str(Path("runs") / f"{run.name}-classes")
+    assert (tmp_path / values["run"] / "recipe.yaml").is_file()
+
+
 MISTAKES = [
     (["probe", "{run}", "--layer", "3"], "a layer of 0 to 2"),
     (["probe", "{run}", "--pool", "grid:9"], "grid:G with G up to 8"),
