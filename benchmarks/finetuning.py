@@ -111,9 +111,12 @@ def main() -> None:
     parser.add_argument("--probes", type=Path, help="a file of density.py")
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"))
     args = parser.parse_intermixed_args()
-    rows: dict[str, list[float]] = {}
+    saved = args.out / f"{args.run.name}.json"
+    rows: dict[str, list[float]] = json.loads(saved.read_text()) if saved.exists() else {}
     for variant in args.variants:
         changes = VARIANTS[variant]
+        for row in [row for row in rows if row.split(", ")[0] == variant]:
+            del rows[row]  # is measured again
         for seed in range(args.seeds):
             name = variant.replace(" ", "-").replace("+", "and")
             out = args.out / f"{args.run.name}-{name}-{seed}"
@@ -127,8 +130,7 @@ def main() -> None:
             finetune(recipe, out, resume=out.exists(), say=say)
             for way, accuracy in accuracies(out, args).items():
                 rows.setdefault(f"{variant}{', ' if way else ''}{way}", []).append(accuracy)
-            text = json.dumps(rows, indent=2) + "\n"
-            write_text(args.out / f"{args.run.name}.json", text)
+            write_text(saved, json.dumps(rows, indent=2) + "\n")
     print(f"| {args.run.name}, {args.labels_per_class} labels a class | test, {args.metric}, % |")
     print("|---|---|")
     for name, values in rows.items():
