@@ -142,7 +142,7 @@ class ModelChoice:
             f"unknown model preset '{self.preset}', expected one of: {', '.join(PRESETS)}",
         )
 
-    def resolve(self, vocab_size: int, n_positions: int, causal: bool = True) -> ModelConfig:
+    def resolve(self, vocab_size: int, n_positions: int, causal: bool) -> ModelConfig:
         preset = PRESETS[self.preset]
         return ModelConfig(
             n_layer=self.n_layer or preset.n_layer,
