@@ -17,14 +17,12 @@ from igpt.classify import HeadClassifier
 from igpt.config import DataConfig, FinetuneConfig, ModelChoice, Recipe, TrainConfig, UserError
 from igpt.data import Labelled, Task, TokenLoader, few_labels, open_data, open_task
 from igpt.device import compute_dtype, default_device
-from igpt.folder import load_model, save_model
+from igpt.folder import StoredModel, open_model, save_model
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
 from igpt.objectives import Joint, generative_objective
-from igpt.order import Codec
 from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import processes, require_same, together
-from igpt.parallel.sharding import copy_whole
 from igpt.pretrain import Say, check_division, new_model, settle_recipe, train_run
 from igpt.probe.features import Masking
 from igpt.probe.linear import score
@@ -50,8 +48,8 @@ def default_recipe(start: Path) -> Recipe:
     Raises UserError when there is no model.
     """
     folder = local_folder(start)
-    model, codec = load_model(folder)
-    run, config = RunDirectory(folder), model.config
+    stored = open_model(folder)
+    run, config, codec = RunDirectory(folder), stored.config, stored.codec
     theirs = run.recipe() if run.exists() else Recipe(data=DataConfig(source=""))
     crops = theirs.data.augmentation == "imagenet"
     return replace(
@@ -105,8 +103,9 @@ def _finetune(
     recipe: Recipe, options: FinetuneConfig, run: RunDirectory, resume: bool, say: Say
 ) -> Finetuned:
     config = recipe.train
-    start, codec = load_model(local_folder(options.start))
-    _check(recipe, start, codec)
+    start = open_model(local_folder(options.start))
+    codec = start.codec
+    _check(recipe, start)
     with together():
         task = _open_task(recipe, say)
     require_same("labelled pictures", (task.train.labels.tolist(), len(task.validation)))
@@ -170,10 +169,10 @@ def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[Parameter
     ]
 
 
-def _check(recipe: Recipe, start: ImageGPT, codec: Codec) -> None:
+def _check(recipe: Recipe, start: StoredModel) -> None:
     """UserError for a recipe that asks for another model than the one it starts from."""
     assert recipe.finetune is not None
-    config, data = start.config, recipe.data
+    config, codec, data = start.config, start.codec, recipe.data
     asked = recipe.model_config(config.vocab_size, config.n_positions)
     sizes = ("n_layer", "n_head", "n_embd", "causal")
     if any(getattr(asked, name) != getattr(config, name) for name in sizes) or (
@@ -207,17 +206,14 @@ def _open_task(recipe: Recipe, say: Say) -> Task:
     return task
 
 
-def _build(recipe: Recipe, start: ImageGPT, n_classes: int) -> ImageGPT:
+def _build(recipe: Recipe, start: StoredModel, n_classes: int) -> ImageGPT:
     """The starting model with a head of zeros for the classes."""
     assert recipe.finetune is not None
     masked = recipe.mask_probability
     shape = replace(start.config, n_classes=n_classes, mask_probability=masked)
     model = new_model(shape, recipe)
     if not recipe.finetune.from_scratch:
-        weights = start.state_dict()
-        for name, tensor in model.state_dict().items():
-            if name != "clf.weight":
-                copy_whole(tensor, weights[name])
+        start.copy_into(model, but=("clf.weight",))
     return model
 
 

@@ -7,7 +7,8 @@ lm_head.safetensors                     of a model with classes: the head for th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -15,7 +16,8 @@ from uuid import uuid4
 from safetensors.torch import save_file
 from torch import Tensor
 
-from igpt.config import ModelConfig, UserError
+from igpt.config import ModelConfig, ParallelConfig, UserError
+from igpt.device import default_device
 from igpt.disk import read_json, write_atomically, write_json
 from igpt.interop import huggingface
 from igpt.interop.files import read_tensors, read_weights
@@ -23,7 +25,7 @@ from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.parallel.processes import on_first
-from igpt.parallel.sharding import whole
+from igpt.parallel.sharding import build, copy_whole, whole
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -138,10 +140,24 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def load_into(model: ImageGPT, state: Mapping[str, Tensor], source: Path) -> None:
-    """Copy native weights into the model; UserError when names or shapes do not fit."""
-    require_fit(model.state_dict(), state, source)
-    model.load_state_dict(dict(state))
+@dataclass(frozen=True)
+class StoredModel:
+    """A model as it lies in a folder: a weight is read from its file when it is copied."""
+
+    config: ModelConfig
+    codec: Codec
+    weights: Mapping[str, Tensor]  # by their native names
+    source: Path  # what names or holds them
+
+    def copy_into(self, model: ImageGPT, *, but: Collection[str] = ()) -> None:
+        """Give `model`, or this process's part of it, the weights, all `but` these.
+
+        Raises UserError when names or shapes do not fit.
+        """
+        own = {name: tensor for name, tensor in model.state_dict().items() if name not in but}
+        require_fit(own, self.weights, self.source)
+        for name, tensor in own.items():
+            copy_whole(tensor, self.weights[name])
 
 
 def require_fit(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path) -> None:
@@ -154,8 +170,8 @@ def require_fit(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: 
             raise UserError(f"{source}: {name} has shape {shape}, the config asks for {expected}")
 
 
-def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
-    """The model and codec of a run or a local Hugging Face ImageGPT folder.
+def open_model(folder: Path) -> StoredModel:
+    """The model of a run or a local Hugging Face ImageGPT folder, its weights still on the disk.
 
     Raises UserError, one line, for anything that is missing, broken or of another kind.
     """
@@ -170,9 +186,23 @@ def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
         state = huggingface.weights_from_hf(weights, config, theirs)
     except UserError as error:
         raise UserError(f"{weights_path}: {error}") from error
-    model = ImageGPT(config)
-    load_into(model, state, weights_path)
-    return model.eval(), _codec(folder, config, order)
+    return StoredModel(config, _codec(folder, config, order), state, weights_path)
+
+
+def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
+    """The model and codec of a folder; UserError as `open_model`."""
+    stored = open_model(folder)
+    return fill_model(stored, ParallelConfig()), stored.codec
+
+
+def fill_model(stored: StoredModel, parallel: ParallelConfig) -> ImageGPT:
+    """The stored model, split over processes as `parallel` says: each reads its part.
+
+    Raises UserError for weights that do not fit, and for another number of processes.
+    """
+    model = build(stored.config, parallel, default_device())
+    stored.copy_into(model)
+    return model.eval()
 
 
 def load_class_names(folder: Path, n_classes: int) -> tuple[str, ...]:

@@ -12,16 +12,17 @@ import torch
 from PIL import Image
 
 from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
-from igpt.config import UserError
+from igpt.config import ParallelConfig, UserError
 from igpt.data import UnreadablePicture, fit_square, open_files, to_rgb
 from igpt.device import default_device, reuse_memory
 from igpt.evaluate import Likelihood, likelihood, picture_nats, pixel_nats
-from igpt.folder import load_class_names, load_model, save_model
+from igpt.folder import fill_model, load_class_names, open_model, save_model
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, generative_objective
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
+from igpt.parallel.processes import together
 from igpt.probe.features import Masking, extract, make_pool, parse_layers
 from igpt.probe.store import load_probe, mark
 from igpt.sample import Sampling, generate
@@ -46,12 +47,14 @@ class Pipeline:
         codec: Codec,
         class_names: tuple[str, ...] = (),
         folder: Path | None = None,
+        parallel: ParallelConfig | None = None,
     ) -> None:
         reuse_memory()
         self.model = model.to(default_device()).eval()
         self.codec = codec
         self.class_names = class_names  # of the model's own head, if it has one
         self.folder = folder  # where it was loaded from, and where its probe is
+        self.parallel = parallel or ParallelConfig()  # how processes hold it between them
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Pipeline:
@@ -233,16 +236,20 @@ class Pipeline:
         return mask.reshape(self.image_size, self.image_size)
 
 
-def load(path: str | Path, **options: Any) -> Pipeline:
+def load(path: str | Path, *, parallel: ParallelConfig | None = None, **options: Any) -> Pipeline:
     """The pipeline of a run, an ImageGPT model folder, or a Hub model like `openai/imagegpt-small`.
 
-    `options` are for the Hub: revision, token, cache_dir, local_files_only. Raises UserError, one
-    line, when there is no model or it is broken.
+    Of several processes all call it, and hold the model between them as `parallel` says; by default
+    each holds the whole. `options` are for the Hub: revision, token, cache_dir, local_files_only.
+    Raises UserError, one line, when there is no model or it is broken.
     """
-    folder = local_folder(path, **options)
-    model, codec = load_model(folder)
-    class_names = load_class_names(folder, model.config.n_classes)
-    return Pipeline(model, codec, class_names, folder)
+    parallel = parallel or ParallelConfig()
+    with together():
+        folder = local_folder(path, **options)
+        stored = open_model(folder)
+        class_names = load_class_names(folder, stored.config.n_classes)
+    model = fill_model(stored, parallel)
+    return Pipeline(model, stored.codec, class_names, folder, parallel)
 
 
 def as_pixels(images: Shown, size: int) -> npt.NDArray[np.uint8]:

@@ -51,7 +51,7 @@ from igpt.parallel.processes import (
     size,
     together,
 )
-from igpt.parallel.sharding import DrawOnProcessor, checkpoint_activations, split
+from igpt.parallel.sharding import DrawOnProcessor, build
 from igpt.rng import numpy_rng, torch_rng
 from igpt.train import Callbacks, Outcome, Trainer, Validation
 
@@ -222,12 +222,8 @@ def new_model(config: ModelConfig, recipe: Recipe) -> ImageGPT:
     number of processes.
     """
     train, device = recipe.train, default_device()
-    with torch.device("meta"):
-        model = ImageGPT(config)
-    if train.activation_checkpointing:
-        checkpoint_activations(model)
-    split(model, recipe.parallel, device, compute_dtype(train.precision, device))
-    model.to_empty(device=device)
+    dtype, checkpointing = compute_dtype(train.precision, device), train.activation_checkpointing
+    model = build(config, recipe.parallel, device, dtype, checkpointing=checkpointing)
     with DrawOnProcessor():  # type: ignore[no-untyped-call]
         model.init_weights(torch_rng(train.seed, "init"))
     return model

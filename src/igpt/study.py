@@ -134,7 +134,7 @@ def pixel_features(images: Pixels | Encoded) -> dict[str, Features]:
 
 def untrained(pipeline: Pipeline, seed: int) -> Pipeline:
     """The same network with the weights that training began with, of another seed."""
-    recipe = Recipe(train=TrainConfig(seed=seed))
+    recipe = Recipe(train=TrainConfig(seed=seed), parallel=pipeline.parallel)
     return Pipeline(new_model(pipeline.model.config, recipe), pipeline.codec)
 
 

@@ -261,9 +261,13 @@ def test_evaluation_and_fine_tuning_are_the_same_for_any_number_of_processes(
     tiny_run: Path, tmp_path: Path, igpt
 ) -> None:
     words = ["eval", tiny_run, "--json", "--limit", "29"]
-    shared = several.igpt(2, *words)
-    assert shared.wait() == [0, 0], shared.err
-    assert json.loads(shared.out) == json.loads(igpt(*words).out)
+    for split in ([], ["--shard", 2]):
+        shared = several.igpt(2, *words, *split)
+        assert shared.wait() == [0, 0], shared.err
+        assert json.loads(shared.out) == json.loads(igpt(*words).out)
+    alone = igpt(*words, "--shard", 2)
+    assert alone.status == 2
+    assert "x shard (2) x tensor (1) are not the 1 process" in alone.err
 
     quick = ["--steps", 4, "--batch-size", 8, "--eval-every", 2, "train.log_every=1"]
     tune = ["finetune", tiny_run, *quick, "finetune.gen_weight=0", "--freeze", 1, "--out"]

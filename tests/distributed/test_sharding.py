@@ -25,7 +25,7 @@ from conftest import TINY, silent, tiny_recipe
 from igpt.checkpoint import Progress, RunDirectory, optimizer_tensors
 from igpt.config import ModelConfig, ParallelConfig, Recipe, UserError, load_recipe
 from igpt.evaluate import picture_nats
-from igpt.folder import load_model, save_model
+from igpt.folder import fill_model, load_model, open_model, save_model
 from igpt.model import ImageGPT
 from igpt.objectives import AR
 from igpt.order import Codec
@@ -306,14 +306,9 @@ def test_the_memory_of_a_shared_model_is_what_is_planned(tmp_path: Path) -> None
     several.call(2, planned_and_measured, tmp_path)
     for path in tmp_path.glob("*.json"):
         found = json.loads(path.read_text())
-        for word, tolerance in (
-            ("parallel.data=2", 0.1),
-            ("parallel.shard=2", 0.2),
-            ("parallel.tensor=2", 0.2),
-        ):
-            planned, measured = found[word]
+        for word, (planned, measured) in found.items():
             print(f"{word}: {planned:,} bytes planned, {measured:,} measured")
-            assert planned == pytest.approx(measured, rel=tolerance), word
+            assert planned == pytest.approx(measured, rel=0.1), word
 
 
 def save_in_files(out: Path) -> None:
@@ -329,6 +324,24 @@ def test_a_model_too_large_for_one_file_is_exported_from_its_parts(tmp_path: Pat
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     found, expected = load_model(tmp_path)[0].state_dict(), new_model(SHAPE, Recipe()).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def read_in_parts(folder: Path, out: Path) -> None:
+    whole = open_model(folder)
+    weights = sum(tensor.nbytes for tensor in whole.weights.values())
+    largest = max(tensor.nbytes for tensor in whole.weights.values())
+    with processes(ParallelConfig(shard=2)):
+        peak = peak_bytes(lambda: fill_model(whole, ParallelConfig(shard=2)))
+    assert peak < 0.6 * weights + largest, f"{peak} of {weights}"
+    out.with_suffix(f".{launch.rank()}").touch()
+
+
+def test_no_process_reads_the_whole_of_a_model_that_is_split(tmp_path: Path) -> None:
+    config = ModelConfig(8, 2, 64, vocab_size=17, n_positions=16)
+    palette = Palette(np.linspace(-1, 1, 17 * 3, dtype=np.float32).reshape(17, 3))
+    save_model(tmp_path, ImageGPT(config), Codec(palette, "raster", 4))
+    several.call(2, read_in_parts, tmp_path, tmp_path / "read")
+    assert len(list(tmp_path.glob("read.*"))) == 2
 
 
 # --- checkpoints ---------------------------------------------------------------------------------

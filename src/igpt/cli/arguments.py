@@ -36,6 +36,17 @@ def add_data(parser: argparse.ArgumentParser, *, limit: bool = True) -> None:
         parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
 
 
+def add_shard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shard",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes, of those that torchrun starts, that hold the model between them; "
+        "default 1: each holds the whole",
+    )
+
+
 def add_features(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pool",

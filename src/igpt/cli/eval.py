@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from igpt.cli.arguments import add_data, add_run, load_pictures
+from igpt.cli.arguments import add_data, add_run, add_shard, load_pictures
 from igpt.cli.report import Report
 
 EXAMPLE = "igpt eval runs/digits --split test"
@@ -14,6 +14,7 @@ EXAMPLE = "igpt eval runs/digits --split test"
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_data(parser)
+    add_shard(parser)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
 
 
@@ -23,9 +24,10 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     from igpt.parallel.processes import processes, require_same, together
     from igpt.pipeline import load
 
-    with processes(ParallelConfig()):
+    parallel = ParallelConfig(shard=args.shard)
+    with processes(parallel):
+        pipeline = load(args.run, parallel=parallel)
         with together():
-            pipeline = load(args.run)
             images = load_pictures(args, pipeline.image_size)
         require_same("pictures", len(images))
         say(f"{len(images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")

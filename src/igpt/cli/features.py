@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from igpt.cli.arguments import add_data, add_features, add_run, open_pictures
+from igpt.cli.arguments import add_data, add_features, add_run, add_shard, open_pictures
 from igpt.cli.report import Report
 
 EXAMPLE = "igpt features runs/digits --split train --layer 2 --pool mean --out features.npz"
@@ -22,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a number from 0, a:b (those side by side) or all (apart); default all",
     )
     add_features(parser)
+    add_shard(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="ends in .npz or .parquet"
     )
@@ -34,9 +35,10 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     from igpt.pipeline import load
     from igpt.probe.export import export_features
 
-    with processes(ParallelConfig()):
+    parallel = ParallelConfig(shard=args.shard)
+    with processes(parallel):
+        pipeline = load(args.run, parallel=parallel)
         with together():
-            pipeline = load(args.run)
             pictures, fit = open_pictures(args)
         require_same("pictures", len(pictures))
         done = export_features(

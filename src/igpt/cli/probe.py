@@ -8,11 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.arguments import add_data, add_features, add_run, load_task
+from igpt.cli.arguments import add_data, add_features, add_run, add_shard, load_task
 from igpt.cli.report import Report
 
 if TYPE_CHECKING:
+    from igpt.config import ParallelConfig
     from igpt.data import Task
+    from igpt.probe.linear import FittedProbe
+    from igpt.probe.store import SavedProbe
     from igpt.study import (
         LinearMethod,
         Method,
@@ -37,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="layers to choose from: numbers from 0, a:b (side by side) or all; default all",
     )
     add_features(parser)
+    add_shard(parser)
     parser.add_argument(
         "--pca",
         type=int,
@@ -104,11 +108,14 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     from igpt.config import ParallelConfig
     from igpt.parallel.processes import processes
 
-    with processes(ParallelConfig()):
-        return _probe(args, say)
+    parallel = ParallelConfig(shard=args.shard)
+    with processes(parallel):
+        return _probe(args, parallel, say)
 
 
-def _probe(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def _probe(
+    args: argparse.Namespace, parallel: ParallelConfig, say: Callable[[str], None]
+) -> Report:
     """Of several processes, each computes its share of the features, and all repeat the fits."""
     from igpt.config import UserError
     from igpt.parallel.processes import on_first, require_same, together
@@ -119,8 +126,8 @@ def _probe(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
         raise UserError(f"{args.run} is no folder to keep a probe in: give --out FOLDER")
     if args.augmentation is None:
         args.augmentation = _run_augmentation(args.run)
+    pipeline, folder = load(args.run, parallel=parallel), args.out or args.run / "probe"
     with together():
-        pipeline, folder = load(args.run), args.out or args.run / "probe"
         features = ModelFeatures(pipeline, args.layer, args.pool, args.precision)
         features.check()
         task = load_task(args, pipeline.image_size)
@@ -135,7 +142,8 @@ def _probe(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     most = max(chosen, key=lambda subset: len(subset.indices))
     summaries = summarise(outcomes)
     values = _values(probe, most, outcomes, summaries, folder)
-    on_first(lambda: _write(folder, features, probe, most, values, summaries))
+    saved = _saved(probe.fitted[most], features, probe.task.train.class_names)
+    on_first(lambda: _write(folder, saved, probe, most, values, summaries))
     return Report(_text(probe, most, summaries, folder), values)
 
 
@@ -215,9 +223,26 @@ def _values(
     }
 
 
+def _saved(
+    fitted: FittedProbe, features: ModelFeatures, class_names: tuple[str, ...]
+) -> SavedProbe:
+    """The chosen probe, and what it was made for."""
+    from igpt.probe.attention import AttentionHead
+    from igpt.probe.store import SavedProbe, mark
+
+    pipeline = features.pipeline
+    return SavedProbe(
+        fitted.probe,
+        features.groups()[fitted.layer],
+        "flatten" if isinstance(fitted.probe, AttentionHead) else features.pool,
+        class_names,
+        mark(pipeline.model, pipeline.codec),
+    )
+
+
 def _write(
     folder: Path,
-    features: ModelFeatures,
+    saved: SavedProbe,
     probe: ProbeMethod,
     most: Subset,
     values: dict[str, Any],
@@ -226,17 +251,9 @@ def _write(
     """The probe of the most labels, all numbers, and the figures that they make."""
     from igpt.disk import write_atomically, write_json
     from igpt.plots import few_labels_figure, layers_figure
-    from igpt.probe.attention import AttentionHead
-    from igpt.probe.store import SavedProbe, mark, save_probe
+    from igpt.probe.store import save_probe
 
-    fitted, pipeline = probe.fitted[most], features.pipeline
-    saved = SavedProbe(
-        fitted.probe,
-        features.groups()[fitted.layer],
-        "flatten" if isinstance(fitted.probe, AttentionHead) else features.pool,
-        probe.task.train.class_names,
-        mark(pipeline.model, pipeline.codec),
-    )
+    fitted = probe.fitted[most]
     save_probe(folder, saved)
     write_json(folder / "results.json", values)
     if len(fitted.by_layer) > 1:

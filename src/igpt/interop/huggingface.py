@@ -155,6 +155,8 @@ def weights_from_hf(
 ) -> dict[str, Tensor]:
     """Native weights from theirs and their `config.json`; a model of any of their three heads.
 
+    Where they can be, they are views: of a file that is mapped to memory nothing is read here.
+
     Without a head for the next pixel, or with one that is tied to the embeddings, ours is zero, or
     the embeddings of the colours. Raises UserError that names a tensor which is missing or left
     over.
@@ -163,7 +165,7 @@ def weights_from_hf(
     buffers = (".attn.bias", ".attn.masked_bias")
     base = not any(name.startswith("transformer.") for name in weights)
     left = {
-        name if name in (LM_HEAD, SCORE) or not base else f"transformer.{name}": tensor.float()
+        name if name in (LM_HEAD, SCORE) or not base else f"transformer.{name}": tensor
         for name, tensor in weights.items()
         if not name.endswith(buffers)
     }
@@ -202,7 +204,7 @@ def weights_from_hf(
         _scale_queries(state, f"{ours_block}.attn.qkv", config, _attention_scale(theirs, config, i))
     if left:
         raise UserError(f"the weights have an unknown tensor {min(left)}")
-    return {name: tensor.contiguous() for name, tensor in state.items()}
+    return state
 
 
 def _attention_scale(theirs: Mapping[str, Any], config: ModelConfig, layer: int) -> float:

@@ -23,12 +23,34 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from igpt.config import ParallelConfig
+from igpt.config import ModelConfig, ParallelConfig
 from igpt.model import ImageGPT
 from igpt.parallel.processes import rank, size
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+
+def build(
+    shape: ModelConfig,
+    config: ParallelConfig,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    checkpointing: bool = False,
+) -> ImageGPT:
+    """A model on `device`, split over processes as `config` says, whose weights are yet to be set.
+
+    Products are in `dtype`; with `checkpointing` only the blocks' inputs are kept for gradients. No
+    process holds the whole of a model that is split, not even now. Raises UserError when `config`
+    is for another number of processes.
+    """
+    with torch.device("meta"):
+        model = ImageGPT(shape)
+    if checkpointing:
+        checkpoint_activations(model)
+    split(model, config, device, dtype)
+    return model.to_empty(device=device)
 
 
 def split(
@@ -64,7 +86,8 @@ def split(
             fully_shard(matrices.pop(), mesh=mlps[*copied, "shard"], mp_policy=products)
         fully_shard(matrices, mesh=mesh, mp_policy=products)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "trunk")  # the heads that follow it find the root gathered
+    for method in ("trunk", "features"):  # what follows them finds the root gathered
+        register_fsdp_forward_method(model, method)
 
 
 def _mesh(sizes: Mapping[str, int], config: ParallelConfig, device: torch.device) -> DeviceMesh:

@@ -89,7 +89,7 @@ def _region_means(region: Tensor, count: int, n: Tensor) -> Tensor:
     return (sums / region.bincount(minlength=count)[:, None]).flatten(1)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference_mode would leave a split model tensors that nothing else can use
 def extract(
     model: ImageGPT,
     tokens: Tensor,
