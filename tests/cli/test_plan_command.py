@@ -41,7 +41,13 @@ def test_a_v100_computes_in_float32(igpt) -> None:
     plan = ["plan", "igpt-l-imagenet32", "--gpus", 64, "--gpu", "v100"]
     values = json.loads(igpt(*plan, "--json").out)
     assert values["recipe"]["division"]["dtype"] == "float32"
-    assert 1500 < 64 * values["recipe"]["days"] < 3500
+    assert values["v100_days"] == {
+        "planned": pytest.approx(64 * values["recipe"]["days"]),
+        "reported": 2_500,
+    }
+    assert 1500 < values["v100_days"]["planned"] < 3500
+    assert "(2,500 reported)" in igpt(*plan).out
+    assert "reported" not in igpt("plan", "igpt-s-imagenet32", "--gpus", 8, "--gpu", "v100").out
     assert_mistake(igpt(*plan, "train.precision=bfloat16"), "no bfloat16")
 
 

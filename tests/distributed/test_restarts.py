@@ -6,9 +6,11 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,11 @@ STEPS = 80
 WORDS = [f"train.steps={STEPS}", "train.eval_every=20", "train.checkpoint_every=5"]
 
 
-def torchrun(out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "--max-restarts", "3", "-m", "igpt", "pretrain", "digits"]
+def torchrun(
+    out: Path, *more: str, machines: Sequence[str] = ("--standalone", "--nproc-per-node", "2")
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", *machines]
+    command += ["--max-restarts", "3", "-m", "igpt", "pretrain", "digits"]
     return subprocess.Popen(
         [*command, *TINY, *WORDS, *more, "--out", str(out)],
         stdout=subprocess.PIPE,
@@ -75,6 +79,27 @@ def test_a_run_whose_workers_are_killed_goes_on_by_itself_to_the_undisturbed_cur
     assert [row[2] for row in found] == pytest.approx([row[2] for row in expected], abs=1e-5)
     # The first may come before the first checkpoint is whole: then the run begins again.
     assert err.count("resuming at step") in (1, 2)
+
+
+def test_two_machines_train_one_model_and_go_on_when_one_loses_its_worker(tmp_path: Path) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "1"]
+    machines = ["--nnodes", "2", "--nproc-per-node", "1", *meeting]
+    run = tmp_path / "run"
+    agents = [torchrun(run, "parallel.shard=2", machines=machines) for _ in range(2)]
+    wait_for_step(agents[0], run, 20)
+    os.kill(workers(agents[1])[0], signal.SIGKILL)
+    said = [agent.communicate(timeout=240) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert sum(f"{run}: {STEPS} steps" in out for out, _ in said) == 1
+    assert any("resuming at step" in err for _, err in said)
+    pretrain(tiny_recipe(*WORDS), tmp_path / "alone", resume=False, say=silent)
+    expected, found_curve = curve(tmp_path / "alone"), curve(run)
+    assert [row[:2] for row in found_curve] == [row[:2] for row in expected]
+    values = [row[2] for row in found_curve]
+    assert values == pytest.approx([row[2] for row in expected], abs=1e-5)
 
 
 def test_a_node_that_is_taken_away_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 EXAMPLE = "igpt plan igpt-xl-imagenet64 --gpus 64 --gpu h100"
 
 UTILISATION = 0.4  # of a GPU's products a second
+# What its authors say that iGPT-L took (openai.com/index/image-gpt); not in which precision.
+REPORTED = {"igpt-l": 2_500}  # V100-days
 SECONDS_A_DAY = 86_400
 
 
@@ -60,14 +62,16 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     config = recipe.model_config(recipe.palette.colors, size * size)
     own = _division(recipe, args.gpus, gpu)
     fitting = fitting_division(config, own, gpu)
+    own_costs, preset = _costs(config, own, recipe, gpu, args.utilisation), recipe.model.preset
     values = {
         "parameters": n_parameters(config),
         "gpus": args.gpus,
         "gpu": args.gpu,
         "gpu_bytes": gpu.memory,
         "utilisation": args.utilisation,
-        "recipe": _costs(config, own, recipe, gpu, args.utilisation),
+        "recipe": own_costs,
         "fitting": fitting and _costs(config, fitting, recipe, gpu, args.utilisation),
+        "v100_days": {"planned": _v100_days(own_costs, args), "reported": REPORTED.get(preset)},
         "checkpoint_bytes": checkpoint_bytes(config),
         "cache_bytes": cache_bytes(config, own.dtype),
     }
@@ -119,6 +123,12 @@ def _costs(
     }
 
 
+def _v100_days(costs: dict[str, Any], args: argparse.Namespace) -> float:
+    """The same products on V100s, in float32."""
+    rate: float = GPUS["v100"].flops["float32"] * args.utilisation
+    return float(costs["flops"] / rate / SECONDS_A_DAY)
+
+
 def _text(args: argparse.Namespace, recipe: Recipe, values: dict[str, Any]) -> str:
     own, fitting = values["recipe"], values["fitting"]
     plans = [own] if fitting is None or fitting == own else [own, fitting]
@@ -152,11 +162,18 @@ def _text(args: argparse.Namespace, recipe: Recipe, values: dict[str, Any]) -> s
             *(f"{plan['days']:.3g}" for plan in plans),
         ),
         _row("GPU-days", *(f"{plan['days'] * args.gpus:,.0f}" for plan in plans)),
+        _v100_row(values["v100_days"]),
         "",
     ]
     if fitting is None:
         return "\n".join([*lines, "nothing fits: take more GPUs, or larger ones"])
     return "\n".join([*lines, f"igpt pretrain {args.words[0]} {' '.join(_words(fitting))}"])
+
+
+def _v100_row(days: dict[str, Any]) -> str:
+    """Beside what the authors reported, where they did."""
+    reported = f"  ({days['reported']:,} reported)" if days["reported"] else ""
+    return _row("V100-days, in float32", f"{days['planned']:,.0f}") + reported
 
 
 def _words(plan: dict[str, Any]) -> list[str]:
