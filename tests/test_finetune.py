@@ -13,8 +13,8 @@ import igpt
 from conftest import silent
 from igpt.checkpoint import RunDirectory
 from igpt.config import FinetuneConfig, Recipe, UserError, parse_recipe, recipe_yaml
-from igpt.data import Batch
-from igpt.finetune import default_recipe, finetune, parameter_groups
+from igpt.data import Batch, Labelled
+from igpt.finetune import class_weights, default_recipe, finetune, parameter_groups
 from igpt.folder import load_model
 from igpt.monitor import read_metrics
 from igpt.objectives import AR, Joint
@@ -56,6 +56,19 @@ def test_the_loss_is_the_sum_of_both_and_each_can_be_left_out() -> None:
     generative = AR()(model, tokens)
     assert torch.allclose(value(clf_weight=0), generative, atol=1e-6)
     assert torch.allclose(value(clf_weight=0.5), generative + 0.5 * picked, atol=1e-6)
+    # Smoothing gives a tenth of the target to all classes alike.
+    even = -logits.log_softmax(dim=1).mean(dim=1) * torch.tensor([1, 2, 1, 2])
+    smooth = value(gen_weight=0, label_smoothing=0.1)
+    assert torch.allclose(smooth, 0.9 * picked + 0.1 * even, atol=1e-6)
+
+
+def test_balanced_weights_make_rare_classes_count_as_much() -> None:
+    labels = np.array([0, 0, 0, 1, 0, 0, 0, 3])
+    train = Labelled(np.zeros((8, 2, 2, 3), np.uint8), labels, ("a", "b", "never", "c"))
+    weights = class_weights(train, FinetuneConfig(start="", class_weights="balanced"))
+    shares = np.bincount(labels, weights[labels].numpy())
+    assert shares == pytest.approx([8 / 3, 8 / 3, 0, 8 / 3])
+    assert class_weights(train, FinetuneConfig(start="")).tolist() == [1, 1, 1, 1]
 
 
 def test_a_model_learns_the_digits_and_the_best_one_is_kept(tiny_run: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from igpt.device import autocast
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.parallel.processes import in_turn, share_of
-from igpt.probe.features import BATCH, Masking, draw_mask, extract, make_pool
+from igpt.probe.features import BATCH, Features, Masking, draw_mask, extract, make_pool
 from igpt.probe.store import SavedProbe
 from igpt.rng import numpy_rng
 
@@ -113,18 +113,30 @@ class HeadClassifier:
 
 
 class ProbeClassifier:
-    """A linear probe on the features of a frozen model."""
+    """A probe on the features of a frozen model."""
 
-    def __init__(self, model: ImageGPT, codec: Codec, saved: SavedProbe) -> None:
+    def __init__(
+        self,
+        model: ImageGPT,
+        codec: Codec,
+        saved: SavedProbe,
+        ensemble: Ensemble = "modal",
+        masks: int = MASKS,
+    ) -> None:
         self.model, self.codec, self.saved = model, codec, saved
         self.class_names = saved.class_names
+        self.ensemble, self.passes = ensemble, 1 if model.config.causal else masks
 
     def predict(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Prediction:
+        logits = [self._logits(tokens, dtype, Masking(seed=i)) for i in range(self.passes)]
+        return vote(np.stack(logits, axis=1), self.ensemble, seed=0)
+
+    def _logits(self, tokens: Tensor, dtype: torch.dtype, masking: Masking) -> Features:
+        """[N, C], with one mask a picture."""
         saved = self.saved
         pool = make_pool(saved.pool, self.codec)
-        batches = extract(self.model, tokens, saved.layers, pool, dtype=dtype)
-        logits = [saved.probe.logits(x.reshape(len(x), -1)) for x in batches]
-        return vote(np.concatenate(logits)[:, None], "logits", seed=0)
+        batches = extract(self.model, tokens, saved.layers, pool, dtype=dtype, masking=masking)
+        return np.concatenate([saved.probe.logits(x.reshape(len(x), -1)) for x in batches])
 
 
 def vote(logits: npt.NDArray[np.float32], ensemble: Ensemble, seed: int) -> Prediction:

@@ -124,7 +124,7 @@ def _finetune(
         model,
         Joint(
             generative,
-            _class_weights(task.train, options),
+            class_weights(task.train, options),
             gen_weight=options.gen_weight,
             clf_weight=options.clf_weight,
             label_smoothing=options.label_smoothing,
@@ -217,7 +217,7 @@ def _build(recipe: Recipe, start: StoredModel, n_classes: int) -> ImageGPT:
     return model
 
 
-def _class_weights(train: Labelled, options: FinetuneConfig) -> torch.Tensor:
+def class_weights(train: Labelled, options: FinetuneConfig) -> torch.Tensor:
     """A weight [C] for each class's loss, 1 on average over the pictures."""
     counts = np.bincount(train.labels, minlength=train.n_classes)
     if options.class_weights == "none":

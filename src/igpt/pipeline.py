@@ -187,8 +187,8 @@ class Pipeline:
     ) -> Classifier:
         """The model's own head, else the probe in the folder `probe`, by default the run's.
 
-        `ensemble` and `masks` say how the masks of a BERT model with a head vote. Raises UserError
-        when there is neither, and for a probe of another model.
+        `ensemble` and `masks` say how the masks of a BERT model vote. Raises UserError when there
+        is neither, and for a probe of another model.
         """
         if probe is None and self.model.config.n_classes:
             masking = Masking(count=masks)
@@ -197,7 +197,7 @@ class Pipeline:
             raise UserError("this model has no classification head and no folder with a probe")
         folder = probe or Path(self.folder or ".") / "probe"
         saved = load_probe(folder, mark(self.model, self.codec))
-        return ProbeClassifier(self.model, self.codec, saved)
+        return ProbeClassifier(self.model, self.codec, saved, ensemble, masks)
 
     def surprise(self, images: Images) -> npt.NDArray[np.float32]:
         """-ln p of each pixel at its place in the picture, nats, [B, H, W].

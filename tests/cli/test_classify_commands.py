@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import assert_mistake, is_sheet, picture_bytes
+from conftest import assert_mistake, is_sheet, picture_bytes, silent, tiny_recipe
+from igpt.pretrain import pretrain
 
 FAST = ("--steps", 6, "--batch-size", 16, "--eval-every", 3, "--checkpoint-every", 3)
 
@@ -77,6 +78,22 @@ def test_an_attentive_probe_is_saved_and_used(igpt, run: Path, tmp_path: Path) -
     assert predicted["accuracy"] == pytest.approx(accuracy, abs=0.01)
 
 
+def test_the_masks_of_a_bert_model_vote_for_its_probe_too(igpt, tmp_path: Path) -> None:
+    run = tmp_path / "bert"
+    pretrain(tiny_recipe("objective=bert", "train.steps=30"), run, resume=False, say=silent)
+    values = json.loads(igpt("probe", run, "--pool", "grid:4", "--json").out)
+    once, modal, mean = (
+        json.loads(igpt("predict", run, "--masks", *words, "--json").out)
+        for words in ([1], [5], [5, "--mask-ensemble", "logits"])
+    )
+    accuracy = values["summaries"][0]["accuracy"][0]
+    assert once["accuracy"] == pytest.approx(accuracy, abs=0.001)  # as the probe was tested
+    labels = [[row["label"] for row in found["predictions"]] for found in (once, modal, mean)]
+    assert labels[0] != labels[1] != labels[2]
+    assert min(modal["accuracy"], mean["accuracy"]) > accuracy - 0.02
+    assert "--masks must be at least 1" in igpt("predict", run, "--masks", 0).err
+
+
 def test_finetune_then_predict_files(igpt, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "classes"
     words = ("finetune", run, "--out", out, *FAST, "--freeze", 1, "finetune.label_smoothing=0.1")
@@ -124,7 +141,7 @@ MISTAKES = [
     (["finetune", "{run}", "--out", "{tmp}/r", "--resume"], "no run"),
     (["finetune", "{tmp}/none", "--out", "{tmp}/r"], "no run at"),
     (["predict", "{run}", "--probe", "{tmp}/none"], "no probe in"),
-    (["predict", "{run}", "--masks", "3"], "for a fine-tuned BERT model"),
+    (["predict", "{run}", "--masks", "3"], "for a BERT model"),
     (["predict", "{run}", "--data", "{tmp}/many.npz"], "label 11, but the classifier knows 0 to 9"),
     (["predict", "{run}", "--probe", "{tmp}/foreign"], "made for another model"),
     (["predict", "{run}", "{tmp}/none.png", "--probe", "{run}/probe"], "no picture"),

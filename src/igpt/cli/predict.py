@@ -32,9 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask-ensemble",
         choices=("modal", "logits"),
-        help="how the masks of a fine-tuned BERT model vote; default modal",
+        help="how the masks of a BERT model vote; default modal",
     )
-    parser.add_argument("--masks", type=int, help="of a fine-tuned BERT model; default 5")
+    parser.add_argument("--masks", type=int, help="of a BERT model; default 5")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all predictions there")
     parser.add_argument("--confusion", type=Path, metavar="PNG", help="draw the confusion matrix")
@@ -84,13 +84,11 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
 
 def _classifier(pipeline: Pipeline, args: argparse.Namespace) -> classify.Classifier:
     """As the command line says; UserError for masks of what is not masked."""
-    from igpt.classify import MASKS, HeadClassifier
+    from igpt.classify import MASKS
 
-    found = pipeline.classifier(args.probe, args.mask_ensemble or "modal", args.masks or MASKS)
-    votes = isinstance(found, HeadClassifier) and not pipeline.model.config.causal
-    if not votes and (args.mask_ensemble or args.masks):
-        raise UserError("--mask-ensemble and --masks are for a fine-tuned BERT model")
-    return found
+    if pipeline.model.config.causal and (args.mask_ensemble or args.masks):
+        raise UserError("--mask-ensemble and --masks are for a BERT model")
+    return pipeline.classifier(args.probe, args.mask_ensemble or "modal", args.masks or MASKS)
 
 
 def _rows(
