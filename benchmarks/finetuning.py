@@ -57,8 +57,7 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
         source.name,
         pipeline.class_names,
         config,
-        pipeline.image_size,
-    )
+    ).decode(pipeline.image_size)
     tokens = pipeline.tokens(test.images)
     ways = {"": ("modal", 1)} if pipeline.model.config.causal else VOTES
     dtype = compute_dtype("auto", pipeline.model.wte.device)

@@ -66,6 +66,17 @@ def picture_bytes(seed: int, size: tuple[int, int] = (9, 7), image_format: str =
     return buffer.getvalue()
 
 
+def write_classes(folder: Path, n_train: int, n_test: int) -> Path:
+    """Pictures of two classes, dark and light, in folders as ImageNet's lie."""
+    for split, count in (("train", n_train), ("test", n_test)):
+        for i in range(count):
+            path = folder / split / ("dark", "light")[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(i).integers(0, 128, (9, 12, 3)) + 127 * (i % 2)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
 class Result:
     """Exit status and output of one call of the command line."""
 

@@ -15,14 +15,15 @@ import torch
 from igpt.checkpoint import RunDirectory
 from igpt.config import DIVISION, ModelConfig, Recipe, UserError, differing_fields
 from igpt.data import (
-    CropLoader,
     Loader,
+    PictureLoader,
     Pictures,
     StreamLoader,
     TokenLoader,
     decode_all,
     fit_square,
     imagenet_centre,
+    imagenet_crop,
     next_pictures,
     open_data,
     open_streams,
@@ -117,7 +118,7 @@ def _prepare_crops(
     codec = Codec(palette, recipe.order, data.image_size)
     with together():
         held_decoded = decode_all(held_out, data.image_size, imagenet_centre)
-    loader = CropLoader(train, codec, recipe.train.batch_size, seed)
+    loader = PictureLoader(train, codec, recipe.train.batch_size, seed, imagenet_crop)
     require_same("training pictures", len(train))
     validation = _encode_held_out(codec, held_decoded.images)
     return Prepared(loader, validation, codec, held_decoded.skipped)

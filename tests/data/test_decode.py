@@ -12,7 +12,18 @@ from PIL import Image
 
 from conftest import picture_bytes
 from igpt.config import UserError
-from igpt.data import decode_all, fit_square, imagenet_centre, open_files, to_rgb
+from igpt.data import (
+    decode,
+    decode_all,
+    encode_all,
+    fit_square,
+    imagenet_centre,
+    open_files,
+    to_rgb,
+)
+from igpt.data.pictures import Pictures
+from igpt.order import Codec, Encoded
+from igpt.palette import Palette
 
 
 def colour(image: Image.Image) -> list[int]:
@@ -93,3 +104,31 @@ def test_a_folder_with_none_readable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(UserError, match="none of the 1 pictures can be read"):
         decode_all(open_files([tmp_path]), 5)
+
+
+def test_encoding_a_part_at_a_time_is_encoding_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(11):
+        broken = i == 1 or 4 <= i < 8  # the second part holds no readable picture
+        (tmp_path / f"{i:02}.png").write_bytes(b"" if broken else picture_bytes(i))
+    pictures = open_files([tmp_path])
+    codec = Codec(Palette(np.eye(3, dtype=np.float32)), "raster", 4)
+    lengths, at_once = [], decode.decode_readable
+
+    def spy(part: Pictures, *args: object) -> object:
+        lengths.append(len(part))
+        return at_once(part, *args)  # type: ignore[arg-type]
+
+    with pytest.warns(UserWarning, match="skipped 5 unreadable"):
+        whole = decode_all(pictures, 4)
+    monkeypatch.setattr(decode, "PART", 4)
+    monkeypatch.setattr(decode, "decode_readable", spy)
+    with pytest.warns(UserWarning, match="skipped 5 unreadable"):
+        parts = encode_all(pictures, codec)
+    assert lengths == [4, 4, 3]
+    assert isinstance(parts.images, Encoded)
+    assert np.array_equal(parts.images.tokens, codec.raster_tokens(whole.images))
+    assert (parts.kept.tolist(), parts.skipped) == (whole.kept.tolist(), whole.skipped)
+    with pytest.raises(UserError, match="none of the 4 pictures can be read"):
+        encode_all(pictures.select(np.arange(4, 8)), codec)

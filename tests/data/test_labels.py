@@ -9,10 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import write_classes
 from igpt.config import DataConfig, UserError
-from igpt.data import few_labels, open_source, open_task
+from igpt.data import (
+    PictureLoader,
+    decode_all,
+    few_labels,
+    imagenet_centre,
+    open_large_task,
+    open_source,
+    open_task,
+)
+from igpt.order import Codec, Encoded
+from igpt.palette import Palette
 
 CONFIG = DataConfig(source="", image_size=8)
+CODEC = Codec(Palette(np.linspace(-1, 1, 16, dtype=np.float32)[:, None].repeat(3, 1)), "raster", 8)
 
 
 def save(path: Path, labels: np.ndarray, test_labels: np.ndarray | None = None) -> Path:
@@ -60,6 +72,59 @@ def test_pictures_without_a_label_are_left_out_and_said(tmp_path: Path) -> None:
         task = open_task(source, CONFIG, 8, seed=0)
     assert len(task.train) + len(task.validation) == 34
     assert (task.train.labels >= 0).all()
+    with pytest.warns(UserWarning, match="left out"):
+        large = open_large_task(source, CONFIG, CODEC, seed=0)
+    for ours, theirs in ((large.train, task.train), (large.validation, task.validation)):
+        assert np.array_equal(ours.labels, theirs.labels)
+
+
+def test_a_large_task_is_the_same_one_and_its_training_pictures_stay_on_the_disk(
+    tmp_path: Path,
+) -> None:
+    """Of a run trained on random crops: what is not trained on is cropped in the middle."""
+    write_classes(tmp_path, 20, 6)
+    broken = tmp_path / "test" / "dark" / "2.png"
+    broken.write_bytes(b"")
+    source = open_source(str(tmp_path))
+    config = DataConfig(augmentation="imagenet", validation_fraction=0.2)
+    with pytest.warns(UserWarning, match="skipped 1 unreadable"):
+        small = open_task(source, config, 8, seed=0)
+    with pytest.warns(UserWarning, match="skipped 1 unreadable"):
+        large = open_large_task(source, config, CODEC, seed=0)
+    for ours, theirs in ((large.validation, small.validation), (large.test, small.test)):
+        assert isinstance(ours.images, Encoded)
+        assert np.array_equal(ours.images.tokens, CODEC.raster_tokens(theirs.images))
+        assert np.array_equal(ours.labels, theirs.labels)
+    assert len(large.test) == 5
+    plain = decode_all(large.train.pictures, 8, imagenet_centre).images
+    assert np.array_equal(large.train.decode(8).images, plain)
+    batch = large.train.loader(CODEC, 16, 0, "none").batch(0)
+    assert sorted(batch.tokens.tolist()) == sorted(CODEC.encode(plain).tolist())
+    for augmentation in ("none", "flip", "cifar", "imagenet"):
+        assert isinstance(large.train.loader(CODEC, 16, 0, augmentation), PictureLoader)
+
+
+def test_tokens_give_the_batches_of_the_pictures_they_were_but_no_crops(tmp_path: Path) -> None:
+    rng, labels = np.random.default_rng(0), np.arange(40) % 4
+    images = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    tokens = CODEC.raster_tokens(images)
+    np.savez(tmp_path / "p.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    np.savez(tmp_path / "t.npz", x_train=tokens, y_train=labels, x_test=tokens, y_test=labels)
+    pictures, encoded = (
+        open_large_task(open_source(str(tmp_path / name)), CONFIG, CODEC, seed=0).train
+        for name in ("p.npz", "t.npz")
+    )
+    for augmentation in ("none", "flip", "cifar"):
+        ours, theirs = (
+            part.loader(CODEC, 7, 3, augmentation).batch(5) for part in (encoded, pictures)
+        )
+        assert ours.tokens.equal(theirs.tokens)
+        assert ours.labels is not None
+        assert theirs.labels is not None
+        assert ours.labels.equal(theirs.labels)
+    assert isinstance(pictures.loader(CODEC, 7, 3, "imagenet"), PictureLoader)
+    with pytest.raises(UserError, match="imagenet crops pictures, and the data are tokens"):
+        encoded.loader(CODEC, 7, 3, "imagenet")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +142,8 @@ def test_labels_that_teach_nothing_are_refused(
     source = open_source(str(save(tmp_path / "d.npz", labels, test_labels)))
     with pytest.raises(UserError, match=complaint):
         open_task(source, CONFIG, 8, seed=0)
+    with pytest.raises(UserError, match=complaint):
+        open_large_task(source, CONFIG, CODEC, seed=0)
 
 
 def test_a_class_with_too_few_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,17 @@ from PIL import Image
 
 from conftest import picture_bytes
 from igpt.config import UserError
-from igpt.data import CropLoader, TokenLoader, imagenet_crop, move_tokens, open_files, prefetch
+from igpt.data import (
+    PictureLoader,
+    TokenLoader,
+    augmented_view,
+    fit_square,
+    imagenet_centre,
+    imagenet_crop,
+    move_tokens,
+    open_files,
+    prefetch,
+)
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.rng import numpy_rng
@@ -121,17 +132,30 @@ def test_imagenet_crops_lie_inside_the_picture_and_vary() -> None:
     assert imagenet_crop(Image.new("RGB", (30, 20)), 16, numpy_rng(0)).shape == (16, 16, 3)
 
 
+def test_a_view_is_a_crop_or_the_fitted_picture_moved() -> None:
+    image = Image.open(io.BytesIO(picture_bytes(0, (20, 16))))
+    crop = augmented_view("imagenet", fit_square)(image, 8, numpy_rng(1))
+    assert np.array_equal(crop, imagenet_crop(image, 8, numpy_rng(1)))
+    for fit in (fit_square, imagenet_centre):
+        fitted = fit(image, 8)
+        assert np.array_equal(augmented_view("none", fit)(image, 8, numpy_rng(0)), fitted)
+        flip = augmented_view("flip", fit)
+        seen = {flip(image, 8, numpy_rng(0, i)).tobytes() for i in range(20)}
+        assert seen == {fitted.tobytes(), fitted[:, ::-1].tobytes()}
+
+
 @pytest.mark.filterwarnings("ignore:skipped")
 def test_an_unreadable_picture_is_replaced_the_same_way_each_time(tmp_path: Path) -> None:
     for i in range(6):
         (tmp_path / f"{i}.png").write_bytes(picture_bytes(i))
     (tmp_path / "2.png").write_bytes(b"")
     codec = Codec(GREYS, "raster", 4)
-    crops = CropLoader(open_files([tmp_path]), codec, 6, seed=0)
+    crops = PictureLoader(open_files([tmp_path]), codec, 6, 0, imagenet_crop)
     batch = crops.batch(0)
     assert batch.tokens.shape == (6, 16)
     assert {Path(name).name for name in crops.skipped} == {"2.png"}
-    assert CropLoader(open_files([tmp_path]), codec, 6, seed=0).batch(0).tokens.equal(batch.tokens)
+    again = PictureLoader(open_files([tmp_path]), codec, 6, 0, imagenet_crop)
+    assert again.batch(0).tokens.equal(batch.tokens)
     assert crops.batch(0, range(2, 4)).tokens.equal(batch.tokens[2:4])
 
 
@@ -139,4 +163,6 @@ def test_an_unreadable_picture_is_replaced_the_same_way_each_time(tmp_path: Path
 def test_a_set_without_a_readable_picture_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "2.png").write_bytes(b"")
     with pytest.raises(UserError, match="in a row cannot be read"):
-        CropLoader(open_files([tmp_path]), Codec(GREYS, "raster", 4), 2, seed=0).batch(0)
+        PictureLoader(open_files([tmp_path]), Codec(GREYS, "raster", 4), 2, 0, imagenet_crop).batch(
+            0
+        )

@@ -13,13 +13,14 @@ from PIL import Image
 from conftest import picture_bytes
 from igpt.config import DataConfig, UserError
 from igpt.data import (
-    CropLoader,
+    PictureLoader,
     Pictures,
     Source,
     TokenLoader,
     UnreadablePicture,
     decode_all,
     evaluation_split,
+    imagenet_crop,
     move_tokens,
     open_files,
     open_source,
@@ -254,9 +255,9 @@ def token_loader() -> TokenLoader:
     return TokenLoader(tokens, np.arange(10), Codec(GREYS, "raster", 6), 7, 3, "cifar")
 
 
-def crop_loader(folder: Path) -> CropLoader:
+def crop_loader(folder: Path) -> PictureLoader:
     write_pictures(folder, *(f"{i}.png" for i in range(5)))
-    return CropLoader(open_files([folder]), Codec(GREYS, "raster", 4), 7, 0)
+    return PictureLoader(open_files([folder]), Codec(GREYS, "raster", 4), 7, 0, imagenet_crop)
 
 
 def test_a_share_may_be_every_other_row(tmp_path: Path) -> None:

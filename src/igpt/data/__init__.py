@@ -1,12 +1,29 @@
 """Pictures in: sources, decoding, augmentation, and a loader addressed by step."""
 
-from igpt.data.augment import imagenet_crop, move_pixels, move_tokens
-from igpt.data.decode import Decoded, decode_all, fit_square, imagenet_centre, to_rgb, warn_skipped
-from igpt.data.labels import Labelled, Task, few_labels, labelled, open_task
+from igpt.data.augment import augmented_view, imagenet_crop, move_pixels, move_tokens
+from igpt.data.decode import (
+    Decoded,
+    decode_all,
+    encode_all,
+    fit_square,
+    imagenet_centre,
+    to_rgb,
+    warn_skipped,
+)
+from igpt.data.labels import (
+    Labelled,
+    LargeTask,
+    Task,
+    Undecoded,
+    few_labels,
+    labelled,
+    open_large_task,
+    open_task,
+)
 from igpt.data.loader import (
     Batch,
-    CropLoader,
     Loader,
+    PictureLoader,
     State,
     TokenLoader,
     epoch_order,
@@ -19,10 +36,11 @@ from igpt.data.stream import StreamLoader
 
 __all__ = [
     "Batch",
-    "CropLoader",
     "Decoded",
     "Labelled",
+    "LargeTask",
     "Loader",
+    "PictureLoader",
     "Pictures",
     "Source",
     "State",
@@ -30,8 +48,11 @@ __all__ = [
     "StreamLoader",
     "Task",
     "TokenLoader",
+    "Undecoded",
     "UnreadablePicture",
+    "augmented_view",
     "decode_all",
+    "encode_all",
     "epoch_order",
     "evaluation_split",
     "few_labels",
@@ -44,6 +65,7 @@ __all__ = [
     "next_pictures",
     "open_data",
     "open_files",
+    "open_large_task",
     "open_source",
     "open_streams",
     "open_task",

@@ -6,13 +6,17 @@ tokens are moved. ImageNet's random crops make new colours and act on pictures.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from igpt.data.decode import CROP, FILTER, Pixels, resize_short
+from igpt.data.decode import CROP, FILTER, Fit, Pixels, resize_short
+
+# How a picture is shown at one step: picture, size and chance -> [size, size, 3].
+View = Callable[[Image.Image, int, np.random.Generator], Pixels]
 
 PAD = 4  # pixels of reflection on each side (paper, section 3.1, CIFAR)
 SHORT_SIDE = (256, 384)  # range of the short side before the crop (paper, section 3.1, ImageNet)
@@ -58,3 +62,15 @@ def imagenet_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Pi
     top = int(rng.integers(0, resized.height - CROP + 1))
     crop = resized.crop((left, top, left + CROP, top + CROP))
     return np.asarray(crop.resize((size, size), FILTER))
+
+
+def augmented_view(augmentation: str, fit: Fit) -> View:
+    """Random crops for `imagenet`; else the picture is brought to its size by `fit` and moved."""
+    if augmentation == "imagenet":
+        return imagenet_crop
+
+    def moved(image: Image.Image, size: int, rng: np.random.Generator) -> Pixels:
+        pixels: Pixels = move_pixels(fit(image, size)[None], augmentation, rng)[0]
+        return pixels
+
+    return moved

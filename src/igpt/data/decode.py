@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from igpt.config import UserError
 from igpt.data.pictures import BROKEN, Pictures, UnreadablePicture
-from igpt.order import Encoded
+from igpt.order import Codec, Encoded
 
 Pixels = npt.NDArray[np.uint8]
 Fit = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size, 3]
@@ -28,6 +28,7 @@ CROP = 224  # ImageNet's crop before the reduction (paper, section 3.1)
 NAMED = 3  # unreadable pictures that a warning names
 # Pictures a thread takes at a time: handing out one costs almost as much as decoding a small one.
 CHUNK = 64
+PART = 1024  # pictures decoded at a time where not all of them are held as pixels
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -108,10 +109,34 @@ def decode_all(pictures: Pictures, size: int, fit: Fit = fit_square) -> Decoded:
     Unreadable pictures are left out, and named in a warning. Raises UserError when none is left.
     """
     decoded = decode_readable(pictures, size, fit)
-    if decoded.skipped and not len(decoded.kept):
-        raise UserError(f"none of the {len(pictures)} pictures can be read: {decoded.skipped[0]}")
+    _require_one(pictures, decoded)
     warn_skipped(decoded.skipped)
     return decoded
+
+
+def encode_all(pictures: Pictures, codec: Codec, fit: Fit = fit_square) -> Decoded:
+    """Encode a whole split to tokens, a part at a time: the pixels are never all in memory.
+
+    Unreadable pictures are met as `decode_all` does.
+    """
+    tokens = [np.empty((0, codec.n_tokens), dtype=np.uint16)]
+    kept, skipped = [], []
+    for start in range(0, len(pictures), PART):
+        places = np.arange(start, min(start + PART, len(pictures)))
+        part = decode_readable(pictures.select(places), codec.image_size, fit)
+        kept.append(places[part.kept])
+        if len(part.kept):
+            tokens.append(codec.raster_tokens(part.images))
+        skipped += part.skipped
+    encoded = Decoded(Encoded(np.concatenate(tokens)), np.concatenate(kept), skipped)
+    _require_one(pictures, encoded)
+    warn_skipped(skipped)
+    return encoded
+
+
+def _require_one(pictures: Pictures, decoded: Decoded) -> None:
+    if decoded.skipped and not len(decoded.kept):
+        raise UserError(f"none of the {len(pictures)} pictures can be read: {decoded.skipped[0]}")
 
 
 def warn_skipped(skipped: list[str]) -> None:

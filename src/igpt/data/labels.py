@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from igpt.config import DataConfig, UserError
-from igpt.data.decode import Pixels, decode_all, fit_square, imagenet_centre
+from igpt.data.augment import augmented_view
+from igpt.data.decode import (
+    Decoded,
+    Fit,
+    Pixels,
+    decode_all,
+    encode_all,
+    fit_square,
+    imagenet_centre,
+)
+from igpt.data.loader import Loader, PictureLoader, TokenLoader
 from igpt.data.pictures import Pictures, Source
 from igpt.data.sources import evaluation_split, training_splits
-from igpt.order import Encoded, need_pixels
+from igpt.order import Codec, Encoded, need_pixels
 from igpt.rng import numpy_rng
 
 Labels = npt.NDArray[np.int64]
@@ -44,10 +54,75 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Undecoded:
+    """Labelled pictures that are opened as they are needed: memory need not hold all of them."""
+
+    pictures: Pictures  # each has a label, and may prove unreadable
+    class_names: tuple[str, ...]
+    fit: Fit  # what brings them to the model's size, but for random crops
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def labels(self) -> Labels:
+        """[N], 0 to n_classes - 1."""
+        assert self.pictures.labels is not None
+        return self.pictures.labels
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.class_names)
+
+    def select(self, indices: npt.NDArray[np.int64]) -> Undecoded:
+        """The pictures at `indices` [M], in that order."""
+        return replace(self, pictures=self.pictures.select(indices))
+
+    def decode(self, size: int) -> Labelled:
+        """The readable ones as pixels; the others are named in a warning."""
+        return self._readable(decode_all(self.pictures, size, self.fit))
+
+    def encode(self, codec: Codec) -> Labelled:
+        """The readable ones as tokens, two bytes a pixel; the others are named in a warning."""
+        return self._readable(encode_all(self.pictures, codec, self.fit))
+
+    def _readable(self, decoded: Decoded) -> Labelled:
+        return Labelled(decoded.images, self.labels[decoded.kept], self.class_names)
+
+    def loader(self, codec: Codec, batch_size: int, seed: int, augmentation: str) -> Loader:
+        """Their batches to train on, augmented by none, flip, cifar or imagenet.
+
+        What is in memory is encoded once and moved; files are decoded at each step, and so is
+        whatever is cropped. Raises UserError for crops of tokens.
+        """
+        pictures = self.pictures
+        if augmentation == "imagenet" and pictures.encoded is not None:
+            raise UserError(
+                "augmentation imagenet crops pictures, and the data are tokens already: "
+                "choose none, flip or cifar"
+            )
+        if augmentation != "imagenet" and pictures.in_memory:
+            held = self.encode(codec)
+            tokens = codec.raster_tokens(held.images)
+            return TokenLoader(tokens, held.labels, codec, batch_size, seed, augmentation)
+        view = augmented_view(augmentation, self.fit)
+        return PictureLoader(pictures, codec, batch_size, seed, view)
+
+
+@dataclass(frozen=True)
 class Task:
     """A classification task: test is for the last look only."""
 
     train: Labelled
+    validation: Labelled
+    test: Labelled
+
+
+@dataclass(frozen=True)
+class LargeTask:
+    """A task whose training pictures are not held; of the others, only the tokens are."""
+
+    train: Undecoded
     validation: Labelled
     test: Labelled
 
@@ -57,23 +132,37 @@ def open_task(source: Source, config: DataConfig, image_size: int, seed: int) ->
 
     Raises UserError when a split has no labels, or all pictures are of one class.
     """
+    train, validation, test = (
+        split.decode(image_size) for split in _open_splits(source, config, seed)
+    )
+    return Task(train, validation, test)
+
+
+def open_large_task(source: Source, config: DataConfig, codec: Codec, seed: int) -> LargeTask:
+    """The same splits of a source that memory need not hold; UserError as `open_task`."""
+    train, validation, test = _open_splits(source, config, seed)
+    return LargeTask(train, validation.encode(codec), test.encode(codec))
+
+
+def _open_splits(source: Source, config: DataConfig, seed: int) -> list[Undecoded]:
+    """Training, validation and test pictures."""
     train, validation = training_splits(source, config, seed)
     test = evaluation_split(source, config.test_split)
     names = _class_names(source.name, (train, validation, test))
     parts = {"train": train, "validation": validation, "test": test}
-    train_set, validation_set, test_set = (
-        labelled(part, f"{source.name}, {split} split", names, config, image_size)
+    splits = [
+        labelled(part, f"{source.name}, {split} split", names, config)
         for split, part in parts.items()
-    )
-    if len(np.unique(train_set.labels)) < 2:
+    ]
+    if len(np.unique(splits[0].labels)) < 2:
         raise UserError(f"{source.name}: all pictures are of one class, there is nothing to learn")
-    return Task(train_set, validation_set, test_set)
+    return splits
 
 
 def labelled(
-    pictures: Pictures, name: str, class_names: tuple[str, ...], config: DataConfig, size: int
-) -> Labelled:
-    """Decode a split and keep what has a label; UserError that names it when nothing has.
+    pictures: Pictures, name: str, class_names: tuple[str, ...], config: DataConfig
+) -> Undecoded:
+    """What has a label of a split; UserError that names it when nothing has.
 
     A model trained on ImageNet's random crops is given the centre crop (paper, section 3.1).
     """
@@ -84,9 +173,7 @@ def labelled(
         warnings.warn(f"{name}: left out {unlabelled} pictures without a label", stacklevel=2)
         pictures = pictures.select(np.flatnonzero(pictures.labels >= 0))
     crop = imagenet_centre if config.augmentation == "imagenet" else fit_square
-    decoded = decode_all(pictures, size, crop)
-    assert pictures.labels is not None
-    return Labelled(decoded.images, pictures.labels[decoded.kept], class_names)
+    return Undecoded(pictures, class_names, crop)
 
 
 def _class_names(name: str, splits: tuple[Pictures, ...]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from igpt.config import UserError
-from igpt.data.augment import imagenet_crop, move_tokens
+from igpt.data.augment import View, move_tokens
 from igpt.data.decode import Pixels, read_rgb
 from igpt.data.pictures import Pictures, UnreadablePicture
 from igpt.device import ready_to_copy
@@ -118,15 +118,17 @@ class TokenLoader(Loader):
         return Batch(torch.from_numpy(tokens), labels, step, rows)
 
 
-class CropLoader(Loader):
-    """Pictures decoded at each step, for ImageNet's random crops; never all in memory.
+class PictureLoader(Loader):
+    """Pictures decoded at each step and shown by `view`, as ImageNet's crops; never all in memory.
 
     An unreadable picture is replaced by another, drawn from (seed, step, row), and named once, in a
     warning and in `skipped`. `batch` raises UserError when no readable one is found.
     """
 
-    def __init__(self, pictures: Pictures, codec: Codec, batch_size: int, seed: int) -> None:
-        self.pictures, self.codec = pictures, codec
+    def __init__(
+        self, pictures: Pictures, codec: Codec, batch_size: int, seed: int, view: View
+    ) -> None:
+        self.pictures, self.codec, self.view = pictures, codec, view
         self.batch_size, self.seed = batch_size, seed
         self.skipped: set[str] = set()
         self._addresses = _Addresses(len(pictures), batch_size, seed)
@@ -143,8 +145,8 @@ class CropLoader(Loader):
         size = self.codec.image_size
         images = np.empty((len(rows), size, size, 3), dtype=np.uint8)
         places = np.empty(len(rows), dtype=np.int64)
-        crops = self._pool.map(self._crop, [step] * len(rows), rows, chosen.tolist())
-        for i, (image, place, unreadable) in enumerate(crops):
+        views = self._pool.map(self._show, [step] * len(rows), rows, chosen.tolist())
+        for i, (image, place, unreadable) in enumerate(views):
             images[i], places[i] = image, place
             self._name(unreadable)
         labels = self.pictures.labels
@@ -155,14 +157,18 @@ class CropLoader(Loader):
             rows,
         )
 
-    def _crop(self, step: int, row: int, place: int) -> tuple[Pixels, int, dict[str, str]]:
-        """The row's crop, the picture it is of, and what was wrong with those tried before it."""
+    def close(self) -> None:
+        """Stop the threads that decode."""
+        self._pool.shutdown()
+
+    def _show(self, step: int, row: int, place: int) -> tuple[Pixels, int, dict[str, str]]:
+        """The row's view, the picture it is of, and what was wrong with those tried before it."""
         rng = numpy_rng(self.seed, "augment", step, row)
         unreadable: dict[str, str] = {}
         for _ in range(1 + REPLACEMENTS):
             try:
                 image = read_rgb(self.pictures, place)
-                return imagenet_crop(image, self.codec.image_size, rng), place, unreadable
+                return self.view(image, self.codec.image_size, rng), place, unreadable
             except UnreadablePicture as error:
                 unreadable[self.pictures.name(place)] = str(error)
                 place = int(rng.integers(self.n_pictures))

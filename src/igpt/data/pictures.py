@@ -49,6 +49,11 @@ class Pictures:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether all of them are there already, so that their tokens may be too."""
+        return self.array is not None or self.encoded is not None
+
     def name(self, i: int) -> str:
         return self.name_of(i)
 
