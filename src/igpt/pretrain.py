@@ -41,9 +41,9 @@ from igpt.palette import Palette
 from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import (
     from_first,
-    gather,
     group,
     groups,
+    name_skipped,
     on_first,
     processes,
     rank,
@@ -282,16 +282,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
     )
     with closing(prepared.loader):
         outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
-    return Pretrained(outcome, _all_skipped(prepared, say))
-
-
-def _all_skipped(prepared: Prepared, say: Say) -> list[str]:
-    """Unreadable pictures of all processes; those that no one was told of are named now."""
-    ours = {*prepared.skipped, *prepared.loader.skipped}
-    every = {name for names in gather(sorted(ours)) for name in names}
-    for name in sorted(every - ours):
-        say(f"warning: skipped an unreadable picture: {name}")
-    return sorted(every)
+    return Pretrained(outcome, name_skipped({*prepared.skipped, *prepared.loader.skipped}, say))
 
 
 def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, say: Say) -> Outcome:

@@ -7,7 +7,7 @@ accelerator. What one process tells the others is JSON, not pickles.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -208,6 +208,17 @@ def from_first(make: Callable[[], Any]) -> Any:
     made: list[Any] = []
     on_first(lambda: made.append(make()))
     return gather(made[0] if made else None)[0]
+
+
+def name_skipped(ours: Collection[str], say: Callable[[str], None]) -> list[str]:
+    """Names of the unreadable pictures that any process met, sorted.
+
+    Those that this one did not meet, and so did not warn of, are said now.
+    """
+    every = {name for names in gather(sorted(ours)) for name in names}
+    for name in sorted(every.difference(ours)):
+        say(f"warning: skipped an unreadable picture: {name}")
+    return sorted(every)
 
 
 def require_same(what: str, value: Any) -> None:
