@@ -110,7 +110,7 @@ def extract(
     starts = range(0, len(tokens), BATCH)
     for place, counts in share_of(len(starts)):
         start = starts[place]
-        part = tokens[start : start + BATCH].to(model.wte.device)
+        part = tokens[start : start + BATCH].to(model.wte.device, torch.int64)
         pooled = pooled_features(model, part, layers, pool, dtype, masking, first + start)
         for features in in_turn(pooled if counts else pooled[:0]):
             yield features.cpu().numpy()
@@ -174,14 +174,19 @@ class Extractor:
     @torch.no_grad()
     def batch(self, tokens: Tensor, start: int) -> dict[str, Tensor]:
         """[B, F] by name, of a batch [B, T] whose first picture's place is `start`."""
-        model = self.model
+        model, layers, masking = self.model, self.layers, Masking()
         shown = tokens.to(model.wte.device)
-        pooled = pooled_features(model, shown, self.layers, self.pool, self.dtype, Masking(), start)
-        return self._grouped(pooled)
+        parts = [
+            pooled_features(
+                model, shown[i : i + BATCH], layers, self.pool, self.dtype, masking, start + i
+            )
+            for i in range(0, len(shown), BATCH)
+        ]
+        return self._grouped(torch.cat(parts))
 
     def every(self, raster: npt.NDArray[np.uint16]) -> Iterator[dict[str, Features]]:
         """The same of a whole set [N, T], a few at a time; shared by all processes."""
-        tokens = torch.from_numpy(self.codec.reorder(raster).astype(np.int64))
+        tokens = torch.from_numpy(self.codec.reorder(raster))
         for pooled in extract(self.model, tokens, self.layers, self.pool, dtype=self.dtype):
             parts = self._grouped(torch.from_numpy(pooled))
             yield {name: part.numpy() for name, part in parts.items()}
