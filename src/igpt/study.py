@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from igpt.baselines import fit_neighbours, predict_cnn, train_cnn
 from igpt.config import Recipe, TrainConfig, UserError
-from igpt.data import Task, few_labels
+from igpt.data import LargeTask, Task, few_labels
 from igpt.device import compute_dtype
 from igpt.order import Encoded, need_pixels
 from igpt.pipeline import Pipeline
@@ -38,6 +38,7 @@ from igpt.rng import numpy_rng
 Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 Say = Callable[[str], None]
+AnyTask = Task | LargeTask
 
 # Pictures whose features, without their labels, give the mean, the scale and the components.
 UNLABELLED = 5_000
@@ -79,9 +80,11 @@ class Method(Protocol):
 class ProbeMethod(Method, Protocol):
     """A method that leaves a probe for every subset."""
 
-    task: Task
     metric: str
     fitted: dict[Subset, FittedProbe]
+
+    @property
+    def task(self) -> AnyTask: ...
 
 
 # Pictures [N, S, S, 3], or encoded ones, to features, one array [N, F] for each layer.
@@ -186,31 +189,26 @@ class LinearMethod:
 
 
 class StreamedMethod:
-    """A linear probe by SGD on features that are not kept: for all labels of a large set."""
+    """A linear probe by SGD on pictures and features that are not kept: for large sets."""
 
     def __init__(
-        self, features: ModelFeatures, task: Task, config: SGD, metric: str, say: Say
+        self, features: ModelFeatures, task: LargeTask, config: SGD, metric: str, say: Say
     ) -> None:
         self.name, self.task, self.metric, self.config = "linear probe", task, metric, config
         self.say, self.extractor = say, features.extractor
         self.fitted: dict[Subset, FittedProbe] = {}
 
     def fit(self, subset: Subset) -> tuple[str, float, Indices]:
-        train, validation = self.task.train.select(subset.indices), self.task.validation
-        encode = self.extractor.codec.raster_tokens
         chosen = fit_sgd(
             self.extractor,
-            encode(train.images),
-            train.labels,
-            encode(validation.images),
-            validation.labels,
-            n_classes=train.n_classes,
+            self.task.train.select(subset.indices),
+            self.task.validation,
             metric=self.metric,
             config=self.config,
             say=self.say,
         )
         self.fitted[subset] = chosen
-        predicted = predict_all(self.extractor, chosen, encode(self.task.test.images))
+        predicted = predict_all(self.extractor, chosen, self.task.test.images)
         return chosen.layer, chosen.validation, predicted
 
 
@@ -300,7 +298,7 @@ class CnnMethod:
         return "", value, predict_cnn(cnn, self.task.test.pixels)
 
 
-def subsets(task: Task, sizes: Sequence[int | None], seeds: int) -> list[Subset]:
+def subsets(task: AnyTask, sizes: Sequence[int | None], seeds: int) -> list[Subset]:
     """Subsets of every size with every seed; size None is all labels, for which one seed is enough.
 
     Raises UserError when a class has too few.
@@ -341,7 +339,7 @@ def make_baselines(features: ModelFeatures, linear: LinearMethod) -> list[Method
 
 
 def compare(
-    methods: Sequence[Method], task: Task, chosen: Sequence[Subset], say: Say
+    methods: Sequence[Method], task: AnyTask, chosen: Sequence[Subset], say: Say
 ) -> list[Outcome]:
     """Every method with every subset of labels."""
     outcomes = []

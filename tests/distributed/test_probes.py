@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import several
 import torch
+from safetensors.numpy import load_file
 
+from conftest import write_classes
 from igpt.config import ParallelConfig
 from igpt.parallel.processes import in_turn, processes, rank
 
@@ -70,6 +72,27 @@ def test_a_probe_is_the_same(
     assert json.loads((tmp_path / "two" / "results.json").read_text()) == shared
     headers = (json.loads((tmp_path / n / "probe.json").read_text()) for n in ("one", "two"))
     assert len({header["made_for"]["weights"] for header in headers}) == 1
+
+
+def test_a_probe_on_crops_is_the_same_and_names_what_any_process_cannot_read(
+    igpt, tiny_run: Path, tmp_path: Path
+) -> None:
+    data = write_classes(tmp_path / "pictures", 40, 12)
+    for path in ("train/dark/6.png", "train/light/9.png"):
+        (data / path).write_bytes(b"no picture")
+    words = ["--solver", "sgd", "--epochs", 3, "--batch-size", 8, "--lr", 0.3, "--layer", 1]
+
+    def probe(name: str) -> list[object]:
+        crops = ["--data", data, "--augmentation", "imagenet", "--out", tmp_path / name]
+        return ["probe", tiny_run, *words, *crops]
+
+    done = several.igpt(2, *probe("two"))
+    assert done.wait() == [0, 0], done.err
+    assert igpt(*probe("one")).status == 0
+    assert all(name in done.err for name in ("6.png", "9.png"))
+    one, two = (load_file(tmp_path / name / "probe.safetensors") for name in ("one", "two"))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-4)
 
 
 def test_a_palette_is_fitted_by_the_first_process(igpt, tmp_path: Path) -> None:

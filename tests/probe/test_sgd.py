@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
 
-from conftest import assert_mistake
+from conftest import assert_mistake, silent, tiny_recipe, write_classes
+from igpt.config import DataConfig
+from igpt.data import open_large_task, open_source
+from igpt.pipeline import load
+from igpt.pretrain import pretrain
+from igpt.probe import sgd
+from igpt.probe.features import Extractor, make_pool
 
 
 def probed(igpt, run: Path, out: Path, *words: object) -> dict[str, object]:
@@ -42,6 +52,100 @@ def test_augmented_features_are_drawn_anew_for_every_batch(
     plain = probed(igpt, tiny_run, tmp_path / "none", *words, "--augmentation", "none")
     moved = probed(igpt, tiny_run, tmp_path / "cifar", *words, "--augmentation", "cifar")
     assert moved["summaries"] != plain["summaries"]
+
+
+def test_training_pictures_are_opened_when_it_is_their_turn(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, measured, batch = load(tiny_run), 4, 5
+    source = open_source(str(write_classes(tmp_path, 60, 2)))
+    task = open_large_task(source, DataConfig(), pipeline.codec, seed=0)
+    opened, at_steps = [], []
+
+    def open_image(i: int) -> Image.Image:
+        opened.append(i)
+        return task.train.pictures.open_image(i)
+
+    class Watched(Extractor):
+        def batch(self, tokens: torch.Tensor, start: int) -> dict[str, torch.Tensor]:
+            at_steps.append(len(opened))
+            return super().batch(tokens, start)
+
+    monkeypatch.setattr(sgd, "MEASURED", measured)
+    pool = make_pool("mean", pipeline.codec)
+    extractor = Watched(pipeline.model, pipeline.codec, pool, {"1": (1,)}, torch.float32)
+    watched = replace(task.train, pictures=replace(task.train.pictures, open_image=open_image))
+    config = sgd.SGD(epochs=1, batch_size=batch, rates=(0.3,), augmentation="flip")
+    sgd.fit_sgd(extractor, watched, task.validation, metric="accuracy", config=config, say=silent)
+    assert len(at_steps) == -(-len(task.train) // batch)
+    for step, count in enumerate(at_steps):  # its own pictures, and perhaps those of the next step
+        assert measured + (step + 1) * batch <= count <= measured + (step + 2) * batch
+    assert set(opened) == set(range(len(task.train)))
+
+
+@pytest.fixture(scope="module")
+def cropped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on ImageNet's random crops of two classes in folders; tests must not write into it."""
+    folder = tmp_path_factory.mktemp("cropped")
+    source = f"data.source={write_classes(folder / 'pictures', 40, 12)}"
+    words = [source, "data.image_size=8", "data.augmentation=imagenet", "train.steps=2"]
+    pretrain(tiny_recipe(*words, "palette.colors=16"), folder / "run", resume=False, say=silent)
+    return folder / "run"
+
+
+FAST = ["--solver", "sgd", "--layer", 1, "--epochs", 4, "--batch-size", 8, "--lr", 0.3]
+
+
+def test_a_run_on_imagenet_crops_is_probed_with_imagenet_crops(
+    igpt, cropped_run: Path, tmp_path: Path
+) -> None:
+    def weight(name: str, *words: object) -> np.ndarray:
+        values = probed(igpt, cropped_run, tmp_path / name, *FAST, *words)
+        assert values["summaries"][0]["accuracy"][0] > 0.9  # dark from light
+        return load_file(tmp_path / name / "probe.safetensors")["weight"]
+
+    own = weight("own")
+    assert np.array_equal(own, weight("imagenet", "--augmentation", "imagenet"))
+    assert not np.array_equal(own, weight("none", "--augmentation", "none"))
+    predicted = json.loads(igpt("predict", cropped_run, "--probe", tmp_path / "own", "--json").out)
+    assert predicted["accuracy"] > 0.9
+
+
+def test_unreadable_pictures_are_replaced_or_left_out_and_named(
+    igpt, cropped_run: Path, tmp_path: Path
+) -> None:
+    data = write_classes(tmp_path / "pictures", 40, 12)
+    for path in ("train/dark/6.png", "train/light/9.png", "test/dark/4.png"):
+        (data / path).write_bytes(b"no picture")
+    words = ["--data", data, "--pool", "grid:2", "--json"]
+    result = igpt("probe", cropped_run, *FAST, *words, "--out", tmp_path / "probe")
+    assert result.status == 0, result.err
+    for name in ("6.png", "9.png", "4.png"):
+        assert name in result.err
+    assert json.loads(result.out)["summaries"][0]["accuracy"][0] > 0.9
+
+
+def test_a_set_without_a_readable_picture_is_one_line(
+    igpt, cropped_run: Path, tmp_path: Path
+) -> None:
+    data = write_classes(tmp_path / "pictures", 40, 12)
+    for path in (data / "train").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    result = igpt("probe", cropped_run, *FAST, "--data", data, "--out", tmp_path / "probe")
+    assert_mistake(result, "can be read")
+    assert not (tmp_path / "probe").exists()
+
+
+def test_imagenet_crops_need_pictures_and_sgd(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    labels = np.arange(40) % 4
+    tokens = np.random.default_rng(0).integers(0, 16, (40, 64))
+    data, crops = tmp_path / "tokens.npz", ["--augmentation", "imagenet"]
+    np.savez(data, x_train=tokens, y_train=labels, x_test=tokens, y_test=labels)
+    words = ["probe", tiny_run, "--data", data, "--out", tmp_path / "out"]
+    assert_mistake(igpt(*words, *FAST, *crops), "imagenet crops pictures, and the data are tokens")
+    assert_mistake(igpt(*words, *crops), "needs --solver sgd")
+    assert not (tmp_path / "out").exists()
+    assert igpt(*words, *FAST, "--augmentation", "cifar").status == 0
 
 
 @pytest.mark.parametrize(

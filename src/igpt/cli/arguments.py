@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from igpt.config import DataConfig, Recipe
-    from igpt.data import Pictures, Task
+    from igpt.data import LargeTask, Pictures, Task
     from igpt.data.decode import Fit
-    from igpt.order import Encoded
+    from igpt.order import Codec, Encoded
     from igpt.sample import Sampling
 
 
@@ -111,13 +111,26 @@ def load_task(args: argparse.Namespace, size: int) -> Task:
 
     The validation pictures are those that were held out when the run was trained.
     """
-    from igpt.checkpoint import RunDirectory
     from igpt.data import open_data, open_task
 
-    config, run = data_config(args), RunDirectory(args.run)
-    return open_task(
-        open_data(config), config, size, run.recipe().train.seed if run.exists() else 0
-    )
+    config = data_config(args)
+    return open_task(open_data(config), config, size, _run_seed(args.run))
+
+
+def load_large_task(args: argparse.Namespace, codec: Codec) -> LargeTask:
+    """The same of pictures that memory need not hold."""
+    from igpt.data import open_data, open_large_task
+
+    config = data_config(args)
+    return open_large_task(open_data(config), config, codec, _run_seed(args.run))
+
+
+def _run_seed(path: Path) -> int:
+    """What the run's held-out pictures were drawn from."""
+    from igpt.checkpoint import RunDirectory
+
+    run = RunDirectory(path)
+    return run.recipe().train.seed if run.exists() else 0
 
 
 @dataclass(frozen=True)

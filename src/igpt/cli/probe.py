@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.arguments import add_data, add_features, add_run, add_shard, load_task
+from igpt.cli.arguments import (
+    add_data,
+    add_features,
+    add_run,
+    add_shard,
+    load_large_task,
+    load_task,
+)
 from igpt.cli.report import Report
 
 if TYPE_CHECKING:
     from igpt.config import ParallelConfig
-    from igpt.data import Task
     from igpt.probe.linear import FittedProbe
     from igpt.probe.store import SavedProbe
     from igpt.study import (
+        AnyTask,
         LinearMethod,
         Method,
         ModelFeatures,
@@ -67,7 +75,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--solver",
         choices=("lbfgs", "sgd"),
         default="lbfgs",
-        help="sgd: on features that are computed for each batch and never kept, for large sets",
+        help="sgd: on pictures and features that are read and computed for each batch and never "
+        "kept, for sets that memory does not hold",
     )
     parser.add_argument("--epochs", type=int, default=100, help="of sgd; default 100")
     parser.add_argument("--batch-size", type=int, default=1024, help="of sgd; default 1024")
@@ -88,8 +97,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--augmentation",
-        choices=("none", "flip", "cifar"),
-        help="of that network's pictures, and of sgd's; default: the run's own",
+        choices=("none", "flip", "cifar", "imagenet"),
+        help="of that network's pictures, and of sgd's; imagenet, random crops, for sgd only; "
+        "default: the run's own",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/probe")
 
@@ -118,27 +128,19 @@ def _probe(
 ) -> Report:
     """Of several processes, each computes its share of the features, and all repeat the fits."""
     from igpt.config import UserError
-    from igpt.parallel.processes import on_first, require_same, together
+    from igpt.parallel.processes import on_first, together
     from igpt.pipeline import load
-    from igpt.study import ModelFeatures, compare, subsets, summarise
+    from igpt.study import ModelFeatures, compare, summarise
 
     if args.out is None and not args.run.is_dir():
         raise UserError(f"{args.run} is no folder to keep a probe in: give --out FOLDER")
-    if args.augmentation is None:
-        args.augmentation = _run_augmentation(args.run)
     pipeline, folder = load(args.run, parallel=parallel), args.out or args.run / "probe"
     with together():
         features = ModelFeatures(pipeline, args.layer, args.pool, args.precision)
         features.check()
-        task = load_task(args, pipeline.image_size)
-    require_same("labelled pictures", (task.train.labels.tolist(), len(task.validation)))
-    say(
-        f"{len(task.train):,} pictures to train on, {len(task.validation):,} to choose with, "
-        f"{len(task.test):,} to test on; {task.train.n_classes} classes"
-    )
-    chosen = subsets(task, args.labels_per_class, args.seeds)
-    probe, others = _methods(features, task, chosen, args, say)
-    outcomes = compare([probe, *others], task, chosen, say)
+    road = _streamed if args.solver == "sgd" else _kept
+    probe, others, chosen = road(features, args, say)
+    outcomes = compare([probe, *others], probe.task, chosen, say)
     most = max(chosen, key=lambda subset: len(subset.indices))
     summaries = summarise(outcomes)
     values = _values(probe, most, outcomes, summaries, folder)
@@ -147,45 +149,71 @@ def _probe(
     return Report(_text(probe, most, summaries, folder), values)
 
 
-def _run_augmentation(run: Path) -> str:
-    """What the run's pictures went through; none for ImageNet's crops, which need larger ones."""
-    from igpt.checkpoint import RunDirectory
-
-    directory = RunDirectory(run)
-    found = directory.recipe().data.augmentation if directory.exists() else "none"
-    return "none" if found == "imagenet" else found
-
-
-def _methods(
-    features: ModelFeatures,
-    task: Task,
-    chosen: Sequence[Subset],
-    args: argparse.Namespace,
-    say: Callable[[str], None],
-) -> tuple[ProbeMethod, list[Method]]:
-    """The probe, and what it is compared with."""
+def _streamed(
+    features: ModelFeatures, args: argparse.Namespace, say: Callable[[str], None]
+) -> tuple[ProbeMethod, list[Method], list[Subset]]:
+    """The probe by SGD on all labels of a set that memory need not hold, and nothing beside it."""
     from igpt.config import UserError
+    from igpt.parallel.processes import together
     from igpt.probe.sgd import RATES, SGD
-    from igpt.study import AttentionMethod, LinearMethod, StreamedMethod, needed_pictures
+    from igpt.study import StreamedMethod, subsets
 
-    if args.solver == "sgd":
-        if args.labels_per_class != [None] or args.baselines or args.pca or args.head != "linear":
-            raise UserError(
-                "--solver sgd takes all labels: no --labels-per-class, --baselines, --pca or --head"
-            )
-        rates = RATES if args.lr is None else tuple(args.lr)
-        config = SGD(args.epochs, args.batch_size, rates, args.augmentation)
-        return StreamedMethod(features, task, config, args.metric, say), []
+    if args.labels_per_class != [None] or args.baselines or args.pca or args.head != "linear":
+        raise UserError(
+            "--solver sgd takes all labels: no --labels-per-class, --baselines, --pca or --head"
+        )
+    rates = RATES if args.lr is None else tuple(args.lr)
+    config = SGD(args.epochs, args.batch_size, rates, _augmentation(args))
+    with together():
+        task = load_large_task(args, features.pipeline.codec)
+    _introduce(task, say)
+    return StreamedMethod(features, task, config, args.metric, say), [], subsets(task, [None], 1)
 
+
+def _kept(
+    features: ModelFeatures, args: argparse.Namespace, say: Callable[[str], None]
+) -> tuple[ProbeMethod, list[Method], list[Subset]]:
+    """The probe on features that are kept, what it is compared with, and the labels they learn."""
+    from igpt.config import UserError
+    from igpt.parallel.processes import together
+    from igpt.study import AttentionMethod, LinearMethod, needed_pictures, subsets
+
+    if args.augmentation == "imagenet":
+        raise UserError("--augmentation imagenet crops pictures anew: it needs --solver sgd")
+    with together():
+        task = load_task(args, features.pipeline.image_size)
+    _introduce(task, say)
+    chosen = subsets(task, args.labels_per_class, args.seeds)
     if args.head == "attention":
         if args.pool != "mean" or args.pca is not None or args.baselines:
             raise UserError("--head attention pools by itself: no --pool, --pca or --baselines")
-        return AttentionMethod(features, task, args.metric), []
+        return AttentionMethod(features, task, args.metric), [], chosen
     needed = needed_pictures(task, chosen)
     linear = LinearMethod(
         "linear probe", features, task, needed, components=args.pca, metric=args.metric
     )
-    return linear, _baselines(features, linear, args) if args.baselines else []
+    return linear, _baselines(features, linear, args) if args.baselines else [], chosen
+
+
+def _introduce(task: AnyTask, say: Callable[[str], None]) -> None:
+    """Say what there is to learn from, after making sure that all processes see the same."""
+    from igpt.parallel.processes import require_same
+
+    labels = zlib.crc32(task.train.labels.tobytes())
+    require_same("labelled pictures", (labels, len(task.validation), len(task.test)))
+    say(
+        f"{len(task.train):,} pictures to train on, {len(task.validation):,} to choose with, "
+        f"{len(task.test):,} to test on; {task.train.n_classes} classes"
+    )
+
+
+def _augmentation(args: argparse.Namespace) -> str:
+    """What is asked for, else what the run's pictures went through."""
+    from igpt.checkpoint import RunDirectory
+
+    run = RunDirectory(args.run)
+    own: str = run.recipe().data.augmentation if run.exists() else "none"
+    return args.augmentation or own
 
 
 def _baselines(
@@ -201,7 +229,10 @@ def _baselines(
         if not run.exists():
             raise UserError(f"{args.run} does not say how long it was trained: give --cnn-minutes")
         minutes = training_minutes(read_metrics(run.metrics), run.recipe().train.batch_size)
-    cnn = CnnMethod(linear.task, minutes, args.augmentation, args.metric)
+    augmentation = _augmentation(args)
+    # Crops need larger pictures than the model's, and those are what the others learn from.
+    moved = "none" if augmentation == "imagenet" else augmentation
+    cnn = CnnMethod(linear.task, minutes, moved, args.metric)
     return [*make_baselines(features, linear), cnn]
 
 

@@ -1,15 +1,17 @@
-"""Linear probes for sets whose features are too many to hold: SGD as they stream by.
+"""Linear probes for sets that are too many to hold: SGD as their features stream by.
 
 As the paper probes on ImageNet (section 3.4): momentum 0.9, learning rates from 30 down, a cosine
-to zero, no penalty. The features of each batch are computed, used and dropped, so pictures may be
-augmented; all layers come from one pass, and every layer has a classifier for each learning rate.
-Validation chooses among them, as it chooses L-BFGS's strength.
+to zero, no penalty. The pictures of each batch are decoded when it is their turn, and their
+features computed, used and dropped, so they may be augmented. All layers come from one pass, and
+every layer has a classifier for each learning rate; validation chooses among them, as it chooses
+L-BFGS's strength.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igpt.config import UserError
-from igpt.data.loader import TokenLoader
-from igpt.parallel.processes import mean, share_of_batch
+from igpt.data import Batch, Labelled, Loader, Undecoded, prefetch
+from igpt.order import Encoded
+from igpt.palette import Pixels
+from igpt.parallel.processes import mean, name_skipped, share_of_batch, together
 from igpt.probe.features import Extractor, Features
 from igpt.probe.linear import Basis, FittedProbe, LinearProbe, score
+from igpt.rng import numpy_rng
 
 Labels = npt.NDArray[np.int64]
-Raster = npt.NDArray[np.uint16]
 Say = Callable[[str], None]
 
 RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # the paper's 30, 10, 3, …, continued
@@ -40,7 +44,7 @@ class SGD:
     epochs: int = 100
     batch_size: int = 1024
     rates: tuple[float, ...] = RATES
-    augmentation: str = "none"  # none, flip or cifar
+    augmentation: str = "none"  # none, flip, cifar or imagenet
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,38 +82,56 @@ class Classifiers:
 
 def fit_sgd(
     extractor: Extractor,
-    train: Raster,
-    labels: Labels,
-    validation: Raster,
-    validation_labels: Labels,
+    train: Undecoded,
+    validation: Labelled,
     *,
-    n_classes: int,
     metric: str,
     config: SGD,
     say: Say,
 ) -> FittedProbe:
     """The probe at the layer and learning rate that validation likes best; ties to the first.
 
-    `train` [N, T] and `validation` are tokens in raster order. Of several processes, all call it,
-    share the pictures of every batch, and return the same.
+    A training picture that cannot be read is replaced by another, and named. Of several processes,
+    all call it, share the pictures of every batch, and return the same. Raises UserError when they
+    cannot share a batch, and for crops of pictures that are tokens.
     """
-    heads = {
-        name: Classifiers(Basis.fit(f), n_classes, len(config.rates), extractor.model.wte.device)
-        for name, f in _sample(extractor, train).items()
-    }
-    _train(extractor, heads, train, labels, config, say)
+    codec, device = extractor.codec, extractor.model.wte.device
+    rows = share_of_batch(config.batch_size, "--batch-size")
+    with together():
+        loader = train.loader(codec, config.batch_size, config.seed, config.augmentation)
+    with closing(loader):
+        heads = {
+            name: Classifiers(Basis.fit(features), train.n_classes, len(config.rates), device)
+            for name, features in _sample(extractor, train, config.seed).items()
+        }
+        steps = math.ceil(config.epochs * len(train) / config.batch_size)
+        _train(extractor, heads, _batches(loader, steps, rows), steps, config, say)
+    name_skipped(loader.skipped, say)
+    return _choose(extractor, heads, validation, metric, config, say)
+
+
+def _choose(
+    extractor: Extractor,
+    heads: Mapping[str, Classifiers],
+    validation: Labelled,
+    metric: str,
+    config: SGD,
+    say: Say,
+) -> FittedProbe:
+    """The best of all layers' and rates' probes."""
     rates = [f"{rate:g}" for rate in config.rates]
     probes = {
         (name, rate): probe
         for name, head in heads.items()
         for rate, probe in zip(rates, head.probes(), strict=True)
     }
+    raster = extractor.codec.raster_tokens(validation.images)
     predicted: dict[tuple[str, str], list[Labels]] = {key: [] for key in probes}
-    for features in extractor.every(validation):
+    for features in extractor.every(raster):
         for (name, rate), probe in probes.items():
             predicted[name, rate].append(probe.predict(features[name]))
     values = {
-        key: score(metric, validation_labels, np.concatenate(parts))
+        key: score(metric, validation.labels, np.concatenate(parts))
         for key, parts in predicted.items()
     }
     name, rate = max(values, key=lambda key: values[key])
@@ -118,30 +140,41 @@ def fit_sgd(
     return FittedProbe(probes[name, rate], name, None, values[name, rate], by_layer)
 
 
-def predict_all(extractor: Extractor, fitted: FittedProbe, raster: Raster) -> Labels:
-    """The chosen probe's classes [N] of pictures [N, T], raster tokens."""
-    parts = (features[fitted.layer] for features in extractor.every(raster))
-    return np.concatenate([fitted.probe.predict(part) for part in parts])
+def predict_all(extractor: Extractor, fitted: FittedProbe, images: Pixels | Encoded) -> Labels:
+    """The chosen probe's classes [N] of pictures [N, S, S, 3], or encoded ones."""
+    every = extractor.every(extractor.codec.raster_tokens(images))
+    return np.concatenate([fitted.probe.predict(features[fitted.layer]) for features in every])
 
 
-def _sample(extractor: Extractor, train: Raster) -> dict[str, Features]:
-    """Features of the first pictures, as they are without augmentation."""
-    parts = list(extractor.every(train[:MEASURED]))
+def _sample(extractor: Extractor, train: Undecoded, seed: int) -> dict[str, Features]:
+    """Features of some pictures, as they are without augmentation.
+
+    They are drawn, since those that lie together in a folder are of one class.
+    """
+    chosen = numpy_rng(seed, "measured").permutation(len(train))[:MEASURED]
+    with together():
+        sample = train.select(np.sort(chosen)).encode(extractor.codec)
+    parts = list(extractor.every(extractor.codec.raster_tokens(sample.images)))
     return {name: np.concatenate([part[name] for part in parts]) for name in extractor.groups}
+
+
+def _batches(loader: Loader, steps: int, rows: range) -> Iterator[Batch]:
+    """This process's rows of every step's batch, the next made while the last is used."""
+    batches = prefetch(loader, range(steps), rows)
+    for _ in range(steps):
+        with together():
+            batch = next(batches)
+        yield batch
 
 
 def _train(
     extractor: Extractor,
     heads: Mapping[str, Classifiers],
-    train: Raster,
-    labels: Labels,
+    batches: Iterable[Batch],
+    steps: int,
     config: SGD,
     say: Say,
 ) -> None:
-    size = config.batch_size
-    rows = share_of_batch(size, "--batch-size")
-    codec = extractor.codec
-    loader = TokenLoader(train, labels, codec, size, config.seed, config.augmentation)
     groups = [
         {
             "params": [p for head in heads.values() for p in (head.weights[i], head.biases[i])],
@@ -150,14 +183,14 @@ def _train(
         for i, rate in enumerate(config.rates)
     ]
     optimizer = torch.optim.SGD(groups, momentum=MOMENTUM)
-    steps = math.ceil(config.epochs * len(train) / size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        batch = loader.batch(step, rows)
+    device = extractor.model.wte.device
+    for batch in batches:
         assert batch.labels is not None
-        features = extractor.batch(batch.tokens, step * size + rows.start)
-        device = extractor.model.wte.device
-        own = torch.stack([heads[n].loss(f, batch.labels.to(device)) for n, f in features.items()])
+        first = batch.step * config.batch_size + batch.rows.start
+        features = extractor.batch(batch.tokens, first)
+        labels = batch.labels.to(device)
+        own = torch.stack([heads[name].loss(part, labels) for name, part in features.items()])
         own.sum().backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -165,5 +198,5 @@ def _train(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        if (step + 1) % max(1, steps // 10) == 0:
-            say(f"SGD, step {step + 1} of {steps}")
+        if (batch.step + 1) % max(1, steps // 10) == 0:
+            say(f"SGD, step {batch.step + 1} of {steps}")
