@@ -18,6 +18,8 @@ from igpt.data.pictures import Pictures, Source, files_in, open_files
 
 Labels = tuple[npt.NDArray[np.int64] | None, tuple[str, ...] | None]  # [N], names of classes
 
+USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
+
 
 def open_dataset(spec: str, image_column: str | None, label_column: str | None) -> Source:
     """A folder or a Hub id, by the `datasets` library."""
@@ -122,26 +124,38 @@ def _split_pictures(
     return Pictures(len(dataset), open_image, name_of, labels, class_names)
 
 
+def label_column_of(features: Any, spec: str, name: str | None) -> str | None:
+    """The column named, else the first of class labels, else one that has a usual name.
+
+    Raises UserError when there is no such column, and for labels that are no classes.
+    """
+    import datasets
+
+    if name is not None and name not in features:
+        raise UserError(f"{spec} has no column '{name}', only: {', '.join(features)}")
+    found = [c for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    usual = [c for c in USUAL_LABELS if c in features]
+    column = name or next(iter(found + usual), None)
+    if column is None:
+        return None
+    dtype = getattr(features[column], "dtype", "list")
+    if "string" not in dtype and "int" not in dtype and dtype != "bool":
+        raise UserError(f"{spec}: labels in '{column}' must be whole numbers or names, not {dtype}")
+    return column
+
+
 def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Labels:
-    """The column named, else the first of class labels, else one that has a usual name."""
     import datasets
 
     features = splits[split].features
-    if label_column is not None and label_column not in features:
-        raise UserError(f"{name} has no column '{label_column}', only: {', '.join(features)}")
-    found = [c for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    usual = [c for c in ("label", "labels", "class") if c in features]
-    column = label_column or next(iter(found + usual), None)
+    column = label_column_of(features, name, label_column)
     if column is None:
         return None, None
     kind, values = features[column], splits[split][column][:]
-    dtype = getattr(kind, "dtype", "list")
-    if "string" in dtype:
+    if "string" in kind.dtype:
         # Of all splits, so that an index means the same class in each.
         classes = {value for part in splits.values() for value in part.unique(column)}
         return _indexed(values, classes - {None})
-    if "int" not in dtype and dtype != "bool":
-        raise UserError(f"{name}: labels in '{column}' must be whole numbers or names, not {dtype}")
     numbers = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     return numbers, tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
 
