@@ -59,7 +59,7 @@ def main() -> None:
             out = Path(temporary) / f"out{workers}"
             work = Preparation(str(folder), SIZE, out, shard_pictures=250)
             start = time.perf_counter()
-            work.shards()  # opens the source, which a worker process does again
+            work.pieces()  # opens the source, which a worker process does again
             opened = time.perf_counter() - start
             prepare(work, workers=workers, part=(0, 1), say=lambda _line: None)
             seconds = time.perf_counter() - start

@@ -5,9 +5,11 @@
       manifest.json                       every shard: pictures, bytes, SHA-256, skipped pictures
       .shards/                            the same of each finished shard, and the settings
 
-What a shard holds is a function of its number, and it is renamed to its name when it is whole: a
-call that was killed goes on with the shards that are missing, and several machines share the work
-by taking every n-th shard each.
+The work is cut into pieces, and several machines share it by taking every n-th piece each. Of a set
+a piece becomes one shard; of a stream it is a file of unknown length, which becomes as many as it
+takes: train-00007-of-00128, train-00007-of-00128_00001, and so on. What a shard holds is a function
+of its name, which it gets when it is whole: a call that was killed goes on with those that are
+missing.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import hashlib
 import io
 import json
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,31 +33,27 @@ from typing import Any
 from PIL import Image
 
 from igpt.config import UserError
-from igpt.data import Pictures, Source, UnreadablePicture, fit_square, open_source
-from igpt.data.decode import read_rgb
+from igpt.data import Cut, Item, UnreadablePicture, cut_source, fit_square
 from igpt.disk import write_atomically
 
 MANIFEST, DATA, FINISHED = "manifest.json", "data", ".shards"
 SETTINGS = "settings.json"
 
 Say = Callable[[str], None]
-Work = Callable[["Shard"], "Finished"]
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Pictures `start` to `stop` of a split."""
+class Piece:
+    """A part of a split that one process makes into shards."""
 
     split: str
     number: int
     of: int
-    start: int
-    stop: int
 
-    @property
-    def name(self) -> str:
-        """As the `datasets` library names shards: the split is read off it."""
-        return f"{self.split}-{self.number:05d}-of-{self.of:05d}"
+    def shard(self, number: int) -> str:
+        """As the `datasets` library names shards, which reads the split off it and sorts them."""
+        name = f"{self.split}-{self.number:05d}-of-{self.of:05d}"
+        return f"{name}_{number:05d}" if number else name
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Finished:
     bytes: int
     sha256: str
     skipped: list[str]  # unreadable pictures, and why
+    last: bool = True  # of its piece
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Totals:
     pictures: int
     skipped: int
     shards: int
-    missing: int  # shards that another part of the work has yet to make
+    missing: int  # pieces that another part of the work has yet to make
 
 
 @dataclass(frozen=True)
@@ -89,61 +90,64 @@ class Preparation:
     shard_pictures: int = 10_000  # at most; about 25 MB of 32x32 PNGs
 
     @cached_property
-    def _opened(self) -> Source:
-        return open_source(
-            self.source, image_column=self.image_column, label_column=self.label_column
-        )
+    def _splits(self) -> dict[str, Cut]:
+        return cut_source(self.source, self.image_column, self.label_column, self.shard_pictures)
 
-    @cached_property
-    def _splits(self) -> dict[str, Pictures]:
-        return {name: self._opened.split(name) for name in self._opened.splits}
+    def pieces(self) -> list[Piece]:
+        """All pieces of all splits; UserError when the source cannot be opened or has no pixels."""
+        return [
+            Piece(split, number, cut.pieces)
+            for split, cut in self._splits.items()
+            for number in range(cut.pieces)
+        ]
 
-    def shards(self) -> list[Shard]:
-        """All shards of all splits; UserError for a source that has tokens and no pixels."""
-        found = []
-        for split, pictures in self._splits.items():
-            if pictures.encoded is not None:
-                raise UserError(f"{self.source} is encoded already: there are no pixels to resize")
-            starts = range(0, len(pictures), self.shard_pictures)
-            for number, start in enumerate(starts):
-                stop = min(start + self.shard_pictures, len(pictures))
-                found.append(Shard(split, number, len(starts), start, stop))
-        return found
+    def write(self, piece: Piece) -> list[Finished]:
+        """Make the shards of a piece that are missing, each with the note that it is finished."""
+        cut, made = self._splits[piece.split], self.finished(piece)
+        items = _Ahead(cut.read(piece.number))
+        deque(islice(items, len(made) * self.shard_pictures), maxlen=0)  # passed over, not decoded
+        while not is_whole(made):
+            made.append(self._make(piece.shard(len(made)), items, cut.label))
+        return made
 
-    def write(self, shard: Shard) -> Finished:
-        """Resize a shard's pictures and write it, then the note that says that it is finished."""
-        pictures = self._splits[shard.split]
-        rows, labels, skipped = [], [], []
-        for i in range(shard.start, shard.stop):
+    def _make(self, name: str, items: _Ahead, label: Any) -> Finished:
+        """A shard of the next pictures."""
+        rows, skipped = [], []
+        for item in islice(items, self.shard_pictures):
             try:
-                pixels = fit_square(read_rgb(pictures, i), self.image_size)
+                pixels = fit_square(item.open_rgb(), self.image_size)
             except UnreadablePicture as error:
                 skipped.append(str(error))
                 continue
-            name = pictures.name(i).removeprefix(f"{self.source}/")
-            rows.append({"bytes": _png(Image.fromarray(pixels)), "path": name})
-            labels.append(None if pictures.labels is None else int(pictures.labels[i]))
-        path = self.out / DATA / f"{shard.name}.parquet"
-        write_atomically(path, lambda file: _write_parquet(file, rows, labels, pictures))
+            picture = {"bytes": _png(Image.fromarray(pixels)), "path": item.name}
+            rows.append({"image": picture, "label": item.label})
+        path = self.out / DATA / f"{name}.parquet"
+        write_atomically(path, lambda file: _write_parquet(file, rows, label))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        relative = str(path.relative_to(self.out))
-        finished = Finished(relative, len(rows), path.stat().st_size, digest, skipped)
-        _write_json(self._note(shard), asdict(finished))
-        return finished
+        relative, size = str(path.relative_to(self.out)), path.stat().st_size
+        shard = Finished(relative, len(rows), size, digest, skipped, items.ended)
+        _write_json(self._note(name), asdict(shard))
+        return shard
 
-    def finished(self, shard: Shard) -> Finished | None:
-        """The shard, if it is whole on the disk."""
-        note = self._note(shard)
+    def finished(self, piece: Piece) -> list[Finished]:
+        """The shards of a piece, as far as they are whole on the disk."""
+        found: list[Finished] = []
+        while not is_whole(found) and (shard := self._noted(piece.shard(len(found)))):
+            found.append(shard)
+        return found
+
+    def _noted(self, name: str) -> Finished | None:
+        note = self._note(name)
         if not note.is_file():
             return None
-        found = Finished(**json.loads(note.read_text()))
-        path = self.out / found.file
-        return found if path.is_file() and path.stat().st_size == found.bytes else None
+        shard = Finished(**json.loads(note.read_text()))
+        path = self.out / shard.file
+        return shard if path.is_file() and path.stat().st_size == shard.bytes else None
 
     def settings(self) -> dict[str, Any]:
         """What decides the shards' bytes."""
         own = {key: value for key, value in asdict(self).items() if key != "out"}
-        return {**own, "splits": {name: len(part) for name, part in self._splits.items()}}
+        return {**own, "splits": {name: cut.extent for name, cut in self._splits.items()}}
 
     def claim(self) -> None:
         """Make the folder this preparation's; UserError when it is another's."""
@@ -160,48 +164,75 @@ class Preparation:
                     "choose another --out"
                 )
 
-    def _note(self, shard: Shard) -> Path:
-        return self.out / FINISHED / f"{shard.name}.json"
+    def _note(self, name: str) -> Path:
+        return self.out / FINISHED / f"{name}.json"
+
+
+def is_whole(shards: Sequence[Finished]) -> bool:
+    """Whether these first shards of a piece are all of it."""
+    return bool(shards) and shards[-1].last
+
+
+class _Ahead:
+    """Pictures, and whether there is another."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items = items
+        self._next = next(items, None)
+
+    @property
+    def ended(self) -> bool:
+        return self._next is None
+
+    def __iter__(self) -> Iterator[Item]:
+        while self._next is not None:
+            item, self._next = self._next, next(self._items, None)
+            yield item
 
 
 def prepare(work: Preparation, *, workers: int, part: tuple[int, int], say: Say) -> Totals:
     """Write the shards that are missing, with `workers` processes; a manifest when all are there.
 
-    `part` (i, n) takes shards i, i + n, and so on, so that n machines with one file system can work
-    side by side. Raises UserError for a folder that something else is in, and for a full disk;
-    finished shards are kept, and the same call goes on from there.
+    `part` (i, n) takes pieces i, i + n, and so on, so that n machines with one file system can work
+    side by side. Raises UserError for a folder that something else is in, for a full disk, and for
+    a stream that breaks off; finished shards are kept, and the same call goes on from there.
     """
-    shards = work.shards()
+    pieces = work.pieces()
     work.claim()
-    mine = [shard for shard in shards[part[0] :: part[1]] if work.finished(shard) is None]
+    mine = [piece for piece in pieces[part[0] :: part[1]] if not is_whole(work.finished(piece))]
     with _map(work, workers) as run:
-        for shard, finished in zip(mine, run(mine), strict=True):
-            lost = f", {len(finished.skipped)} skipped" if finished.skipped else ""
-            say(f"{shard.name}: {finished.pictures:,} pictures{lost}")
-    done = {shard: work.finished(shard) for shard in shards}
-    found = [finished for finished in done.values() if finished is not None]
-    if len(found) == len(shards):
-        rows = [asdict(finished) for finished in found]
+        for piece, made in zip(mine, run(mine), strict=True):
+            pictures, skipped = _count(made)
+            lost = f", {skipped} skipped" if skipped else ""
+            say(f"{piece.shard(0)}: {pictures:,} pictures{lost}")
+    done = [work.finished(piece) for piece in pieces]
+    shards = [shard for made in done for shard in made]
+    missing = sum(not is_whole(made) for made in done)
+    if not missing:
+        rows = [asdict(shard) for shard in shards]
         _write_json(work.out / MANIFEST, {**work.settings(), "shards": rows})
-    pictures = sum(finished.pictures for finished in found)
-    skipped = sum(len(finished.skipped) for finished in found)
-    return Totals(pictures, skipped, len(shards), len(shards) - len(found))
+    return Totals(*_count(shards), len(shards), missing)
+
+
+def _count(shards: Sequence[Finished]) -> tuple[int, int]:
+    """Pictures, and those that were skipped."""
+    return sum(shard.pictures for shard in shards), sum(len(shard.skipped) for shard in shards)
 
 
 @contextmanager
 def _map(
     work: Preparation, workers: int
-) -> Iterator[Callable[[Sequence[Shard]], Iterator[Finished]]]:
-    """`work.write` over shards, here or in processes that each open the source once."""
+) -> Iterator[Callable[[Sequence[Piece]], Iterator[list[Finished]]]]:
+    """`work.write` over pieces, here or in processes that each open the source once."""
     if workers == 1:
-        yield lambda shards: map(work.write, shards)
+        yield lambda pieces: map(work.write, pieces)
         return
     fresh = Preparation(**{**asdict(work), "out": work.out})  # nothing opened travels
     pool = ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_start_worker, initargs=(fresh,)
     )
     try:
-        yield lambda shards: pool.map(_write_shard, shards)
+        yield lambda pieces: pool.map(_write_piece, pieces)
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process died, of memory perhaps; finished shards are kept, run it again"
@@ -210,7 +241,7 @@ def _map(
         pool.shutdown(cancel_futures=True)
 
 
-_worker: Preparation  # of this process, whose source stays open between shards
+_worker: Preparation  # of this process, whose source stays open between pieces
 
 
 def _start_worker(work: Preparation) -> None:
@@ -219,8 +250,8 @@ def _start_worker(work: Preparation) -> None:
     _worker = work
 
 
-def _write_shard(shard: Shard) -> Finished:
-    return _worker.write(shard)
+def _write_piece(piece: Piece) -> list[Finished]:
+    return _worker.write(piece)
 
 
 def _png(image: Image.Image) -> bytes:
@@ -229,24 +260,17 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _write_parquet(
-    file: Path, rows: list[dict[str, Any]], labels: list[int | None], pictures: Pictures
-) -> None:
+def _write_parquet(file: Path, rows: list[dict[str, Any]], label: Any) -> None:
     import datasets
     import pyarrow
     import pyarrow.parquet
 
-    columns: dict[str, list[Any]] = {"image": rows}
-    features: dict[str, Any] = {"image": datasets.Image()}
-    if pictures.labels is not None:
-        names = pictures.class_names
-        columns["label"] = [None if label == -1 else label for label in labels]
-        features["label"] = (
-            datasets.Value("int64") if names is None else datasets.ClassLabel(names=list(names))
-        )
+    features = {"image": datasets.Image()}
+    if label is not None:
+        features["label"] = label
     # Not by `datasets.Dataset`: it drops the bytes of a picture whose path exists.
     schema = datasets.Features(features).arrow_schema
-    pyarrow.parquet.write_table(pyarrow.Table.from_pydict(columns, schema=schema), file)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), file)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -397,4 +397,4 @@ def test_only_pretraining_reads_a_stream(
     result = igpt("finetune", *words, "data.streaming=true")
     assert_mistake(result, "does not read a stream")
     result = igpt("eval", tiny_run, "--data", "s3://bucket/*.tar")
-    assert_mistake(result, "only `igpt pretrain --streaming` reads")
+    assert_mistake(result, "`igpt prepare` and `igpt pretrain --streaming` read it")

@@ -15,7 +15,11 @@ EXAMPLE = "igpt prepare --data digits --size 16 --out digits16"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", required=True, metavar="D", help="Hugging Face id, folder, .npy/.npz or `digits`"
+        "--data",
+        required=True,
+        metavar="D",
+        help="Hugging Face id, folder, .npy/.npz, `digits`, or .tar or .parquet shards by their "
+        "path or URL, like shards/*.tar or s3://bucket/{000..127}.parquet",
     )
     parser.add_argument("--image-column", metavar="NAME", help="column of the pictures")
     parser.add_argument("--label-column", metavar="NAME", help="column of the labels")
@@ -31,7 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--part",
         default="0/1",
         metavar="I/N",
-        help="only every N-th shard, from shard I: so that N machines can share the work",
+        help="only every N-th shard, or file of a source of shards, from number I on: so that N "
+        "machines can share the work",
     )
 
 
@@ -49,9 +54,9 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
     )
     workers, began = args.workers or len(os.sched_getaffinity(0)), time.monotonic()
     totals = prepare(work, workers=workers, part=_part(args.part), say=say)
-    missing = f", {totals.missing} shards are still missing" if totals.missing else ""
+    missing = f", {totals.missing} pieces of the source are still missing" if totals.missing else ""
     return Report(
-        f"{totals.pictures:,} pictures in {totals.shards - totals.missing} shards, "
+        f"{totals.pictures:,} pictures in {totals.shards} shards, "
         f"{totals.skipped} skipped{missing}: {args.out}",
         {
             "out": str(args.out),

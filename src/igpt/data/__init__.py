@@ -30,13 +30,16 @@ from igpt.data.loader import (
     prefetch,
 )
 from igpt.data.pictures import Pictures, Source, UnreadablePicture, open_files
+from igpt.data.pieces import Cut, Item, cut_source
 from igpt.data.shards import Stream, next_pictures, open_streams
 from igpt.data.sources import evaluation_split, open_data, open_source, training_splits
 from igpt.data.stream import StreamLoader
 
 __all__ = [
     "Batch",
+    "Cut",
     "Decoded",
+    "Item",
     "Labelled",
     "LargeTask",
     "Loader",
@@ -51,6 +54,7 @@ __all__ = [
     "Undecoded",
     "UnreadablePicture",
     "augmented_view",
+    "cut_source",
     "decode_all",
     "encode_all",
     "epoch_order",

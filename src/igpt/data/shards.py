@@ -22,7 +22,7 @@ from PIL import Image
 
 from igpt.config import DataConfig, UserError
 from igpt.data.decode import CHUNK, Fit, Pixels, decode_readable, to_rgb
-from igpt.data.hub import image_column_of, reason
+from igpt.data.hub import image_column_of, label_column_of, reason
 from igpt.data.loader import State
 from igpt.data.pictures import Pictures
 from igpt.data.sources import check_split_names, is_hub_id, validation_name
@@ -47,6 +47,13 @@ class Row:
     name: str
     data: bytes
     digest: bytes  # of `data`: what the picture is known by, in whatever order the stream is read
+    label: int | str | None = None
+
+    def image(self) -> Image.Image:
+        """The picture, not yet decoded; ValueError where there is none."""
+        if not self.data:
+            raise ValueError("no picture in this row")
+        return Image.open(io.BytesIO(self.data))
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,10 @@ class DecodedRows:
 class Reading:
     """One way through a stream, from its beginning or from the `state` of another reading."""
 
-    def __init__(self, name: str, dataset: Any, column: str, state: State | None) -> None:
-        self.name, self._dataset, self._column = name, dataset, column
+    def __init__(
+        self, name: str, dataset: Any, column: str, label: str | None, state: State | None
+    ) -> None:
+        self.name, self._dataset, self._column, self._label = name, dataset, column, label
         self._state = state
         if state is not None:
             dataset.load_state_dict(state)
@@ -76,21 +85,21 @@ class Reading:
     def rows(self, count: int) -> list[Row]:
         """The next `count` rows, fewer at the end; UserError when the source breaks off."""
         try:
-            found = [self._row(item[self._column]) for item in islice(self._rows, count)]
+            found = [self._row(item) for item in islice(self._rows, count)]
         except Exception as error:  # of the library, pyarrow, tarfile, or whoever talks to a server
             raise UserError(f"{self.name} broke off after {self._last}: {reason(error)}") from error
         if found:
             self._state = self._dataset.state_dict()
         return found
 
-    def _row(self, item: dict[str, Any] | None) -> Row:
-        item = item or {}
-        data, path = item.get("bytes"), item.get("path")
+    def _row(self, item: dict[str, Any]) -> Row:
+        picture = item[self._column] or {}
+        data, path = picture.get("bytes"), picture.get("path")
         if data is None:
             data = _read(path) if path else b""
         digest = hashlib.blake2b(data, digest_size=8).digest()
         self._last = path or f"{self.name}[{digest.hex()}]"
-        return Row(self._last, data, digest)
+        return Row(self._last, data, digest, None if self._label is None else item[self._label])
 
 
 def _read(path: str) -> bytes:
@@ -107,8 +116,16 @@ class Stream:
     name: str
     dataset: Any  # datasets.IterableDataset
     column: str  # of the pictures
+    label: str | None = None  # the column of the labels, if they are read
+    files: tuple[str, ...] = ()  # its shards, where they were named
     rank: int = 0
     processes: int = 1
+
+    def file(self, number: int) -> Stream:
+        """The part that lies in one of the `files`."""
+        dataset = self.dataset.shard(len(self.files), number)
+        name = self.files[number].rpartition("/")[2]
+        return replace(self, name=name, dataset=dataset, files=self.files[number : number + 1])
 
     def share(self, rank: int, processes: int) -> Stream:
         """The part of one of several processes: whole shards if they can have as many each, or
@@ -128,17 +145,14 @@ class Stream:
 
         dataset = split_dataset_by_node(self.dataset, self.rank, self.processes)  # one of its own
         dataset.set_epoch(order)  # 0: as they lie
-        return Reading(self.name, dataset, self.column, state)
+        return Reading(self.name, dataset, self.column, self.label, state)
 
 
 def decode_rows(rows: Sequence[Row], size: int, fit_of: Callable[[Row], Fit]) -> DecodedRows:
     """The readable ones of `rows`, each brought to `size` in its own way."""
 
     def open_image(i: int) -> Image.Image:
-        if not rows[i].data:
-            raise ValueError("no picture in this row")
-        image = to_rgb(Image.open(io.BytesIO(rows[i].data)))
-        return Image.fromarray(fit_of(rows[i])(image, size))
+        return Image.fromarray(fit_of(rows[i])(to_rgb(rows[i].image()), size))
 
     pictures = Pictures(len(rows), open_image, lambda i: rows[i].name)
     decoded = decode_readable(pictures, size)
@@ -172,7 +186,7 @@ def open_streams(config: DataConfig) -> tuple[Stream, Stream | None]:
     """
     spec = config.source
     check_split_names(config)
-    splits = _named(spec, lambda: _load(spec))
+    splits, _ = _named(spec, lambda: _load(spec))
     if config.train_split not in splits:
         raise UserError(f"{spec} has no split '{config.train_split}', only: {', '.join(splits)}")
     train = _stream(splits[config.train_split], spec, config.image_column)
@@ -184,24 +198,55 @@ def open_streams(config: DataConfig) -> tuple[Stream, Stream | None]:
     return train, _stream(splits[name], f"{spec}/{name}", config.image_column)
 
 
-def _load(spec: str) -> Any:
-    """Splits by name, each a `datasets.IterableDataset`."""
+def is_shards(spec: str) -> bool:
+    """Whether a source is shards by their path or URL, and so can only be read as a stream."""
+    return "://" in spec or (_builder(spec) is not None and not Path(spec).is_dir())
+
+
+def open_shards(spec: str, image_column: str | None, label_column: str | None) -> Stream:
+    """Shards by their path or URL as one stream that knows its files, with labels if it has any.
+
+    Raises UserError as `open_streams`, and for labels that are no classes.
+    """
+    splits, files = _named(spec, lambda: _load(spec))
+    label = label_column_of(splits["train"].features or {}, spec, label_column)
+    return _stream(splits["train"], spec, image_column, label, files)
+
+
+def _builder(spec: str) -> str | None:
+    return next((kind for suffix, kind in BUILDERS.items() if spec.endswith(suffix)), None)
+
+
+def _load(spec: str) -> tuple[Any, tuple[str, ...]]:
+    """Splits by name, each a `datasets.IterableDataset`, and the files of shards."""
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # we say it
-    suffix = next((suffix for suffix in BUILDERS if spec.endswith(suffix)), None)
-    if suffix is not None:
-        files = _numbered(spec)
-        if "://" not in spec and not all(glob(path) for path in files):
-            raise UserError(f"no file {next(path for path in files if not glob(path))}")
-        return datasets.load_dataset(BUILDERS[suffix], data_files={"train": files}, streaming=True)
+    builder = _builder(spec)
+    if builder is not None:
+        files = _files(spec)
+        splits = datasets.load_dataset(builder, data_files={"train": files}, streaming=True)
+        return splits, tuple(files)
     if Path(spec).is_dir() or is_hub_id(spec):
-        return datasets.load_dataset(spec, streaming=True)
+        return datasets.load_dataset(spec, streaming=True), ()
     raise UserError(
         f"no stream at '{spec}': expected a Hub id, a folder, or .tar or .parquet shards by their "
         "path or URL"
     )
+
+
+def _files(spec: str) -> list[str]:
+    """The files that a path or URL stands for, in the order in which the library reads them."""
+    from datasets.data_files import DataFilesList
+
+    patterns = _numbered(spec)
+    if "://" not in spec and not all(glob(path) for path in patterns):
+        raise UserError(f"no file {next(path for path in patterns if not glob(path))}")
+    files: list[str] = DataFilesList.from_local_or_remote(patterns)
+    if not files:
+        raise UserError(f"no file {spec}")
+    return files
 
 
 def _numbered(spec: str) -> list[str]:
@@ -214,17 +259,24 @@ def _numbered(spec: str) -> list[str]:
     return [spec[: match.start()] + number + spec[match.end() :] for number in numbers]
 
 
-def _stream(dataset: Any, name: str, column: str | None) -> Stream:
+def _stream(
+    dataset: Any,
+    name: str,
+    column: str | None,
+    label: str | None = None,
+    files: tuple[str, ...] = (),
+) -> Stream:
     import datasets
 
     if dataset.features is None:
         raise UserError(f"{name}: its columns are not known before it is read")
     column = image_column_of(dataset.features, name, column)
+    columns = [column] if label is None else [column, label]
     plain = _named(
         name,
-        lambda: dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False)),
+        lambda: dataset.select_columns(columns).cast_column(column, datasets.Image(decode=False)),
     )
-    return Stream(name, plain, column)
+    return Stream(name, plain, column, label, files)
 
 
 def _named(name: str, act: Callable[[], Any]) -> Any:

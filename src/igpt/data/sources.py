@@ -40,7 +40,9 @@ def open_source(
     if path.is_file():
         raise UserError(f"{spec} is a file: expected a folder, .npy, .npz or a data set id")
     if "://" in spec:
-        raise UserError(f"{spec} is a stream, which only `igpt pretrain --streaming` reads")
+        raise UserError(
+            f"{spec} is a stream: `igpt prepare` and `igpt pretrain --streaming` read it"
+        )
     if not spec or not (path.exists() or is_hub_id(spec)):
         raise UserError(f"no data at '{spec}': expected a folder, .npy, .npz, `digits` or a Hub id")
     return open_dataset(spec, image_column, label_column)

@@ -1,0 +1,103 @@
+"""A source cut into pieces, which processes that share work read side by side.
+
+Of a set, whose pictures are counted, a piece is so many of them. Of shards that are read as a
+stream, whose pictures are not, it is a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from PIL import Image
+
+from igpt.config import UserError
+from igpt.data.decode import read_rgb
+from igpt.data.pictures import Pictures
+from igpt.data.shards import ROWS, Row, Stream, is_shards, open_shards
+from igpt.data.sources import open_source
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture that is decoded when it is looked at."""
+
+    name: str
+    open_rgb: Callable[[], Image.Image]  # UnreadablePicture when it cannot be decoded
+    label: int | str | None  # None: it has none
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A split in pieces."""
+
+    extent: int  # pictures of a set, files of a stream
+    pieces: int
+    read: Callable[[int], Iterator[Item]]  # the pictures of a piece, in their order
+    label: Any  # the labels' kind, a feature of `datasets`; None: there are no labels
+
+
+def cut_source(
+    spec: str, image_column: str | None, label_column: str | None, pictures: int
+) -> dict[str, Cut]:
+    """The splits of what `open_source` opens, in pieces of at most so many `pictures`; or shards by
+    their path or URL, in files.
+
+    Raises UserError for what is neither, and for a source that has tokens and no pixels.
+    """
+    if is_shards(spec):
+        return {"train": _cut_stream(open_shards(spec, image_column, label_column))}
+    source = open_source(spec, image_column=image_column, label_column=label_column)
+    return {name: _cut_set(source.split(name), spec, pictures) for name in source.splits}
+
+
+def _cut_set(pictures: Pictures, spec: str, length: int) -> Cut:
+    import datasets
+
+    if pictures.encoded is not None:
+        raise UserError(f"{spec} is encoded already: there are no pixels to resize")
+    starts = range(0, len(pictures), length)
+    labels, names = pictures.labels, pictures.class_names
+    kind = datasets.Value("int64") if names is None else datasets.ClassLabel(names=list(names))
+
+    def read(piece: int) -> Iterator[Item]:
+        for i in range(starts[piece], min(starts[piece] + length, len(pictures))):
+            name = pictures.name(i).removeprefix(f"{spec}/")
+            label = None if labels is None else _known(int(labels[i]))
+            yield Item(name, partial(read_rgb, pictures, i), label)
+
+    return Cut(len(pictures), len(starts), read, None if labels is None else kind)
+
+
+def _cut_stream(stream: Stream) -> Cut:
+    def read(piece: int) -> Iterator[Item]:
+        reading = stream.file(piece).read()
+        while rows := reading.rows(ROWS):
+            yield from _items(rows, stream.files[piece])
+
+    count = len(stream.files)
+    return Cut(count, count, read, _label_kind(stream))
+
+
+def _items(rows: Sequence[Row], file: str) -> Iterator[Item]:
+    pictures = Pictures(len(rows), lambda i: rows[i].image(), lambda i: f"{file}: {rows[i].name}")
+    for i, row in enumerate(rows):
+        yield Item(row.name, partial(read_rgb, pictures, i), _known(row.label))
+
+
+def _label_kind(stream: Stream) -> Any:
+    """Names stay names: which there are is known when the last file was read."""
+    import datasets
+
+    if stream.label is None:
+        return None
+    kind = stream.dataset.features[stream.label]
+    if isinstance(kind, datasets.ClassLabel):
+        return kind
+    return datasets.Value("string" if "string" in kind.dtype else "int64")
+
+
+def _known(label: int | str | None) -> int | str | None:
+    return None if label == -1 else label
