@@ -6,6 +6,8 @@ with the best validation accuracy kept (paper, sections 2.3 and 3.4).
 
 from __future__ import annotations
 
+import zlib
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,14 +17,23 @@ import torch
 from igpt.checkpoint import RunDirectory
 from igpt.classify import HeadClassifier
 from igpt.config import DataConfig, FinetuneConfig, ModelChoice, Recipe, TrainConfig, UserError
-from igpt.data import Labelled, Task, TokenLoader, few_labels, open_data, open_task
+from igpt.data import (
+    Labelled,
+    Loader,
+    TokenLoader,
+    Undecoded,
+    few_labels,
+    open_data,
+    open_splits,
+)
 from igpt.device import compute_dtype, default_device
 from igpt.folder import StoredModel, open_model, save_model
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
 from igpt.objectives import Joint, generative_objective
+from igpt.order import Codec
 from igpt.parallel.meeting import is_restart
-from igpt.parallel.processes import processes, require_same, together
+from igpt.parallel.processes import name_skipped, processes, require_same, together
 from igpt.pretrain import Say, check_division, new_model, settle_recipe, train_run
 from igpt.probe.features import Masking
 from igpt.probe.linear import score
@@ -51,13 +62,11 @@ def default_recipe(start: Path) -> Recipe:
     stored = open_model(folder)
     run, config, codec = RunDirectory(folder), stored.config, stored.codec
     theirs = run.recipe() if run.exists() else Recipe(data=DataConfig(source=""))
-    crops = theirs.data.augmentation == "imagenet"
     return replace(
         theirs,
         data=replace(
             theirs.data,
             image_size=codec.image_size,
-            augmentation="none" if crops else theirs.data.augmentation,
             streaming=False,  # its labels are needed at once
         ),
         order=codec.order,
@@ -107,16 +116,17 @@ def _finetune(
     codec = start.codec
     _check(recipe, start)
     with together():
-        task = _open_task(recipe, say)
-    require_same("labelled pictures", (task.train.labels.tolist(), len(task.validation)))
-    model = _build(recipe, start, task.train.n_classes)
-    classifier = HeadClassifier(model, task.train.class_names, Masking())
+        train, validation = _open_pictures(recipe, codec, say)
+        loader = _loader(recipe, codec, train)
+    require_same("labelled pictures", (zlib.crc32(train.labels.tobytes()), len(validation)))
+    model = _build(recipe, start, train.n_classes)
+    classifier = HeadClassifier(model, train.class_names, Masking())
     dtype = compute_dtype(config.precision, default_device())
-    held_out = torch.from_numpy(codec.encode(task.validation.images))
+    held_out = torch.from_numpy(codec.encode(validation.images))
 
     def validate() -> Validation:
         prediction = classifier.predict(held_out, dtype)
-        value = score(options.metric, task.validation.labels, prediction.labels)
+        value = score(options.metric, validation.labels, prediction.labels)
         return Validation({f"val_{options.metric}": value}, -value)
 
     generative = generative_objective(model.config, config.seed, stream="train")
@@ -124,25 +134,20 @@ def _finetune(
         model,
         Joint(
             generative,
-            class_weights(task.train, options),
+            class_weights(train, options),
             gen_weight=options.gen_weight,
             clf_weight=options.clf_weight,
             label_smoothing=options.label_smoothing,
         ),
-        TokenLoader(
-            codec.raster_tokens(task.train.images),
-            task.train.labels,
-            codec,
-            config.batch_size,
-            config.seed,
-            recipe.data.augmentation,
-        ),
+        loader,
         config,
         run,
-        Callbacks(validate, lambda: save_model(run.path, model, codec, task.train.class_names)),
+        Callbacks(validate, lambda: save_model(run.path, model, codec, train.class_names)),
         parameter_groups(model, options),
     )
-    outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
+    with closing(loader):
+        outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
+    name_skipped(loader.skipped, say)
     return Finetuned(outcome, options.metric, None if outcome.best is None else -outcome.best)
 
 
@@ -184,26 +189,35 @@ def _check(recipe: Recipe, start: StoredModel) -> None:
         )
     if recipe.finetune.freeze > config.n_layer:
         raise UserError(f"finetune.freeze: the model has {config.n_layer} blocks")
-    if data.augmentation == "imagenet":
-        raise UserError("fine-tuning augments by none, flip or cifar, not imagenet")
     if data.streaming:
         raise UserError("fine-tuning needs all labels at once: it does not read a stream")
 
 
-def _open_task(recipe: Recipe, say: Say) -> Task:
+def _open_pictures(recipe: Recipe, codec: Codec, say: Say) -> tuple[Labelled | Undecoded, Labelled]:
+    """Training pictures, held as tokens unless random crops are decoded anew, and validation's."""
     assert recipe.finetune is not None
     data, seed = recipe.data, recipe.train.seed
     if not data.source:
         raise UserError(f"{recipe.finetune.start} names no data: give --data")
-    task = open_task(open_data(data), data, data.image_size, seed)
+    splits = open_splits(open_data(data), data, seed)
+    crops = data.augmentation == "imagenet"
+    train: Labelled | Undecoded = splits.train if crops else splits.train.encode(codec)
     if recipe.finetune.labels_per_class is not None:
-        few = few_labels(task.train.labels, recipe.finetune.labels_per_class, seed)
-        task = replace(task, train=task.train.select(few))
+        train = train.select(few_labels(train.labels, recipe.finetune.labels_per_class, seed))
+    validation = splits.validation.encode(codec)
     say(
-        f"{len(task.train):,} labelled pictures to train on, {len(task.validation):,} held out, "
-        f"{task.train.n_classes} classes"
+        f"{len(train):,} labelled pictures to train on, {len(validation):,} held out, "
+        f"{train.n_classes} classes"
     )
-    return task
+    return train, validation
+
+
+def _loader(recipe: Recipe, codec: Codec, train: Labelled | Undecoded) -> Loader:
+    augmentation, config = recipe.data.augmentation, recipe.train
+    if isinstance(train, Undecoded):
+        return train.loader(codec, config.batch_size, config.seed, augmentation)
+    tokens = codec.raster_tokens(train.images)
+    return TokenLoader(tokens, train.labels, codec, config.batch_size, config.seed, augmentation)
 
 
 def _build(recipe: Recipe, start: StoredModel, n_classes: int) -> ImageGPT:
@@ -217,7 +231,7 @@ def _build(recipe: Recipe, start: StoredModel, n_classes: int) -> ImageGPT:
     return model
 
 
-def class_weights(train: Labelled, options: FinetuneConfig) -> torch.Tensor:
+def class_weights(train: Labelled | Undecoded, options: FinetuneConfig) -> torch.Tensor:
     """A weight [C] for each class's loss, 1 on average over the pictures."""
     counts = np.bincount(train.labels, minlength=train.n_classes)
     if options.class_weights == "none":

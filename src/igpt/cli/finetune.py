@@ -16,7 +16,7 @@ SHORT = {
     "--data": ("data.source", "labelled pictures: a Hub id, folder, .npz or `digits`"),
     "--image-column": ("data.image_column", "column of the pictures"),
     "--label-column": ("data.label_column", "column of the labels"),
-    "--augmentation": ("data.augmentation", "none, flip or cifar"),
+    "--augmentation": ("data.augmentation", "none, flip, cifar or imagenet"),
     "--labels-per-class": ("finetune.labels_per_class", "use so many; default all"),
     "--freeze": ("finetune.freeze", "first blocks that stay as they are"),
     "--steps": ("train.steps", "optimizer steps at most"),

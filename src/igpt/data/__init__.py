@@ -13,11 +13,13 @@ from igpt.data.decode import (
 from igpt.data.labels import (
     Labelled,
     LargeTask,
+    Splits,
     Task,
     Undecoded,
     few_labels,
     labelled,
     open_large_task,
+    open_splits,
     open_task,
 )
 from igpt.data.loader import (
@@ -46,6 +48,7 @@ __all__ = [
     "PictureLoader",
     "Pictures",
     "Source",
+    "Splits",
     "State",
     "Stream",
     "StreamLoader",
@@ -71,6 +74,7 @@ __all__ = [
     "open_files",
     "open_large_task",
     "open_source",
+    "open_splits",
     "open_streams",
     "open_task",
     "prefetch",

@@ -119,6 +119,15 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Splits:
+    """A classification task of which nothing is decoded yet."""
+
+    train: Undecoded
+    validation: Undecoded
+    test: Undecoded
+
+
+@dataclass(frozen=True)
 class LargeTask:
     """A task whose training pictures are not held; of the others, only the tokens are."""
 
@@ -128,33 +137,34 @@ class LargeTask:
 
 
 def open_task(source: Source, config: DataConfig, image_size: int, seed: int) -> Task:
-    """The three splits of a labelled source, at the model's size.
-
-    Raises UserError when a split has no labels, or all pictures are of one class.
-    """
-    train, validation, test = (
-        split.decode(image_size) for split in _open_splits(source, config, seed)
-    )
-    return Task(train, validation, test)
+    """The three splits of a labelled source, at the model's size; UserError as `open_splits`."""
+    splits = open_splits(source, config, seed)
+    parts = (splits.train, splits.validation, splits.test)
+    return Task(*(part.decode(image_size) for part in parts))
 
 
 def open_large_task(source: Source, config: DataConfig, codec: Codec, seed: int) -> LargeTask:
-    """The same splits of a source that memory need not hold; UserError as `open_task`."""
-    train, validation, test = _open_splits(source, config, seed)
-    return LargeTask(train, validation.encode(codec), test.encode(codec))
+    """The same splits of a source that memory need not hold; UserError as `open_splits`."""
+    splits = open_splits(source, config, seed)
+    return LargeTask(splits.train, splits.validation.encode(codec), splits.test.encode(codec))
 
 
-def _open_splits(source: Source, config: DataConfig, seed: int) -> list[Undecoded]:
-    """Training, validation and test pictures."""
+def open_splits(source: Source, config: DataConfig, seed: int) -> Splits:
+    """The three splits of a labelled source.
+
+    Raises UserError when a split has no labels, or all pictures are of one class.
+    """
     train, validation = training_splits(source, config, seed)
     test = evaluation_split(source, config.test_split)
     names = _class_names(source.name, (train, validation, test))
     parts = {"train": train, "validation": validation, "test": test}
-    splits = [
-        labelled(part, f"{source.name}, {split} split", names, config)
-        for split, part in parts.items()
-    ]
-    if len(np.unique(splits[0].labels)) < 2:
+    splits = Splits(
+        *(
+            labelled(part, f"{source.name}, {split} split", names, config)
+            for split, part in parts.items()
+        )
+    )
+    if len(np.unique(splits.train.labels)) < 2:
         raise UserError(f"{source.name}: all pictures are of one class, there is nothing to learn")
     return splits
 
