@@ -1,6 +1,7 @@
 """A small residual CNN on all labels of a run's data, for as many minutes as a fine-tuning took.
 
-python benchmarks/same_minutes_cnn.py FINETUNED [--size N] [--augmentation flip] [--minutes M]
+python benchmarks/same_minutes_cnn.py FINETUNED [--size N] [--augmentation flip] [--minutes M] \
+    [--seeds 2]
 
 The pictures are those of the run's data, at its size or at --size; one process, one device.
 """
@@ -8,6 +9,8 @@ The pictures are those of the run's data, at its size or at --size; one process,
 from __future__ import annotations
 
 import argparse
+import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from igpt.checkpoint import RunDirectory
@@ -23,16 +26,20 @@ def main() -> None:
     parser.add_argument("--size", type=int)
     parser.add_argument("--augmentation", default="flip")
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--seeds", type=int, default=2, help="of its first weights and batches")
     args = parser.parse_args()
     run = RunDirectory(args.run)
     recipe = run.recipe()
     minutes = args.minutes or training_minutes(read_metrics(run.metrics), recipe.train.batch_size)
     task = load_task(args, args.size or recipe.data.image_size)
     cnn = CnnMethod(task, minutes, args.augmentation, "accuracy")
-    (outcome,) = compare([cnn], task, subsets(task, [None], seeds=1), lambda _line: None)
+    (every,) = subsets(task, [None], seeds=1)
+    chosen = [replace(every, seed=seed) for seed in range(args.seeds)]
+    found = [outcome.accuracy for outcome in compare([cnn], task, chosen, print)]
+    spread = statistics.stdev(found) if len(found) > 1 else 0.0
     print(
-        f"{minutes:.1f} minutes, {len(task.test):,} pictures: accuracy {outcome.accuracy:.4f}, "
-        f"balanced {outcome.balanced_accuracy:.4f}"
+        f"{minutes:.1f} minutes at most, {len(task.test):,} pictures: accuracy "
+        f"{100 * statistics.mean(found):.1f} ± {100 * spread:.1f} % over {len(found)} seeds"
     )
 
 
