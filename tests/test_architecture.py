@@ -105,11 +105,15 @@ def test_the_model_knows_neither_files_nor_processes_nor_sampling() -> None:
         assert used <= {*allowed, "igpt.config"}
 
 
-def test_the_command_table_and_the_configuration_import_nothing_heavy() -> None:
-    probe = (
-        "import sys, igpt.cli, igpt.config; "
-        "print([m for m in ('torch', 'numpy', 'datasets', 'omegaconf') if m in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("igpt.cli, igpt.config", ("torch", "numpy", "datasets", "omegaconf")),
+        ("igpt.pretrain, igpt.pipeline", ("torch._dynamo", "sklearn", "scipy", "matplotlib")),
+    ],
+)
+def test_what_is_heavy_is_imported_when_it_is_needed(modules: str, heavy: tuple[str, ...]) -> None:
+    probe = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

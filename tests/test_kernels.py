@@ -18,7 +18,7 @@ from igpt.attention import attend
 from igpt.config import ModelConfig
 from igpt.kernels import attention_takes, fast_attention, fast_quick_gelu, gelu_takes
 from igpt.kernels.build import NO_TILES, load
-from igpt.model import ImageGPT
+from igpt.model import ImageGPT, quick_gelu
 from igpt.objectives import AR
 
 EXAMPLE = torch.zeros(1, 1, 2, 8, dtype=torch.bfloat16)
@@ -147,6 +147,15 @@ def test_float32_stays_on_the_plain_road() -> None:
     assert not attention_takes(query, key)
     plain = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     assert torch.equal(attend(query, key, value, True), plain)
+
+
+@needs_bfloat16
+def test_a_compiled_function_takes_the_kernels_without_a_break() -> None:
+    query, key, value = heads(0, 2, 2, 40, 16)
+    attention = torch.compile(lambda q, k, v: attend(q, k, v, True), fullgraph=True)
+    assert torch.equal(attention(query, key, value), fast_attention(query, key, value, True))
+    activation = torch.compile(quick_gelu, fullgraph=True)
+    assert torch.equal(activation(value), fast_quick_gelu(value))
 
 
 @needs_bfloat16

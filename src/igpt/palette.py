@@ -74,8 +74,6 @@ class Palette:
         bins. With fewer distinct colours than `n_colors` the palette is those colours, and a
         warning says so.
         """
-        from sklearn.cluster import KMeans
-
         packed, counts = np.unique(_pack(_checked(images).reshape(-1, 3)), return_counts=True)
         colors = _unpack(packed)  # [U, 3]
         if len(colors) <= n_colors:
@@ -86,6 +84,8 @@ class Palette:
                     stacklevel=2,
                 )
             return cls(_by_luminance(_to_unit(colors)))
+        from sklearn.cluster import KMeans  # a second, which few colours can do without
+
         points, weights = _to_unit(colors), counts.astype(np.float64)
         if len(points) > EXACT:
             points, weights = _binned(colors, weights)

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from conftest import picture_bytes
 from igpt.config import DataConfig, UserError
@@ -29,6 +30,12 @@ def test_the_digits_have_fixed_splits_of_all_1797_scans() -> None:
     images = np.concatenate([decode_all(part, 8).images for part in (train, test)])
     assert len(np.unique(images.reshape(1797, -1), axis=0)) == 1797
     assert len(np.unique(images)) == 17
+    labels = np.concatenate([train.labels, test.labels])
+    theirs = load_digits()
+    shown = np.rint(theirs.images * 255 / 16).astype(np.uint8)
+    order, their_order = (np.lexsort(x.reshape(1797, -1).T) for x in (images[..., 0], shown))
+    assert np.array_equal(images[order, :, :, 0], shown[their_order])
+    assert np.array_equal(labels[order], theirs.target[their_order])
     assert train.class_names == tuple("0123456789")
 
 

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igpt.kernels.build import load_for_bfloat16
+from igpt.kernels.build import constant, load_for_bfloat16
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _available() -> bool:
-    """What `torch.compile` need not trace into."""
     return load_for_bfloat16("activation") is not None
 
 

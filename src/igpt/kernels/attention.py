@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igpt.kernels.build import load_for_bfloat16
+from igpt.kernels.build import constant, load_for_bfloat16
 
 MAX_WIDTH = 256  # of a head; the kernel has no limit, wider ones are not tested
 
@@ -32,9 +32,8 @@ class _Strided(ctypes.Structure):
         return ctypes.byref(cls(x.data_ptr(), picture, head, token))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _available() -> bool:
-    """What `torch.compile` need not trace into."""
     return load_for_bfloat16("attention") is not None
 
 
