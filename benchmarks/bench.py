@@ -164,7 +164,6 @@ def rows() -> list[Row]:
                 "igpt, float32": Contender(score_ours, (*score, FLOAT32)),
                 "igpt": Contender(score_ours, (*score, OURS)),
             },
-            quick=True,
         ),
         Row(
             "features of all layers, L=8 d=128, 1,024 tokens, batch 8",
