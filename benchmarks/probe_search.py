@@ -97,9 +97,10 @@ class Study:
 
     @staticmethod
     def _print(name: str, found: dict[int | None, list[float]]) -> None:
+        spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in found.values()]
         cells = [
-            f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
-            for values in found.values()
+            f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f}"
+            for values, spread in zip(found.values(), spreads, strict=True)
         ]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -188,6 +188,18 @@ def test_what_cannot_be_is_refused(
     assert not (tmp_path / "r").exists()
 
 
+def test_no_test_split_is_needed(tiny_run: Path, tmp_path: Path) -> None:
+    pictures = write_classes(tmp_path / "pictures", 12, 6)
+    (pictures / "test").rename(pictures / "validation")
+    done = finetune(
+        recipe(tiny_run, f"data.source={pictures}", "train.steps=4"),
+        tmp_path / "r",
+        resume=False,
+        say=silent,
+    )
+    assert done.outcome.step == 4
+
+
 def test_a_pretraining_run_is_not_gone_on_with(tiny_run: Path) -> None:
     with pytest.raises(UserError, match="holds a pretraining run"):
         finetune(None, tiny_run, resume=True, say=silent)

@@ -133,6 +133,17 @@ def test_shards_at_a_url_are_read_and_labels_that_are_names_stay_names(
     assert ours.labels.tolist() == [(0, -1, 1)[LABELS[i]] for i in KEPT]
 
 
+def test_labels_that_are_true_or_false_are_classes_0_and_1(igpt, tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": picture(i), "path": None} for i in (0, 2)], "label": [True, False]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("bool")})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "b.parquet"))
+    words = ("--size", 4, "--workers", 1, "--out", tmp_path / "out")
+    assert igpt("prepare", "--data", tmp_path / "b.parquet", *words).status == 0
+    ours = open_source(str(tmp_path / "out")).split("train")
+    assert ours.labels is not None
+    assert ours.labels.tolist() == [1, 0]
+
+
 def test_a_file_of_many_pictures_becomes_as_many_shards_as_it_takes_in_its_order(
     igpt, tmp_path: Path
 ) -> None:

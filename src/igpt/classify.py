@@ -20,12 +20,13 @@ from igpt.device import autocast
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.parallel.processes import in_turn, share_of
-from igpt.probe.features import BATCH, Features, Masking, draw_mask, extract, make_pool
+from igpt.probe.features import BATCH, Masking, draw_mask, extract, make_pool
 from igpt.probe.store import SavedProbe
 from igpt.rng import numpy_rng
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32]
 Ensemble = Literal["modal", "logits"]
 
 MASKS = 5  # that vote on a picture (paper, section 4.6)
@@ -125,13 +126,13 @@ class ProbeClassifier:
     ) -> None:
         self.model, self.codec, self.saved = model, codec, saved
         self.class_names = saved.class_names
-        self.ensemble, self.passes = ensemble, 1 if model.config.causal else masks
+        self.ensemble, self.passes = ensemble, 1 if model.config.causal else max(1, masks)
 
     def predict(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Prediction:
         logits = [self._logits(tokens, dtype, Masking(seed=i)) for i in range(self.passes)]
         return vote(np.stack(logits, axis=1), self.ensemble, seed=0)
 
-    def _logits(self, tokens: Tensor, dtype: torch.dtype, masking: Masking) -> Features:
+    def _logits(self, tokens: Tensor, dtype: torch.dtype, masking: Masking) -> Logits:
         """[N, C], with one mask a picture."""
         saved = self.saved
         pool = make_pool(saved.pool, self.codec)

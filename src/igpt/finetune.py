@@ -24,7 +24,7 @@ from igpt.data import (
     Undecoded,
     few_labels,
     open_data,
-    open_splits,
+    open_training,
 )
 from igpt.device import compute_dtype, default_device
 from igpt.folder import StoredModel, open_model, save_model
@@ -112,10 +112,10 @@ def _finetune(
     recipe: Recipe, options: FinetuneConfig, run: RunDirectory, resume: bool, say: Say
 ) -> Finetuned:
     config = recipe.train
-    start = open_model(local_folder(options.start))
-    codec = start.codec
-    _check(recipe, start)
     with together():
+        start = open_model(local_folder(options.start))
+        _check(recipe, start)
+        codec = start.codec
         train, validation = _open_pictures(recipe, codec, say)
         loader = _loader(recipe, codec, train)
     require_same("labelled pictures", (zlib.crc32(train.labels.tobytes()), len(validation)))
@@ -199,12 +199,12 @@ def _open_pictures(recipe: Recipe, codec: Codec, say: Say) -> tuple[Labelled | U
     data, seed = recipe.data, recipe.train.seed
     if not data.source:
         raise UserError(f"{recipe.finetune.start} names no data: give --data")
-    splits = open_splits(open_data(data), data, seed)
+    pictures, held_out = open_training(open_data(data), data, seed)
     crops = data.augmentation == "imagenet"
-    train: Labelled | Undecoded = splits.train if crops else splits.train.encode(codec)
+    train: Labelled | Undecoded = pictures if crops else pictures.encode(codec)
     if recipe.finetune.labels_per_class is not None:
         train = train.select(few_labels(train.labels, recipe.finetune.labels_per_class, seed))
-    validation = splits.validation.encode(codec)
+    validation = held_out.encode(codec)
     say(
         f"{len(train):,} labelled pictures to train on, {len(validation):,} held out, "
         f"{train.n_classes} classes"

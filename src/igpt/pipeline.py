@@ -240,8 +240,9 @@ def load(path: str | Path, *, parallel: ParallelConfig | None = None, **options:
     """The pipeline of a run, an ImageGPT model folder, or a Hub model like `openai/imagegpt-small`.
 
     Of several processes all call it, and hold the model between them as `parallel` says; by default
-    each holds the whole. `options` are for the Hub: revision, token, cache_dir, local_files_only.
-    Raises UserError, one line, when there is no model or it is broken.
+    each holds the whole. One that is split computes likelihoods, features and classes, and all call
+    what it is asked for; it does not sample. `options` are for the Hub: revision, token, cache_dir,
+    local_files_only. Raises UserError, one line, when there is no model or it is broken.
     """
     parallel = parallel or ParallelConfig()
     with together():

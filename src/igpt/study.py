@@ -137,7 +137,9 @@ def pixel_features(images: Pixels | Encoded) -> dict[str, Features]:
 
 def untrained(pipeline: Pipeline, seed: int) -> Pipeline:
     """The same network with the weights that training began with, of another seed."""
-    recipe = Recipe(train=TrainConfig(seed=seed), parallel=pipeline.parallel)
+    # Split in float32, as the pipeline is: what products are computed in is autocast's to say.
+    train = TrainConfig(seed=seed, precision="float32")
+    recipe = Recipe(train=train, parallel=pipeline.parallel)
     return Pipeline(new_model(pipeline.model.config, recipe), pipeline.codec)
 
 

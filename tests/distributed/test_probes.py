@@ -51,6 +51,7 @@ def test_a_file_of_features_is_the_same(
     "words",
     [
         ["--labels-per-class", 2, 10, "--seeds", 2, "--baselines", "--cnn-minutes", 0.001],
+        ["--labels-per-class", 10, "--precision", "float32", "--baselines", "--cnn-minutes", 0.001],
         ["--head", "attention", "--labels-per-class", 10, "--seeds", 1],
         ["--solver", "sgd", "--epochs", 2, "--batch-size", 32],
     ],

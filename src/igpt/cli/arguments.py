@@ -118,10 +118,13 @@ def load_task(args: argparse.Namespace, size: int) -> Task:
 
 
 def load_large_task(args: argparse.Namespace, codec: Codec) -> LargeTask:
-    """The same of pictures that memory need not hold."""
+    """The same of pictures that memory need not hold; `--augmentation` may say how they are cut."""
+    from dataclasses import replace
+
     from igpt.data import open_data, open_large_task
 
     config = data_config(args)
+    config = replace(config, augmentation=args.augmentation or config.augmentation)
     return open_large_task(open_data(config), config, codec, _run_seed(args.run))
 
 

@@ -31,7 +31,7 @@ EXAMPLE = "igpt plan igpt-xl-imagenet64 --gpus 64 --gpu h100"
 
 UTILISATION = 0.4  # of a GPU's products a second
 # What its authors say that iGPT-L took (openai.com/index/image-gpt); not in which precision.
-REPORTED = {"igpt-l": 2_500}  # V100-days
+REPORTED = {("igpt-l", 32): 2_500}  # V100-days, by preset and size of the pictures
 SECONDS_A_DAY = 86_400
 
 
@@ -71,7 +71,10 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
         "utilisation": args.utilisation,
         "recipe": own_costs,
         "fitting": fitting and _costs(config, fitting, recipe, gpu, args.utilisation),
-        "v100_days": {"planned": _v100_days(own_costs, args), "reported": REPORTED.get(preset)},
+        "v100_days": {
+            "planned": _v100_days(own_costs, args),
+            "reported": REPORTED.get((preset, size)),
+        },
         "checkpoint_bytes": checkpoint_bytes(config),
         "cache_bytes": cache_bytes(config, own.dtype),
     }

@@ -154,7 +154,7 @@ def _streamed(
 ) -> tuple[ProbeMethod, list[Method], list[Subset]]:
     """The probe by SGD on all labels of a set that memory need not hold, and nothing beside it."""
     from igpt.config import UserError
-    from igpt.parallel.processes import together
+    from igpt.parallel.processes import share_of_batch, together
     from igpt.probe.sgd import RATES, SGD
     from igpt.study import StreamedMethod, subsets
 
@@ -164,6 +164,7 @@ def _streamed(
         )
     rates = RATES if args.lr is None else tuple(args.lr)
     config = SGD(args.epochs, args.batch_size, rates, _augmentation(args))
+    share_of_batch(config.batch_size, "--batch-size")  # a mistake is told before all is decoded
     with together():
         task = load_large_task(args, features.pipeline.codec)
     _introduce(task, say)

@@ -21,6 +21,7 @@ from igpt.data.labels import (
     open_large_task,
     open_splits,
     open_task,
+    open_training,
 )
 from igpt.data.loader import (
     Batch,
@@ -77,6 +78,7 @@ __all__ = [
     "open_splits",
     "open_streams",
     "open_task",
+    "open_training",
     "prefetch",
     "to_rgb",
     "training_splits",

@@ -156,17 +156,30 @@ def open_splits(source: Source, config: DataConfig, seed: int) -> Splits:
     """
     train, validation = training_splits(source, config, seed)
     test = evaluation_split(source, config.test_split)
-    names = _class_names(source.name, (train, validation, test))
     parts = {"train": train, "validation": validation, "test": test}
-    splits = Splits(
-        *(
-            labelled(part, f"{source.name}, {split} split", names, config)
-            for split, part in parts.items()
-        )
-    )
-    if len(np.unique(splits.train.labels)) < 2:
-        raise UserError(f"{source.name}: all pictures are of one class, there is nothing to learn")
-    return splits
+    return Splits(*_classified(source.name, parts, config))
+
+
+def open_training(source: Source, config: DataConfig, seed: int) -> tuple[Undecoded, Undecoded]:
+    """Training and validation pictures of a source that may have no labelled test split.
+
+    Raises UserError as `open_splits`.
+    """
+    train, validation = training_splits(source, config, seed)
+    parts = {"train": train, "validation": validation}
+    found = _classified(source.name, parts, config)
+    return found[0], found[1]
+
+
+def _classified(name: str, parts: dict[str, Pictures], config: DataConfig) -> list[Undecoded]:
+    """What has a label of each split, the first of which is to be learned from."""
+    names = _class_names(name, tuple(parts.values()))
+    found = [
+        labelled(part, f"{name}, {split} split", names, config) for split, part in parts.items()
+    ]
+    if len(np.unique(found[0].labels)) < 2:
+        raise UserError(f"{name}: all pictures are of one class, there is nothing to learn")
+    return found
 
 
 def labelled(

@@ -100,4 +100,6 @@ def _label_kind(stream: Stream) -> Any:
 
 
 def _known(label: int | str | None) -> int | str | None:
+    if isinstance(label, bool):
+        return int(label)
     return None if label == -1 else label

@@ -19,6 +19,7 @@ from igpt.disk import read_json, write_atomically, write_text
 from igpt.interop.files import read_tensors
 from igpt.model import ImageGPT
 from igpt.order import Codec
+from igpt.parallel.processes import from_first
 from igpt.parallel.sharding import whole
 from igpt.probe.attention import AttentionHead
 from igpt.probe.linear import LinearProbe, Probe
@@ -48,14 +49,15 @@ class SavedProbe:
 
 
 def mark(model: ImageGPT, codec: Codec) -> Mark:
-    """The mark of a model with its codec; of several processes all call it, for the first one."""
+    """The mark of a model with its codec; of several processes all call it."""
     trunk = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(("head.", "clf.")):
             for held in whole({name: tensor}).values():
                 trunk.update(name.encode() + held.cpu().numpy().tobytes())
     clusters = hashlib.sha256(codec.palette.clusters.tobytes()).hexdigest()
-    return Mark(trunk.hexdigest()[:16], clusters[:16], codec.image_size, codec.order)
+    weights = from_first(trunk.hexdigest)  # who alone has the whole of a model that is split
+    return Mark(weights[:16], clusters[:16], codec.image_size, codec.order)
 
 
 def save_probe(folder: Path, saved: SavedProbe) -> None:
