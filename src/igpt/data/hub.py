@@ -104,7 +104,8 @@ def _split_pictures(
     column = image_column_of(dataset.features, name, image_column)
     try:
         encoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    # What pyarrow raises of a column of another kind derives from these.
+    # Only the cast knows which columns it takes. Of another kind `datasets` raises TypeError or its
+    # CastError, which is a ValueError; pyarrow ArrowInvalid, another, or ArrowNotImplementedError.
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UserError(f"{name}: column '{column}' does not hold pictures") from error
     # The Arrow column is mapped from disk, and several times faster by row than the data set.
