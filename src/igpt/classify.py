@@ -96,7 +96,7 @@ class HeadClassifier:
         return vote(logits, self.ensemble, self.masking.seed)
 
     @torch.no_grad()  # inference_mode would leave a split model tensors that cannot be trained
-    def _logits(self, tokens: Tensor, dtype: torch.dtype) -> Iterator[npt.NDArray[np.float32]]:
+    def _logits(self, tokens: Tensor, dtype: torch.dtype) -> Iterator[Logits]:
         model, masking = self.model, self.masking
         passes = 1 if model.config.causal else max(1, masking.count)
         starts = range(0, len(tokens), BATCH)
@@ -140,7 +140,7 @@ class ProbeClassifier:
         return np.concatenate([saved.probe.logits(x.reshape(len(x), -1)) for x in batches])
 
 
-def vote(logits: npt.NDArray[np.float32], ensemble: Ensemble, seed: int) -> Prediction:
+def vote(logits: Logits, ensemble: Ensemble, seed: int) -> Prediction:
     """One prediction a picture from logits [N, masks, C]."""
     n, _, n_classes = logits.shape
     probabilities = _softmax(logits.astype(np.float64)).mean(axis=1)

@@ -19,8 +19,6 @@ from igpt.classify import HeadClassifier
 from igpt.config import DataConfig, FinetuneConfig, ModelChoice, Recipe, TrainConfig, UserError
 from igpt.data import (
     Labelled,
-    Loader,
-    TokenLoader,
     Undecoded,
     few_labels,
     open_data,
@@ -117,7 +115,7 @@ def _finetune(
         _check(recipe, start)
         codec = start.codec
         train, validation = _open_pictures(recipe, codec, say)
-        loader = _loader(recipe, codec, train)
+        loader = train.loader(codec, config.batch_size, config.seed, recipe.data.augmentation)
     require_same("labelled pictures", (zlib.crc32(train.labels.tobytes()), len(validation)))
     model = _build(recipe, start, train.n_classes)
     classifier = HeadClassifier(model, train.class_names, Masking())
@@ -210,14 +208,6 @@ def _open_pictures(recipe: Recipe, codec: Codec, say: Say) -> tuple[Labelled | U
         f"{train.n_classes} classes"
     )
     return train, validation
-
-
-def _loader(recipe: Recipe, codec: Codec, train: Labelled | Undecoded) -> Loader:
-    augmentation, config = recipe.data.augmentation, recipe.train
-    if isinstance(train, Undecoded):
-        return train.loader(codec, config.batch_size, config.seed, augmentation)
-    tokens = codec.raster_tokens(train.images)
-    return TokenLoader(tokens, train.labels, codec, config.batch_size, config.seed, augmentation)
 
 
 def _build(recipe: Recipe, start: StoredModel, n_classes: int) -> ImageGPT:

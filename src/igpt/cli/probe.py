@@ -14,6 +14,7 @@ from igpt.cli.arguments import (
     add_features,
     add_run,
     add_shard,
+    data_config,
     load_large_task,
     load_task,
 )
@@ -210,10 +211,7 @@ def _introduce(task: AnyTask, say: Callable[[str], None]) -> None:
 
 def _augmentation(args: argparse.Namespace) -> str:
     """What is asked for, else what the run's pictures went through."""
-    from igpt.checkpoint import RunDirectory
-
-    run = RunDirectory(args.run)
-    own: str = run.recipe().data.augmentation if run.exists() else "none"
+    own: str = data_config(args).augmentation
     return args.augmentation or own
 
 

@@ -52,6 +52,11 @@ class Labelled:
         """The pictures at `indices` [M], in that order."""
         return Labelled(self.images[indices], self.labels[indices], self.class_names)
 
+    def loader(self, codec: Codec, batch_size: int, seed: int, augmentation: str) -> Loader:
+        """Batches to train on, encoded once and then moved as none, flip or cifar say."""
+        tokens = codec.raster_tokens(self.images)
+        return TokenLoader(tokens, self.labels, codec, batch_size, seed, augmentation)
+
 
 @dataclass(frozen=True)
 class Undecoded:
@@ -102,9 +107,7 @@ class Undecoded:
                 "choose none, flip or cifar"
             )
         if augmentation != "imagenet" and pictures.in_memory:
-            held = self.encode(codec)
-            tokens = codec.raster_tokens(held.images)
-            return TokenLoader(tokens, held.labels, codec, batch_size, seed, augmentation)
+            return self.encode(codec).loader(codec, batch_size, seed, augmentation)
         view = augmented_view(augmentation, self.fit)
         return PictureLoader(pictures, codec, batch_size, seed, view)
 
@@ -119,15 +122,6 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Splits:
-    """A classification task of which nothing is decoded yet."""
-
-    train: Undecoded
-    validation: Undecoded
-    test: Undecoded
-
-
-@dataclass(frozen=True)
 class LargeTask:
     """A task whose training pictures are not held; of the others, only the tokens are."""
 
@@ -137,38 +131,34 @@ class LargeTask:
 
 
 def open_task(source: Source, config: DataConfig, image_size: int, seed: int) -> Task:
-    """The three splits of a labelled source, at the model's size; UserError as `open_splits`."""
-    splits = open_splits(source, config, seed)
-    parts = (splits.train, splits.validation, splits.test)
-    return Task(*(part.decode(image_size) for part in parts))
-
-
-def open_large_task(source: Source, config: DataConfig, codec: Codec, seed: int) -> LargeTask:
-    """The same splits of a source that memory need not hold; UserError as `open_splits`."""
-    splits = open_splits(source, config, seed)
-    return LargeTask(splits.train, splits.validation.encode(codec), splits.test.encode(codec))
-
-
-def open_splits(source: Source, config: DataConfig, seed: int) -> Splits:
-    """The three splits of a labelled source.
+    """The three splits of a labelled source, at the model's size.
 
     Raises UserError when a split has no labels, or all pictures are of one class.
     """
+    return Task(*(part.decode(image_size) for part in _open_splits(source, config, seed)))
+
+
+def open_large_task(source: Source, config: DataConfig, codec: Codec, seed: int) -> LargeTask:
+    """The same splits of a source that memory need not hold; UserError as `open_task`."""
+    train, validation, test = _open_splits(source, config, seed)
+    return LargeTask(train, validation.encode(codec), test.encode(codec))
+
+
+def open_training(source: Source, config: DataConfig, seed: int) -> list[Undecoded]:
+    """Training and validation pictures of a source that may have no labelled test split.
+
+    Raises UserError as `open_task`.
+    """
+    train, validation = training_splits(source, config, seed)
+    return _classified(source.name, {"train": train, "validation": validation}, config)
+
+
+def _open_splits(source: Source, config: DataConfig, seed: int) -> list[Undecoded]:
+    """Training, validation and test pictures."""
     train, validation = training_splits(source, config, seed)
     test = evaluation_split(source, config.test_split)
     parts = {"train": train, "validation": validation, "test": test}
-    return Splits(*_classified(source.name, parts, config))
-
-
-def open_training(source: Source, config: DataConfig, seed: int) -> tuple[Undecoded, Undecoded]:
-    """Training and validation pictures of a source that may have no labelled test split.
-
-    Raises UserError as `open_splits`.
-    """
-    train, validation = training_splits(source, config, seed)
-    parts = {"train": train, "validation": validation}
-    found = _classified(source.name, parts, config)
-    return found[0], found[1]
+    return _classified(source.name, parts, config)
 
 
 def _classified(name: str, parts: dict[str, Pictures], config: DataConfig) -> list[Undecoded]:
