@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 from igpt.checkpoint import Progress, RunDirectory
 from igpt.cli import main
 from igpt.config import Recipe, load_recipe
+from igpt.model import ImageGPT
+from igpt.order import Codec
+from igpt.pipeline import load
 from igpt.pretrain import pretrain
 
 # More threads than cores wait for each other.
@@ -64,6 +67,12 @@ def picture_bytes(seed: int, size: tuple[int, int] = (9, 7), image_format: str =
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, image_format)
     return buffer.getvalue()
+
+
+def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
+    """The model and codec of a run, or of a folder of transformers."""
+    pipeline = load(folder)
+    return pipeline.model, pipeline.codec
 
 
 def write_classes(folder: Path, n_train: int, n_test: int) -> Path:

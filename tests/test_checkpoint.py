@@ -16,11 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-from conftest import newest, tiny_recipe
+from conftest import load_model, newest, tiny_recipe
 from igpt.checkpoint import Progress, RunDirectory, optimizer_tensors
 from igpt.config import UserError
 from igpt.disk import write_text
-from igpt.folder import load_model
 
 
 @pytest.fixture

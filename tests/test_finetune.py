@@ -10,12 +10,11 @@ import pytest
 import torch
 
 import igpt
-from conftest import silent, tiny_recipe, write_classes
+from conftest import load_model, silent, tiny_recipe, write_classes
 from igpt.checkpoint import RunDirectory
 from igpt.config import FinetuneConfig, Recipe, UserError, parse_recipe, recipe_yaml
 from igpt.data import Batch, Labelled
 from igpt.finetune import class_weights, default_recipe, finetune, parameter_groups
-from igpt.folder import load_model
 from igpt.monitor import read_metrics
 from igpt.objectives import AR, Joint
 from igpt.pretrain import pretrain

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import igpt.folder
+from conftest import load_model
 from igpt.config import ModelConfig, UserError
-from igpt.folder import load_model, save_model
+from igpt.folder import save_model
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette

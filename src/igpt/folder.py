@@ -189,12 +189,6 @@ def open_model(folder: Path) -> StoredModel:
     return StoredModel(config, _codec(folder, config, order), state, weights_path)
 
 
-def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
-    """The model and codec of a folder; UserError as `open_model`."""
-    stored = open_model(folder)
-    return fill_model(stored, ParallelConfig()), stored.codec
-
-
 def fill_model(stored: StoredModel, parallel: ParallelConfig) -> ImageGPT:
     """The stored model, split over processes as `parallel` says: each reads its part.
 

@@ -14,11 +14,10 @@ import several
 import torch
 from PIL import Image
 
-from conftest import TINY, silent, tiny_recipe
+from conftest import TINY, load_model, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.config import ParallelConfig, UserError
 from igpt.evaluate import picture_nats
-from igpt.folder import load_model
 from igpt.objectives import BERT
 from igpt.parallel.processes import gather, processes, rank, size, together
 from igpt.pretrain import pretrain

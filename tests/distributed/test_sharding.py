@@ -21,11 +21,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import igpt.attention
 import igpt.folder
 import igpt.model
-from conftest import TINY, silent, tiny_recipe
+from conftest import TINY, load_model, silent, tiny_recipe
 from igpt.checkpoint import Progress, RunDirectory, optimizer_tensors
 from igpt.config import ModelConfig, ParallelConfig, Recipe, UserError, load_recipe
 from igpt.evaluate import picture_nats
-from igpt.folder import fill_model, load_model, open_model, save_model
+from igpt.folder import fill_model, open_model, save_model
 from igpt.model import ImageGPT
 from igpt.objectives import AR
 from igpt.order import Codec

@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import igpt
+from conftest import load_model
 from igpt.config import ACTIVATIONS, ModelConfig, UserError
-from igpt.folder import load_model, save_model
+from igpt.folder import save_model
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import load_model
 from igpt.config import UserError
-from igpt.folder import load_model
 from igpt.probe.attention import AttentionHead
 from igpt.probe.linear import LinearProbe
 from igpt.probe.store import Mark, SavedProbe, load_probe, mark, save_probe
