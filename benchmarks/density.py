@@ -27,7 +27,8 @@ from igpt.cli.arguments import add_data, load_task
 from igpt.device import compute_dtype
 from igpt.disk import write_atomically, write_text
 from igpt.pipeline import load
-from igpt.plots.curves import BLUE, CYCLE, ORANGE
+from igpt.plots.curves import CYCLE
+from igpt.probe.linear import METRICS
 from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets, summarise
 
 SEEDS, TESTED = 5, 2_000  # subsets of labels; first test pictures
@@ -42,7 +43,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     chosen = subsets(task, [args.labels_per_class], SEEDS)
     features = ModelFeatures(pipeline, ["all"], args.pool, "auto")
     linear = LinearMethod(
-        "probe", features, task, needed_pictures(task, chosen), components=None, metric="accuracy"
+        "probe", features, task, needed_pictures(task, chosen), components=None, metric=args.metric
     )
     outcomes = compare([linear], task, chosen, lambda line: print(line, file=sys.stderr))
     (summary,) = summarise(outcomes)
@@ -53,12 +54,14 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         "accuracy": summary.accuracy,
         "balanced_accuracy": summary.balanced_accuracy,
         "layer": outcomes[0].layer,
-        "by_layer": {name: float(np.mean([one[name] for one in layers])) for name in layers[0]},
+        # on validation, of every subset
+        "by_layer": {name: [one[name] for one in layers] for name in layers[0]},
+        "objective": "ar" if pipeline.model.config.causal else "bert",
         "parameters": sum(p.numel() for p in pipeline.model.parameters()),
     }
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
+def draw(results: dict[str, Any], metric: str, path: Path) -> None:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     lines: dict[str, list[tuple[int, dict[str, Any]]]] = {}
@@ -66,19 +69,18 @@ def draw(results: dict[str, Any], path: Path) -> None:
         match = re.fullmatch(r"(.*)-step(\d+)", name)
         base, step = (match[1], int(match[2])) if match else (name, sys.maxsize)
         lines.setdefault(base, []).append((step, result))
-    for turn, (base, points) in enumerate(lines.items()):
+    for (base, points), color in zip(lines.items(), itertools.cycle(CYCLE)):
         points.sort(key=lambda point: point[0])
         x = [result["nats_per_pixel"] for _, result in points]
-        y, error = np.array([result["accuracy"] for _, result in points]).T * 100
-        axes.errorbar(x, y, error, color=BLUE, marker=".", linewidth=1, capsize=2)
-        axes.plot(x[-1:], y[-1:], color=ORANGE, marker="o")
-        # By turns on either side, as models that are as dense are as good.
-        side = (1, -1)[turn % 2]
-        axes.annotate(base, (x[-1], y[-1]), xytext=(6 * side, -10 * side), fontsize=8,
-                      ha="left" if side > 0 else "right", textcoords="offset points")  # fmt: skip
+        y, error = np.array([result[metric] for _, result in points]).T * 100
+        axes.errorbar(x, y, error, color=color, marker=".", linewidth=1, capsize=2)
+        masked = points[-1][1]["objective"] == "bert"
+        axes.plot(x[-1:], y[-1:], color=color, marker="s" if masked else "o", linestyle="",
+                  label=f"{base} (of hidden pixels)" if masked else base)  # fmt: skip
     axes.invert_xaxis()
     axes.set_xlabel("validation nats/pixel (better to the right)")
-    axes.set_ylabel("probe on test, %")
+    axes.set_ylabel(f"probe on test, {metric.replace('_', ' ')}, %")
+    axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="png", dpi=150)
 
@@ -89,7 +91,7 @@ def draw_layers(results: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     whole = {name: row for name, row in results.items() if not re.search(r"-step\d+$", name)}
     for (name, row), color in zip(whole.items(), itertools.cycle(CYCLE)):
-        accuracies = 100 * np.array(list(row["by_layer"].values()))  # of layers 0 to L
+        accuracies = 100 * np.mean(list(row["by_layer"].values()), axis=1)  # of layers 0 to L
         depth, best = np.linspace(0, 1, len(accuracies)), int(np.argmax(accuracies))
         axes.plot(depth, accuracies, color=color, marker=".", linewidth=1, label=name)
         axes.plot(depth[best], accuracies[best], color=color, marker="o", markersize=8)
@@ -100,12 +102,21 @@ def draw_layers(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, format="png", dpi=150)
 
 
+def best_over_last(row: dict[str, Any]) -> str:
+    """The best layer, and by how much it is above the last one, subset by subset."""
+    layers = 100 * np.array(list(row["by_layer"].values()))  # [L + 1, subsets]
+    best = int(np.argmax(layers.mean(axis=1)))
+    lead = layers[best] - layers[-1]
+    return f"layer {best}, {lead.mean():.1f} ± {lead.std(ddof=1):.1f} above the last"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     add_data(parser, limit=False)
     parser.add_argument("--labels-per-class", type=int, default=100)
     parser.add_argument("--pool", default="mean")
+    parser.add_argument("--metric", choices=METRICS, default="accuracy", help="chosen and drawn by")
     parser.add_argument("--out", type=Path, default=Path("density"))
     args = parser.parse_args()
     saved = args.out.with_suffix(".json")
@@ -119,9 +130,11 @@ def main() -> None:
             f"{100 * mean:.1f} ± {100 * deviation:.1f}"
             for mean, deviation in (row["accuracy"], row["balanced_accuracy"])
         )
-        print(f"{row['nats_per_pixel']:.4f}  {plain}  balanced {balanced}  layer {row['layer']}  "
+        print(f"{row['nats_per_pixel']:.4f}  {plain}  balanced {balanced}  {best_over_last(row)}  "
               f"{row['parameters']:,}  {run.name}", flush=True)  # fmt: skip
-    write_atomically(args.out.with_suffix(".png"), lambda path: draw(results, path))
+        means = [f"{100 * np.mean(values):.1f}" for values in row["by_layer"].values()]
+        print(f"        validation by layer: {' '.join(means)}", flush=True)
+    write_atomically(args.out.with_suffix(".png"), lambda path: draw(results, args.metric, path))
     layers = args.out.with_name(f"{args.out.name}-layers.png")
     write_atomically(layers, lambda path: draw_layers(results, path))
 

@@ -25,7 +25,8 @@ from pictures import KINDS, SIZE, photo_like
 from igpt.data import decode_all, open_source
 from igpt.disk import write_json
 from igpt.order import Encoded
-from igpt.palette import Palette, Pixels
+from igpt.palette import Palette
+from igpt.types import Pixels
 
 N_COLORS = 512
 ENCODED, FITTED = (50, 20_000), 50_000  # pictures: theirs and ours in a unit; fitted on

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from igpt.palette import Pixels
 from igpt.rng import numpy_rng
+from igpt.types import Pixels
 
 SIZE = 32
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from conftest import load_model, newest, tiny_recipe
-from igpt.checkpoint import Progress, RunDirectory, optimizer_tensors
+from igpt.checkpoint import Progress, RunDirectory
 from igpt.config import UserError
 from igpt.disk import write_text
 
@@ -169,6 +169,29 @@ def test_checkpoints_come_back_and_only_the_newest_two_are_kept(tmp_path: Path) 
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors(15).items())
 
 
+def test_without_its_pointer_the_newest_checkpoint_is_taken_and_it_says_so(tmp_path: Path) -> None:
+    run, said = RunDirectory(tmp_path), list[str]()
+    for step in (5, 10):
+        run.begin_checkpoint(Progress(step), tensors(step)).publish()
+    (run.checkpoints / "latest").unlink()
+    checkpoint = run.latest_checkpoint(said.append)
+    assert checkpoint is not None
+    assert checkpoint.progress == Progress(10)
+    (line,) = said
+    assert "latest" in line
+
+
+def test_what_killed_processes_left_half_written_goes_with_the_next_checkpoint(
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(tmp_path)
+    left = run.checkpoints / ".step-00000003.tmp"
+    left.mkdir(parents=True)
+    (left / "shard").write_bytes(b"half")
+    run.begin_checkpoint(Progress(5), tensors(5)).publish()
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["latest", "step-00000005"]
+
+
 def test_a_checkpoint_is_the_state_when_it_was_begun_and_is_seen_when_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,31 +248,14 @@ def test_without_a_whole_checkpoint_there_is_an_error(tmp_path: Path) -> None:
         run.latest_checkpoint()
 
 
-def test_a_checkpoint_of_version_0_1_0_is_read(tiny_run: Path, tmp_path: Path) -> None:
-    """It had two files, which one process wrote, and no list of them."""
-    run = RunDirectory(tmp_path / "run")
-    shutil.copytree(tiny_run, run.path)
-    progress, found = newest(run.path)
-    folder = run.checkpoints / f"step-{progress.step:08d}"
-    shutil.rmtree(folder)
-    folder.mkdir()
-    for name, moments in (("model", False), ("optimizer", True)):
-        part = {key: tensor for key, tensor in found.items() if ("/" in key) == moments}
-        save_file(part, folder / f"{name}.safetensors")
-    (folder / "state.json").write_text(json.dumps(asdict(progress)))
-    checkpoint = run.latest_checkpoint()
-    assert checkpoint is not None
-    assert checkpoint.progress == progress
-    model, _ = load_model(tiny_run)
-    optimizer = torch.optim.Adam(model.parameters())
-    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for tensor in model.state_dict().values():
-        tensor.zero_()
-    checkpoint.load(model, optimizer)
-    assert all(torch.equal(model.state_dict()[name], best[name]) for name in best)
-    moments = optimizer_tensors(model, optimizer)
-    assert moments
-    assert all(torch.equal(moments[name], found[name]) for name in moments)
+def test_a_checkpoint_that_does_not_say_which_files_it_has_is_not_taken_for_whole(
+    tmp_path: Path,
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.begin_checkpoint(Progress(5), tensors(5)).publish()
+    (run.checkpoints / "step-00000005" / "state.json").write_text(json.dumps(asdict(Progress(5))))
+    with pytest.raises(UserError, match="no checkpoint is whole"):
+        run.latest_checkpoint()
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt.config import (
@@ -61,6 +61,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert recipe.model.resolve(4, 9, causal=True).n_layer == 3
 
 
+@settings(deadline=None)
 @given(
     lr=st.floats(1e-6, 1, allow_nan=False),
     clip=st.none() | st.floats(0.1, 10),
@@ -86,6 +87,10 @@ def test_a_resolved_recipe_reads_back_to_itself(
         ("train.lr=0", "train.lr must be positive"),
         ("train.steps=0", "train.steps must be at least 1"),
         ("train.micro_batch_size=5", "multiple of"),
+        ("train.micro_batch_size=0", "train.micro_batch_size must be at least 1"),
+        ("train.grad_clip=-1", "train.grad_clip must be positive"),
+        ("train.betas=[2,-1]", "train.betas must lie in [0, 1)"),
+        ("model.n_layer=0", "model.n_layer must be at least 1"),
         ("objective=gan", "'ar', 'bert'"),
         ("data.augmentation=mixup", "imagenet"),
         ("model.preset=vit", "igpt-s"),
@@ -123,3 +128,6 @@ def test_an_unknown_recipe_is_refused_with_those_there_are(tmp_path: Path) -> No
 def test_the_fields_that_differ_are_named() -> None:
     other = load_recipe("digits", ["train.lr=1", "order=column"])
     assert differing_fields(load_recipe("digits"), other) == ["order", "train.lr"]
+    tuned = load_recipe("digits", ["finetune.start=runs/digits"])
+    assert "finetune.start" in differing_fields(load_recipe("digits"), tuned)
+    assert "finetune.start" in differing_fields(tuned, load_recipe("digits"))

@@ -11,7 +11,6 @@ import torch
 
 import igpt
 from conftest import load_model, silent, tiny_recipe, write_classes
-from igpt.checkpoint import RunDirectory
 from igpt.config import FinetuneConfig, Recipe, UserError, parse_recipe, recipe_yaml
 from igpt.data import Batch, Labelled
 from igpt.finetune import class_weights, default_recipe, finetune, parameter_groups
@@ -93,7 +92,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(tiny_run: Path, tmp_path: Pat
     same = ("data.augmentation=cifar",)
     finetune(recipe(tiny_run, *same), whole, resume=False, say=silent)
     finetune(recipe(tiny_run, *same, "train.steps=8"), parts, resume=False, say=silent)
-    RunDirectory(parts).save_recipe(recipe(tiny_run, *same))
+    (parts / "recipe.yaml").write_text(recipe_yaml(recipe(tiny_run, *same)))
     finetune(None, parts, resume=True, say=silent)
     assert losses(whole) == losses(parts)
     for a, b in zip(load_model(whole)[0].parameters(), load_model(parts)[0].parameters(),
@@ -199,6 +198,16 @@ def test_no_test_split_is_needed(tiny_run: Path, tmp_path: Path) -> None:
     assert done.outcome.step == 4
 
 
+def test_a_fine_tuned_run_is_not_pretrained(tiny_run: Path, tmp_path: Path) -> None:
+    """Its head would be lost, and the best model replaced by another measure's best."""
+    finetune(recipe(tiny_run, "train.steps=4"), tmp_path / "r", resume=False, say=silent)
+    for again in (None, tiny_recipe()):
+        with pytest.raises(UserError, match="is a run of `igpt finetune`"):
+            pretrain(again, tmp_path / "r", resume=True, say=silent)
+    with pytest.raises(UserError, match="is one of `igpt finetune`"):
+        pretrain(recipe(tiny_run), tmp_path / "new", resume=False, say=silent)
+
+
 def test_a_pretraining_run_is_not_gone_on_with(tiny_run: Path) -> None:
-    with pytest.raises(UserError, match="holds a pretraining run"):
+    with pytest.raises(UserError, match="is a run of `igpt pretrain`"):
         finetune(None, tiny_run, resume=True, say=silent)

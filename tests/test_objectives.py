@@ -55,6 +55,16 @@ def test_each_position_is_masked_with_the_probability_asked() -> None:
     assert masked.mean(0).tolist() == pytest.approx([0.15] * 9, abs=4 * math.sqrt(0.1275 / 4000))
 
 
+def test_masks_of_evaluation_do_not_depend_on_how_many_fit_in_memory() -> None:
+    model, tokens = random_model(BERT_CONFIG), batch(11).tokens
+    whole, *parts = (
+        picture_nats(model, BERT(0.5, 0, "evaluate"), tokens, size, mask_batch=4)
+        for size in (4, 2, 1)
+    )
+    for part in parts:
+        torch.testing.assert_close(part, whole)
+
+
 @pytest.mark.parametrize("name", ["ar", "bert"])
 def test_evaluation_counts_every_picture_once_whatever_the_batch(name: str) -> None:
     config = AR_CONFIG if name == "ar" else BERT_CONFIG

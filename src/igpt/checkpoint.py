@@ -16,10 +16,9 @@ part of a checkpoint.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igpt.config import Recipe, UserError, parse_recipe, recipe_yaml
+from igpt.config import Recipe, Say, UserError, parse_recipe, recipe_yaml
 from igpt.disk import flush, read_json, write_json, write_text
 from igpt.folder import require_fit
 from igpt.model import ImageGPT
@@ -85,11 +84,8 @@ class RunDirectory:
 
     def begin(self, recipe: Recipe, palette: Palette) -> None:
         """Write what repeats the run."""
-        self.save_recipe(recipe)
-        palette.save(self.path / "palette.npy")
-
-    def save_recipe(self, recipe: Recipe) -> None:
         write_text(self.path / "recipe.yaml", recipe_yaml(recipe))
+        palette.save(self.path / "palette.npy")
 
     def recipe(self) -> Recipe:
         """The resolved recipe; UserError when there is no run here."""
@@ -114,17 +110,22 @@ class RunDirectory:
         """
         return UnfinishedCheckpoint(self.checkpoints, progress, tensors, loader)
 
-    def latest_checkpoint(self, say: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
+    def latest_checkpoint(self, say: Say = lambda _: None) -> Checkpoint | None:
         """The newest whole checkpoint, or None when none was written yet.
 
-        Says so when a newer one is damaged. Raises UserError when all of them are.
+        Says so when a newer one is damaged, or the pointer is lost. Raises UserError when all of
+        them are damaged.
         """
         pointer = self.checkpoints / "latest"
-        if not pointer.is_file():
-            return None
-        newest = pointer.read_text(encoding="utf-8").strip()
         folders = sorted(self.checkpoints.glob("step-*"), reverse=True)
-        for folder in [f for f in folders if f.name <= newest]:
+        if pointer.is_file():
+            newest = pointer.read_text(encoding="utf-8").strip()
+            folders = [folder for folder in folders if folder.name <= newest]
+        elif folders:
+            say(f"warning: no file {pointer}: taking the newest whole checkpoint")
+        else:
+            return None
+        for folder in folders:
             try:
                 return Checkpoint(folder, _read_progress(folder))
             except UserError as error:
@@ -149,7 +150,7 @@ class UnfinishedCheckpoint:
         self._final = checkpoints / f"step-{progress.step:08d}"
         self._temporary = checkpoints / f".{self._final.name}.tmp"
         with self._failing():
-            on_first(lambda: _make_empty(self._temporary))
+            on_first(self._make_room)
             if loader is not None:
                 with together():
                     if speaks_for_group():
@@ -171,14 +172,17 @@ class UnfinishedCheckpoint:
             require_same("checkpoint files", names)
             on_first(self._rename)
 
+    def _make_room(self) -> None:
+        """An empty folder to write into, and none of those that a killed process left."""
+        for left in self._checkpoints.glob(".step-*.tmp"):
+            shutil.rmtree(left)
+        self._temporary.mkdir(parents=True)
+
     def _rename(self) -> None:
         """Give what is on the disk its name, point to it, and drop old ones."""
         written, final = self._temporary, self._final
         files = {path.name: path.stat().st_size for path in sorted(written.iterdir())}
-        header = json.dumps({**asdict(self._progress), "files": files})
-        (written / HEADER).write_text(header, encoding="utf-8")
-        flush(written / HEADER)
-        flush(written)
+        write_json(written / HEADER, {**asdict(self._progress), "files": files})
         # Left by a run that died before the pointer, or fell back to a checkpoint before these.
         for stale in self._checkpoints.glob("step-*"):
             if stale.name >= final.name:
@@ -201,18 +205,13 @@ class UnfinishedCheckpoint:
             ) from error
 
 
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
 def _read_progress(folder: Path) -> Progress:
     """Of a checkpoint, if it is whole; else UserError that says what is wrong."""
     header = read_json(folder / HEADER)
-    files: dict[str, int] = header.pop("files", {})  # version 0.1.0 did not write it
     try:
+        files: dict[str, int] = header.pop("files")
         progress = Progress(**header)
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{folder / HEADER} is not the header of a checkpoint") from error
     for name, expected in files.items():
         path = folder / name

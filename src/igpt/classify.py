@@ -21,11 +21,11 @@ from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.parallel.processes import in_turn, share_of
 from igpt.probe.features import BATCH, Masking, draw_mask, extract, make_pool
+from igpt.probe.linear import score
 from igpt.probe.store import SavedProbe
 from igpt.rng import numpy_rng
+from igpt.types import Floats, Labels
 
-Floats = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
 Ensemble = Literal["modal", "logits"]
 
@@ -143,18 +143,13 @@ class ProbeClassifier:
 def vote(logits: Logits, ensemble: Ensemble, seed: int) -> Prediction:
     """One prediction a picture from logits [N, masks, C]."""
     n, _, n_classes = logits.shape
-    probabilities = _softmax(logits.astype(np.float64)).mean(axis=1)
+    probabilities = torch.from_numpy(logits).double().softmax(dim=-1).mean(dim=1).numpy()
     if ensemble == "logits":
         return Prediction(logits.mean(axis=1).argmax(axis=1), probabilities)
     ballots = logits.argmax(axis=2)  # [N, masks]
     counts = (ballots[:, :, None] == np.arange(n_classes)).sum(axis=1).astype(np.float64)
     ties = numpy_rng(seed, "ties").random((n, n_classes))  # below one vote
     return Prediction((counts + ties).argmax(axis=1), probabilities)
-
-
-def _softmax(logits: Floats) -> Floats:
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -172,19 +167,19 @@ class Report:
 
 def report(labels: Labels, prediction: Prediction) -> Report:
     """Compare with labels [N], classes of the classifier."""
-    from sklearn.metrics import confusion_matrix
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-    n_classes = prediction.probabilities.shape[1]
-    confusion = confusion_matrix(labels, prediction.labels, labels=np.arange(n_classes))
-    right, support = np.diag(confusion).astype(np.float64), confusion.sum(axis=1)
-    recall = right / np.maximum(support, 1)
+    classes = np.arange(prediction.probabilities.shape[1])
+    precision, recall, _, support = precision_recall_fscore_support(
+        labels, prediction.labels, labels=classes, zero_division=0
+    )
     return Report(
-        accuracy=float(right.sum() / len(labels)),
-        balanced_accuracy=float(recall[support > 0].mean()),
-        precision=right / np.maximum(confusion.sum(axis=0), 1),
+        accuracy=score("accuracy", labels, prediction.labels),
+        balanced_accuracy=score("balanced_accuracy", labels, prediction.labels),
+        precision=precision,
         recall=recall,
         support=support,
-        confusion=confusion,
+        confusion=confusion_matrix(labels, prediction.labels, labels=classes),
         calibration_error=calibration_error(labels, prediction),
     )
 

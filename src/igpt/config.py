@@ -7,7 +7,7 @@ module, so it imports nothing heavy at load.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -18,9 +18,19 @@ class UserError(Exception):
     """A mistake of the user's, in one line that says what was expected (exit status 2)."""
 
 
+Say = Callable[[str], None]  # how a command tells what it does
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def _at_least_one(section: str, config: Any, *names: str) -> None:
+    """Require of the fields `names`, where they are given."""
+    for name in names:
+        value = getattr(config, name)
+        _require(value is None or value >= 1, f"{section}.{name} must be at least 1, got {value}")
 
 
 # Of the MLP. OpenAI's is x * sigmoid(1.702 x); the others are for models made elsewhere.
@@ -48,9 +58,7 @@ class ModelConfig:
     shift: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"):
-            value = getattr(self, name)
-            _require(value >= 1, f"model: {name} must be at least 1, got {value}")
+        _at_least_one("model", self, "n_layer", "n_head", "n_embd", "vocab_size", "n_positions")
         _require(
             self.n_embd % self.n_head == 0,
             f"model: n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})",
@@ -107,9 +115,7 @@ class DataConfig:
     validation_pictures: int = 2_000
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "shuffle_buffer", "validation_pictures"):
-            value = getattr(self, name)
-            _require(value >= 1, f"data.{name} must be at least 1: {value}")
+        _at_least_one("data", self, "image_size", "shuffle_buffer", "validation_pictures")
         _require(
             0 < self.validation_fraction < 1,
             f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}",
@@ -141,11 +147,12 @@ class ModelChoice:
             self.preset in PRESETS,
             f"unknown model preset '{self.preset}', expected one of: {', '.join(PRESETS)}",
         )
+        _at_least_one("model", self, "n_layer", "n_head", "n_embd")
 
     def resolve(self, vocab_size: int, n_positions: int, causal: bool) -> ModelConfig:
         preset = PRESETS[self.preset]
         return ModelConfig(
-            n_layer=self.n_layer or preset.n_layer,
+            n_layer=self.n_layer or preset.n_layer,  # None, as 0 was refused
             n_head=self.n_head or preset.n_head,
             n_embd=self.n_embd or preset.n_embd,
             vocab_size=vocab_size,
@@ -179,19 +186,18 @@ class TrainConfig:
     wandb: bool = False  # also log to Weights & Biases, if it is installed
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every"):
-            value = getattr(self, name)
-            _require(value >= 1, f"train.{name} must be at least 1, got {value}")
+        _at_least_one("train", self, "steps", "batch_size", "micro_batch_size", "patience")
+        _at_least_one("train", self, "log_every", "eval_every", "checkpoint_every")
         _require(self.lr > 0, f"train.lr must be positive, got {self.lr}")
         _require(self.seed >= 0, f"train.seed must not be negative, got {self.seed}")
-        _require(
-            self.patience is None or self.patience >= 1,
-            f"train.patience must be at least 1, got {self.patience}",
-        )
+        betas_fit = all(0 <= beta < 1 for beta in self.betas)
+        _require(betas_fit, f"train.betas must lie in [0, 1), got {self.betas}")
+        clips = self.grad_clip is None or self.grad_clip > 0
+        _require(clips, f"train.grad_clip must be positive, got {self.grad_clip}")
         _require(self.warmup_steps >= 0, f"train.warmup_steps is negative: {self.warmup_steps}")
         micro = self.micro_batch_size or self.batch_size
         _require(
-            micro >= 1 and self.batch_size % micro == 0,
+            self.batch_size % micro == 0,
             f"train.batch_size ({self.batch_size}) must be a multiple of "
             f"train.micro_batch_size ({micro})",
         )
@@ -224,10 +230,7 @@ class FinetuneConfig:
             0 <= self.label_smoothing < 1,
             f"finetune.label_smoothing must lie in [0, 1), got {self.label_smoothing}",
         )
-        _require(
-            self.labels_per_class is None or self.labels_per_class >= 1,
-            f"finetune.labels_per_class must be at least 1, got {self.labels_per_class}",
-        )
+        _at_least_one("finetune", self, "labels_per_class")
 
 
 @dataclass(frozen=True)
@@ -245,11 +248,7 @@ class ParallelConfig:
     timeout: int = 600  # seconds after which a process that does not answer ends the run
 
     def __post_init__(self) -> None:
-        for name in ("data", "shard", "tensor", "timeout"):
-            value = getattr(self, name)
-            _require(
-                value is None or value >= 1, f"parallel.{name} must be at least 1, got {value}"
-            )
+        _at_least_one("parallel", self, "data", "shard", "tensor", "timeout")
 
     def mesh(self, processes: int) -> tuple[int, int, int]:
         """(data, shard, tensor) for so many processes; UserError when they do not make them up."""
@@ -368,15 +367,22 @@ def _first_line(error: Exception) -> str:
 
 def recipe_yaml(recipe: Recipe) -> str:
     """The recipe, resolved, as YAML that `parse_recipe` reads back to an equal one."""
-    import yaml
+    from omegaconf import OmegaConf
 
-    return yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+def flat_fields(recipe: Recipe) -> dict[str, Any]:
+    """Dotted names of all fields, and their values."""
+
+    def flat(section: dict[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in section.items():
+            inner = isinstance(value, dict)
+            found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+        return found
+
+    return flat(asdict(recipe), "")
 
 
 # Fields that say how a run is computed, not what: it can be resumed with others.
@@ -385,15 +391,5 @@ DIVISION = ("parallel.", "train.micro_batch_size", "train.activation_checkpointi
 
 def differing_fields(a: Recipe, b: Recipe) -> list[str]:
     """Dotted names of the fields in which two recipes differ."""
-
-    def flat(value: Any, prefix: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {
-            k: v
-            for key, item in value.items()
-            for k, v in flat(item, f"{prefix}.{key}" if prefix else key).items()
-        }
-
-    left, right = flat(asdict(a), ""), flat(asdict(b), "")
-    return [key for key in left if left[key] != right[key]]
+    left, right = flat_fields(a), flat_fields(b)
+    return [name for name in left | right if left.get(name) != right.get(name)]

@@ -48,9 +48,11 @@ def picture_nats(
     tokens: torch.Tensor,
     batch_size: int,
     dtype: torch.dtype = torch.float32,
+    mask_batch: int | None = None,
 ) -> torch.Tensor:
     """The objective of each of the pictures `tokens` [N, T] in the model's order: nats/pixel, [N].
 
+    Masks are drawn for `mask_batch` pictures at a time, a multiple of `batch_size` (None: itself).
     Of several processes, each computes its share and has all values at the end. Raises ValueError
     when there are no pictures.
     """
@@ -58,10 +60,11 @@ def picture_nats(
         raise ValueError("no pictures to evaluate")
     device = model.wte.device
     nats = torch.zeros(len(tokens), device=device)
-    for step, counts in share_of(math.ceil(len(tokens) / batch_size)):
-        rows = slice(step * batch_size, (step + 1) * batch_size)
+    for number, counts in share_of(math.ceil(len(tokens) / batch_size)):
+        rows = slice(number * batch_size, (number + 1) * batch_size)
         part = tokens[rows].to(device)
-        batch = Batch(tokens=part, labels=None, step=step, rows=range(len(part)))
+        step, first = divmod(rows.start, mask_batch or batch_size)
+        batch = Batch(tokens=part, labels=None, step=step, rows=range(first, first + len(part)))
         with autocast(device, dtype):
             values = objective(model, *objective.inputs(batch))
         if counts:
@@ -123,7 +126,8 @@ def likelihood(
     tokens: torch.Tensor,
     batch_size: int,
     dtype: torch.dtype = torch.float32,
+    mask_batch: int | None = None,
 ) -> Likelihood:
     """Totals of `picture_nats`, summed in float64."""
-    nats = picture_nats(model, objective, tokens, batch_size, dtype)
+    nats = picture_nats(model, objective, tokens, batch_size, dtype, mask_batch)
     return Likelihood(float(nats.double().sum()), len(tokens), tokens.shape[1])

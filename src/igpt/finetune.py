@@ -16,7 +16,15 @@ import torch
 
 from igpt.checkpoint import RunDirectory
 from igpt.classify import HeadClassifier
-from igpt.config import DataConfig, FinetuneConfig, ModelChoice, Recipe, TrainConfig, UserError
+from igpt.config import (
+    DataConfig,
+    FinetuneConfig,
+    ModelChoice,
+    Recipe,
+    Say,
+    TrainConfig,
+    UserError,
+)
 from igpt.data import (
     Labelled,
     Undecoded,
@@ -32,7 +40,7 @@ from igpt.objectives import Joint, generative_objective
 from igpt.order import Codec
 from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import name_skipped, processes, require_same, together
-from igpt.pretrain import Say, check_division, new_model, settle_recipe, train_run
+from igpt.pretrain import check_recipe, new_model, settle_recipe, train_run
 from igpt.probe.features import Masking
 from igpt.probe.linear import score
 from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
@@ -97,12 +105,11 @@ def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Fin
     """
     run = RunDirectory(out)
     resume = resume or (is_restart() and run.exists())
-    recipe = settle_recipe(recipe, run, resume)
+    recipe = settle_recipe(recipe, run, resume, "finetune")
     options = recipe.finetune
-    if options is None:
-        raise UserError(f"{out} holds a pretraining run: `igpt pretrain --resume` goes on with it")
+    assert options is not None  # it is a recipe of this command
     with processes(recipe.parallel):
-        check_division(recipe)
+        check_recipe(recipe)
         return _finetune(recipe, options, run, resume, say)
 
 
@@ -112,12 +119,12 @@ def _finetune(
     config = recipe.train
     with together():
         start = open_model(local_folder(options.start))
-        _check(recipe, start)
+        _check(recipe, options, start)
         codec = start.codec
-        train, validation = _open_pictures(recipe, codec, say)
+        train, validation = _open_pictures(recipe, options, codec, say)
         loader = train.loader(codec, config.batch_size, config.seed, recipe.data.augmentation)
     require_same("labelled pictures", (zlib.crc32(train.labels.tobytes()), len(validation)))
-    model = _build(recipe, start, train.n_classes)
+    model = _build(recipe, options, start, train.n_classes)
     classifier = HeadClassifier(model, train.class_names, Masking())
     dtype = compute_dtype(config.precision, default_device())
     held_out = torch.from_numpy(codec.encode(validation.images))
@@ -172,9 +179,8 @@ def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[Parameter
     ]
 
 
-def _check(recipe: Recipe, start: StoredModel) -> None:
+def _check(recipe: Recipe, options: FinetuneConfig, start: StoredModel) -> None:
     """UserError for a recipe that asks for another model than the one it starts from."""
-    assert recipe.finetune is not None
     config, codec, data = start.config, start.codec, recipe.data
     asked = recipe.model_config(config.vocab_size, config.n_positions)
     sizes = ("n_layer", "n_head", "n_embd", "causal")
@@ -183,25 +189,26 @@ def _check(recipe: Recipe, start: StoredModel) -> None:
     ):
         raise UserError(
             "objective, order, size and model of a fine-tuning are those of the model it starts "
-            f"from, {recipe.finetune.start}"
+            f"from, {options.start}"
         )
-    if recipe.finetune.freeze > config.n_layer:
+    if options.freeze > config.n_layer:
         raise UserError(f"finetune.freeze: the model has {config.n_layer} blocks")
     if data.streaming:
         raise UserError("fine-tuning needs all labels at once: it does not read a stream")
 
 
-def _open_pictures(recipe: Recipe, codec: Codec, say: Say) -> tuple[Labelled | Undecoded, Labelled]:
+def _open_pictures(
+    recipe: Recipe, options: FinetuneConfig, codec: Codec, say: Say
+) -> tuple[Labelled | Undecoded, Labelled]:
     """Training pictures, held as tokens unless random crops are decoded anew, and validation's."""
-    assert recipe.finetune is not None
     data, seed = recipe.data, recipe.train.seed
     if not data.source:
-        raise UserError(f"{recipe.finetune.start} names no data: give --data")
+        raise UserError(f"{options.start} names no data: give --data")
     pictures, held_out = open_training(open_data(data), data, seed)
     crops = data.augmentation == "imagenet"
     train: Labelled | Undecoded = pictures if crops else pictures.encode(codec)
-    if recipe.finetune.labels_per_class is not None:
-        train = train.select(few_labels(train.labels, recipe.finetune.labels_per_class, seed))
+    if options.labels_per_class is not None:
+        train = train.select(few_labels(train.labels, options.labels_per_class, seed))
     validation = held_out.encode(codec)
     say(
         f"{len(train):,} labelled pictures to train on, {len(validation):,} held out, "
@@ -210,13 +217,12 @@ def _open_pictures(recipe: Recipe, codec: Codec, say: Say) -> tuple[Labelled | U
     return train, validation
 
 
-def _build(recipe: Recipe, start: StoredModel, n_classes: int) -> ImageGPT:
+def _build(recipe: Recipe, options: FinetuneConfig, start: StoredModel, n_classes: int) -> ImageGPT:
     """The starting model with a head of zeros for the classes."""
-    assert recipe.finetune is not None
     masked = recipe.mask_probability
     shape = replace(start.config, n_classes=n_classes, mask_probability=masked)
     model = new_model(shape, recipe)
-    if not recipe.finetune.from_scratch:
+    if not options.from_scratch:
         start.copy_into(model, but=("clf.weight",))
     return model
 

@@ -71,7 +71,8 @@ class Monitor:
         rows = read_metrics(self.path)
         kept = [row for row in rows if (row["step"] or 0) <= self.start_step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept if self.start_step))
-        self._file = self.path.open("a", encoding="utf-8")
+        # Unbuffered: what a full disk did not take is not tried again when the file is closed.
+        self._file = self.path.open("ab", buffering=0)
         self._tensorboard = _start_tensorboard(self._run_dir, self.start_step)
         if sys.stderr.isatty():
             self._progress = _start_progress()
@@ -94,10 +95,16 @@ class Monitor:
             self._wandb.finish()
 
     def log(self, row: Row) -> None:
-        """Append a row; it has `step`, and `loss`, `lr`, `pictures_per_second` or `val_...`."""
+        """Append a row; it has `step`, and `loss`, `lr`, `pictures_per_second` or `val_...`.
+
+        Raises UserError when the disk does not take it.
+        """
         finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(finite).encode() + b"\n")
+        except OSError as error:
+            complaint = f"cannot write {self.path}: {error.strerror}"
+            raise UserError(f"{complaint}; the last checkpoint is intact") from error
         step = int(row["step"])
         for name, value in row.items():
             if name != "step":

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from igpt.config import UserError
-from igpt.palette import UNKNOWN, Palette, Pixels, Tokens
+from igpt.palette import UNKNOWN, Palette
 from igpt.rng import numpy_rng
+from igpt.types import Pixels, Tokens
 
 Order = npt.NDArray[np.int64]  # [T]
 

@@ -7,6 +7,7 @@ clusters that can be nearest to any colour of the cell.
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from igpt.config import UserError
-
-Pixels = npt.NDArray[np.uint8]
-Tokens = npt.NDArray[np.uint16]
-Floats = npt.NDArray[np.float64]
+from igpt.disk import write_atomically
+from igpt.types import Floats, Pixels, Tokens
 
 CELL = 16  # colours a side of a cell of the table
 UNKNOWN = 65535  # a colour whose cell was not computed yet; so K is at most 65535
@@ -136,16 +135,9 @@ class Palette:
 
     def save(self, path: str | Path) -> None:
         """Write the clusters as `.npy`, whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.save(file, self.clusters)
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        contents = io.BytesIO()
+        np.save(contents, self.clusters)
+        write_atomically(Path(path), lambda temporary: temporary.write_bytes(contents.getvalue()))
 
     @classmethod
     def load(cls, path: str | Path) -> Palette:

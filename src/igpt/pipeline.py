@@ -27,13 +27,13 @@ from igpt.probe.features import Masking, extract, make_pool, parse_layers
 from igpt.probe.store import load_probe, mark
 from igpt.sample import Sampling, generate
 from igpt.share import push
+from igpt.types import Pixels
 
 # What people hold: one picture or several, as PIL images, paths of files, or uint8 arrays or
 # tensors [H, W], [H, W, 3], [B, H, W] or [B, H, W, 3].
 Shown = Image.Image | str | Path | Sequence[Any] | npt.NDArray[np.uint8] | torch.Tensor
 Images = Shown | Encoded  # or already tokens of the model's palette
 
-Pixels = npt.NDArray[np.uint8]
 
 EVAL_BATCH = 32  # pictures a forward pass
 

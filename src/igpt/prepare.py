@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -32,14 +31,12 @@ from typing import Any
 
 from PIL import Image
 
-from igpt.config import UserError
+from igpt.config import Say, UserError
 from igpt.data import Cut, Item, UnreadablePicture, cut_source, fit_square
-from igpt.disk import write_atomically
+from igpt.disk import read_json, write_atomically, write_json
 
 MANIFEST, DATA, FINISHED = "manifest.json", "data", ".shards"
 SETTINGS = "settings.json"
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -122,11 +119,13 @@ class Preparation:
             picture = {"bytes": _png(Image.fromarray(pixels)), "path": item.name}
             rows.append({"image": picture, "label": item.label})
         path = self.out / DATA / f"{name}.parquet"
+        for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a call that was killed
+            left.unlink()
         write_atomically(path, lambda file: _write_parquet(file, rows, label))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         relative, size = str(path.relative_to(self.out)), path.stat().st_size
         shard = Finished(relative, len(rows), size, digest, skipped, items.ended)
-        _write_json(self._note(name), asdict(shard))
+        write_json(self._note(name), asdict(shard))
         return shard
 
     def finished(self, piece: Piece) -> list[Finished]:
@@ -140,7 +139,7 @@ class Preparation:
         note = self._note(name)
         if not note.is_file():
             return None
-        shard = Finished(**json.loads(note.read_text()))
+        shard = Finished(**read_json(note))
         path = self.out / shard.file
         return shard if path.is_file() and path.stat().st_size == shard.bytes else None
 
@@ -153,10 +152,11 @@ class Preparation:
         """Make the folder this preparation's; UserError when it is another's."""
         path = self.out / FINISHED / SETTINGS
         if not path.exists():
-            if self.out.exists() and any(self.out.iterdir()):
+            # FINISHED is there from a call that was killed, or is at this line, before it wrote.
+            if self.out.exists() and {entry.name for entry in self.out.iterdir()} - {FINISHED}:
                 raise UserError(f"{self.out} is not empty, and was not made by `igpt prepare`")
-            _write_json(path, self.settings())
-        theirs = json.loads(path.read_text())
+            write_json(path, self.settings())
+        theirs = read_json(path)
         for key, value in self.settings().items():
             if theirs.get(key) != value:
                 raise UserError(
@@ -210,7 +210,7 @@ def prepare(work: Preparation, *, workers: int, part: tuple[int, int], say: Say)
     missing = sum(not is_whole(made) for made in done)
     if not missing:
         rows = [asdict(shard) for shard in shards]
-        _write_json(work.out / MANIFEST, {**work.settings(), "shards": rows})
+        write_json(work.out / MANIFEST, {**work.settings(), "shards": rows})
     return Totals(*_count(shards), len(shards), missing)
 
 
@@ -271,7 +271,3 @@ def _write_parquet(file: Path, rows: list[dict[str, Any]], label: Any) -> None:
     # Not by `datasets.Dataset`: it drops the bytes of a picture whose path exists.
     schema = datasets.Features(features).arrow_schema
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), file)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    write_atomically(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n"))

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from igpt.checkpoint import RunDirectory
-from igpt.config import DIVISION, ModelConfig, Recipe, UserError, differing_fields
+from igpt.config import DIVISION, ModelConfig, Recipe, Say, UserError, differing_fields
 from igpt.data import (
     Loader,
     PictureLoader,
@@ -21,7 +22,7 @@ from igpt.data import (
     StreamLoader,
     TokenLoader,
     decode_all,
-    fit_square,
+    evaluation_fit,
     imagenet_centre,
     imagenet_crop,
     next_pictures,
@@ -36,7 +37,7 @@ from igpt.folder import save_model
 from igpt.model import ImageGPT
 from igpt.monitor import Monitor, Row
 from igpt.objectives import generative_objective
-from igpt.order import Codec, Encoded
+from igpt.order import Codec, Encoded, permutation
 from igpt.palette import Palette
 from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import (
@@ -59,7 +60,7 @@ from igpt.train import Callbacks, Outcome, Trainer, Validation
 # Pictures that a palette is fitted on when they do not all fit in memory.
 PALETTE_SAMPLE = 20_000
 
-Say = Callable[[str], None]
+Command = Literal["pretrain", "finetune"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _prepare_crops(
 def _prepare_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
     """A stream is read while training; its first pictures are read here, for what comes before."""
     data = recipe.data
-    fit = imagenet_centre if data.augmentation == "imagenet" else fit_square
+    fit = evaluation_fit(data.augmentation)
     with together():
         train, validation = open_streams(data)
         first = train.read()
@@ -246,14 +247,15 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
     """
     run = RunDirectory(out)
     resume = resume or (is_restart() and run.exists())
-    recipe = settle_recipe(recipe, run, resume)
+    recipe = settle_recipe(recipe, run, resume, "pretrain")
     with processes(recipe.parallel):
-        check_division(recipe)
+        check_recipe(recipe)
         return _pretrain(recipe, run, resume, say)
 
 
-def check_division(recipe: Recipe) -> None:
-    """UserError when the processes cannot share the work, before any of it is done."""
+def check_recipe(recipe: Recipe) -> None:
+    """UserError for an unknown order, or work that the processes cannot share, before any of it."""
+    permutation(recipe.order, recipe.data.image_size)
     recipe.parallel.mesh(size())
     recipe.parallel.check_fit(recipe.model_config(1, 1))
     share_of_batch(recipe.train.batch_size)
@@ -268,9 +270,15 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
     dtype = compute_dtype(config.precision, default_device())
 
     def validate() -> Validation:
-        batch = config.micro_batch_size or config.batch_size
-        loss = likelihood(model, held_out, prepared.validation, batch, dtype).nats_per_pixel
-        return Validation({"val_loss": loss}, loss)
+        total = likelihood(
+            model,
+            held_out,
+            prepared.validation,
+            config.micro_batch_size or config.batch_size,
+            dtype,
+            mask_batch=config.batch_size,
+        )
+        return Validation({"val_loss": total.nats_per_pixel}, total.nats_per_pixel)
 
     trainer = Trainer(
         model,
@@ -307,21 +315,31 @@ def _ignore(_row: Row) -> None:
     """The log of a process that is not the first."""
 
 
-def settle_recipe(recipe: Recipe | None, run: RunDirectory, resume: bool) -> Recipe:
-    """The recipe of a new run, or the one that a run to resume was begun with.
+def settle_recipe(
+    recipe: Recipe | None, run: RunDirectory, resume: bool, command: Command
+) -> Recipe:
+    """The recipe of a new run, or the one that a run to resume was begun with by the same command.
 
     How it is divided over processes and memory may change on the way.
     """
     if not run.exists():
         if recipe is None:
             raise UserError(f"no run at {run.path} to resume, and no recipe to begin one")
+        if _command_of(recipe) != command:
+            raise UserError(f"the recipe is one of `igpt {_command_of(recipe)}`")
         return recipe
     if not resume:
         raise UserError(f"{run.path} holds a run already: add --resume, or choose another --out")
     saved = run.recipe()
+    if _command_of(saved) != command:
+        raise UserError(f"{run.path} is a run of `igpt {_command_of(saved)}`: resume it there")
     if recipe is None:
         return saved
     changed = [name for name in differing_fields(recipe, saved) if not name.startswith(DIVISION)]
     if changed:
         raise UserError(f"cannot resume {run.path}: {', '.join(changed)} differ from its recipe")
     return recipe
+
+
+def _command_of(recipe: Recipe) -> Command:
+    return "pretrain" if recipe.finetune is None else "finetune"

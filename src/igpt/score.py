@@ -24,9 +24,7 @@ from PIL import Image
 
 from igpt.order import Encoded
 from igpt.pipeline import Pipeline
-
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
+from igpt.types import Floats, Pixels
 
 CHUNK = 1024  # pictures whose pixels' values are in memory at once
 # Lossless compressors; the one that does best on a picture counts, as in the paper. WebP's slowest

@@ -37,9 +37,10 @@ from sklearn.utils.validation import (
 )
 
 from igpt.config import UserError
-from igpt.pipeline import Pipeline, Pixels, as_pixels, load
+from igpt.pipeline import Pipeline, as_pixels, load
 from igpt.probe.features import Features, make_pool, parse_layers
-from igpt.probe.linear import STRENGTHS, Basis, Floats, Labels, LinearProbe, logistic_path
+from igpt.probe.linear import STRENGTHS, Basis, LinearProbe, logistic_path
+from igpt.types import Floats, Labels, Pixels
 
 FOLDS = 5  # of the cross-validation that chooses C
 

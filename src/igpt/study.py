@@ -10,13 +10,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from igpt.baselines import fit_neighbours, predict_cnn, train_cnn
-from igpt.config import Recipe, TrainConfig, UserError
+from igpt.config import Recipe, Say, TrainConfig, UserError
 from igpt.data import LargeTask, Task, few_labels
 from igpt.device import compute_dtype
 from igpt.order import Encoded, need_pixels
@@ -34,10 +34,9 @@ from igpt.probe.linear import (
 )
 from igpt.probe.sgd import SGD, fit_sgd, predict_all
 from igpt.rng import numpy_rng
+from igpt.types import Pixels
 
 Indices = npt.NDArray[np.int64]
-Pixels = npt.NDArray[np.uint8]
-Say = Callable[[str], None]
 AnyTask = Task | LargeTask
 
 # Pictures whose features, without their labels, give the mean, the scale and the components.
@@ -146,8 +145,9 @@ def untrained(pipeline: Pipeline, seed: int) -> Pipeline:
 class LinearMethod:
     """Logistic regression on a representation, at the layer and strength that validation chooses.
 
-    Features are computed once, of the pictures `needed` only. `components`: principal ones kept,
-    0 for all features, None for as many as there are unless features outnumber labels.
+    Features are computed once, of the pictures `needed` only; those of `unlabelled` ones give the
+    mean, the scale and the components. `components`: principal ones kept, 0 for all features, None
+    for as many as there are unless features outnumber labels.
     """
 
     def __init__(
@@ -185,8 +185,8 @@ class LinearMethod:
             n_components = COMPONENTS if features.shape[1] > len(indices) else 0
         key = (layer, n_components)
         if key not in self._bases:
-            chosen = numpy_rng(0, "unlabelled").permutation(len(features))[:UNLABELLED]
-            self._bases[key] = Basis.fit(features[np.sort(chosen)], n_components)
+            known = np.searchsorted(self.needed, unlabelled(self.task))
+            self._bases[key] = Basis.fit(features[known], n_components)
         return LayerData(features[rows], self.validation[layer], self._bases[key])
 
 
@@ -265,11 +265,13 @@ class NeighbourMethod:
         labels, best = task.train.labels[subset.indices], None
         for layer in self.linear.train:
             data = self.linear.layer_data(layer, subset.indices)
-            neighbours = fit_neighbours(
-                data.basis(data.train), labels, data.basis(data.validation), task.validation.labels
-            )
-            predicted = neighbours.predict(data.basis(data.validation))
-            value = score(self.linear.metric, task.validation.labels, predicted)
+            x = data.basis(data.validation)
+
+            def worth(neighbours: Any, x: Features = x) -> float:
+                return score(self.linear.metric, task.validation.labels, neighbours.predict(x))
+
+            neighbours = fit_neighbours(data.basis(data.train), labels, worth)
+            value = worth(neighbours)
             if best is None or value > best[1]:
                 best = layer, value, neighbours, data.basis
         assert best is not None
@@ -294,6 +296,7 @@ class CnnMethod:
             train.n_classes,
             minutes=self.minutes,
             augmentation=self.augmentation,
+            worth=partial(score, self.metric),
             seed=subset.seed,
         )
         value = score(self.metric, validation.labels, predict_cnn(cnn, validation.pixels))
@@ -313,10 +316,14 @@ def subsets(task: AnyTask, sizes: Sequence[int | None], seeds: int) -> list[Subs
     ]
 
 
+def unlabelled(task: Task) -> Indices:
+    """Training pictures whose features are used without their labels; the same for all subsets."""
+    return np.sort(numpy_rng(0, "unlabelled").permutation(len(task.train))[:UNLABELLED])
+
+
 def needed_pictures(task: Task, chosen: Sequence[Subset]) -> Indices:
     """All training pictures of the subsets, and those used without their labels; sorted."""
-    unlabelled = numpy_rng(0, "unlabelled").permutation(len(task.train))[:UNLABELLED]
-    return np.unique(np.concatenate([unlabelled, *(subset.indices for subset in chosen)]))
+    return np.unique(np.concatenate([unlabelled(task), *(subset.indices for subset in chosen)]))
 
 
 def make_baselines(features: ModelFeatures, linear: LinearMethod) -> list[Method]:

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from igpt.checkpoint import RunDirectory
-from igpt.config import Recipe, UserError, load_recipe
+from igpt.config import Recipe, Say, UserError, flat_fields, load_recipe
 from igpt.data import (
     decode_all,
-    evaluation_split,
+    evaluation_fit,
     few_labels,
-    fit_square,
-    imagenet_centre,
     open_data,
     open_task,
+    pictures_to_test,
     training_splits,
 )
 from igpt.disk import read_json, write_json
@@ -38,8 +36,6 @@ from igpt.plan import n_parameters, training_flops
 from igpt.pretrain import pretrain, settle_recipe
 from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets
 from igpt.train import Outcome
-
-Say = Callable[[str], None]
 
 ALIASES = {"model": "model.preset"}  # other fields go by the last part of their name
 SEEDS = 5  # subsets of --labels-per-class that an accuracy is the mean of
@@ -128,7 +124,7 @@ def _parse(grid: Sequence[str]) -> dict[str, list[str]]:
 def _field(name: str) -> str:
     """The dotted field of a recipe that a name of the grid means."""
     # How a run is divided over processes changes nothing that is measured.
-    fields = [f for f in _flat(asdict(Recipe())) if not f.startswith("parallel.")]
+    fields = [f for f in flat_fields(Recipe()) if not f.startswith("parallel.")]
     found = [f for f in fields if f == ALIASES.get(name, name) or f.endswith(f".{name}")]
     if len(found) != 1:
         expected = ", ".join(found or fields)
@@ -136,21 +132,11 @@ def _field(name: str) -> str:
     return found[0]
 
 
-def _flat(sections: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of all fields."""
-    return [
-        field
-        for key, value in sections.items()
-        for field in (_flat(value, f"{key}.") if isinstance(value, dict) else [prefix + key])
-    ]
-
-
 def _check(point: Point) -> None:
     """Raise UserError for what cannot be trained, and for a folder that holds another run."""
     recipe = point.recipe
     permutation(recipe.order, recipe.data.image_size)
-    recipe.model_config(recipe.palette.colors, recipe.data.image_size**2)
-    settle_recipe(recipe, point.run, resume=True)
+    settle_recipe(recipe, point.run, resume=True, command="pretrain")
 
 
 # --- the runs ------------------------------------------------------------------------------------
@@ -188,11 +174,11 @@ def measure(point: Point, outcome: Outcome, labels_per_class: int | None, say: S
     """What the finished run of `point` cost and reached."""
     recipe, pipeline = point.recipe, load(point.run.path)
     data, config, size = recipe.data, pipeline.model.config, pipeline.image_size
-    crop = imagenet_centre if data.augmentation == "imagenet" else fit_square
-    test = decode_all(evaluation_split(open_data(recipe.data), data.test_split), size, crop).images
+    fit = evaluation_fit(data.augmentation)
+    test = pictures_to_test(open_data(data), data, recipe.train.seed)
     assert outcome.best is not None  # the last step validates
     validation = Likelihood(outcome.best, 1, pipeline.codec.n_tokens)
-    likelihood = pipeline.likelihood(test)
+    likelihood = pipeline.likelihood(decode_all(test, size, fit).images)
     return Result(
         point.name,
         parameters=n_parameters(config),

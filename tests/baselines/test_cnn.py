@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from igpt.baselines import predict_cnn, train_cnn
 from igpt.config import DataConfig, UserError
 from igpt.data import few_labels, open_source, open_task
+from igpt.probe.linear import score
 
 TASK = open_task(open_source("digits"), DataConfig(), 8, seed=0)
 
@@ -17,7 +20,7 @@ def train(per_class: int, *, minutes: float = 30, seed: int = 0, augmentation: s
     held = TASK.validation
     return train_cnn(
         part.images, part.labels, held.images, held.labels, 10,
-        minutes=minutes, augmentation=augmentation, seed=seed,
+        minutes=minutes, augmentation=augmentation, worth=partial(score, "accuracy"), seed=seed,
     )  # fmt: skip
 
 
@@ -42,4 +45,7 @@ def test_one_label_a_class_and_no_time_are_enough_to_end() -> None:
 def test_one_class_is_refused() -> None:
     images, labels = TASK.train.images[:5], np.zeros(5, np.int64)
     with pytest.raises(UserError, match="two classes"):
-        train_cnn(images, labels, images, labels, 2, minutes=1, augmentation="none", seed=0)
+        train_cnn(
+            images, labels, images, labels, 2,
+            minutes=1, augmentation="none", worth=partial(score, "accuracy"), seed=0,
+        )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from igpt.baselines import fit_neighbours
@@ -14,7 +16,11 @@ TASK = open_task(open_source("digits"), DataConfig(), 8, seed=0)
 def test_neighbours_vote_as_many_as_validation_likes() -> None:
     x = TASK.train.images.reshape(1350, -1).astype(np.float32)
     held = TASK.validation.images.reshape(150, -1).astype(np.float32)
-    neighbours = fit_neighbours(x, TASK.train.labels, held, TASK.validation.labels)
+
+    def worth(neighbours: Any) -> float:
+        return float(neighbours.score(held, TASK.validation.labels))
+
+    neighbours = fit_neighbours(x, TASK.train.labels, worth)
     assert neighbours.score(held, TASK.validation.labels) > 0.95
     few = few_labels(TASK.train.labels, 1, 0)[:2]
-    assert fit_neighbours(x[few], np.array([3, 5]), held, np.full(150, 3)).n_neighbors == 1
+    assert fit_neighbours(x[few], np.array([3, 5]), worth).n_neighbors == 1

@@ -19,6 +19,8 @@ from igpt.data import (
     open_large_task,
     open_source,
     open_task,
+    open_training,
+    training_splits,
 )
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
@@ -62,6 +64,27 @@ def test_a_task_has_three_splits_that_do_not_overlap() -> None:
     seen = {image.tobytes() for image in task.train.images}
     shared = sum(image.tobytes() in seen for image in task.test.images)
     assert shared < 3  # two scans may be equal
+
+
+def test_of_a_single_split_three_parts_are_made_and_the_test_part_was_never_trained_on(
+    tmp_path: Path,
+) -> None:
+    """Pretraining holds out what is tested later; what chooses among probes is another part."""
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x=images, y=np.arange(50) % 2)
+    source = open_source(str(tmp_path / "d.npz"))
+    _, held_out = training_splits(source, CONFIG, seed=3)
+    with pytest.warns(UserWarning, match=r"the 5 pictures that training held out of 'train'"):
+        task = open_task(source, CONFIG, 8, seed=3)
+    assert np.array_equal(task.test.images, decode_all(held_out, 8).images)
+    parts = [{image.tobytes() for image in part.images} for part in
+             (task.train, task.validation, task.test)]  # fmt: skip
+    assert [len(part) for part in parts] == [41, 4, 5]
+    assert len(set.union(*parts)) == 50
+    with pytest.warns(UserWarning, match="held out"):
+        train, validation = open_training(source, CONFIG, seed=3)
+    assert np.array_equal(train.labels, task.train.labels)
+    assert len(validation) == 4
 
 
 def test_pictures_without_a_label_are_left_out_and_said(tmp_path: Path) -> None:

@@ -269,11 +269,6 @@ def test_an_empty_share_is_not_the_whole_batch() -> None:
     assert token_loader().batch(4, range(0)).tokens.shape == (0, 36)
 
 
-def test_loaders_say_how_many_pictures_an_epoch_has(tmp_path: Path) -> None:
-    assert token_loader().n_pictures == 10
-    assert crop_loader(tmp_path).n_pictures == 5
-
-
 def test_an_unreadable_picture_is_warned_about_once(tmp_path: Path) -> None:
     loader = crop_loader(tmp_path)
     (tmp_path / "3.png").write_bytes(b"")

@@ -152,8 +152,9 @@ def test_imagenet_crops_need_pictures_and_sgd(igpt, tiny_run: Path, tmp_path: Pa
     ("words", "complaint"),
     [
         (["--labels-per-class", 4], "--solver sgd takes all labels"),
-        (["--baselines"], "--solver sgd takes all labels"),
-        (["--head", "attention"], "--solver sgd takes all labels"),
+        (["--baselines"], "--baselines: not with --solver sgd"),
+        (["--head", "attention"], "--head: not with --solver sgd"),
+        (["--pca", 0], "--pca: not with --solver sgd"),
         (["--lr", 0], "must be above 0"),
         (["--epochs", 0], "must be above 0"),
     ],

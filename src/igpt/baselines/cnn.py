@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +22,7 @@ from igpt.config import UserError
 from igpt.data import move_pixels
 from igpt.device import autocast, compute_dtype, default_device
 from igpt.rng import numpy_rng, torch_rng
-
-Pixels = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
+from igpt.types import Labels, Pixels
 
 WIDTHS = (32, 64, 128)
 GRID = 4  # places a side that the last layer sees
@@ -75,6 +73,7 @@ def train_cnn(
     *,
     minutes: float,
     augmentation: str,
+    worth: Callable[[Labels, Labels], float],
     seed: int,
 ) -> ResidualCNN:
     """The network with the weights that validation liked best.
@@ -83,6 +82,7 @@ def train_cnn(
         images, validation_images: uint8 [N, S, S, 3].
         minutes: of training at most.
         augmentation: none, flip or cifar.
+        worth: of labels and what was predicted for them, on validation pictures; large is good.
 
     Raises UserError when all labels are the same.
     """
@@ -114,9 +114,9 @@ def train_cnn(
         progress = max(step / steps, (time.monotonic() - began) / (60 * minutes))
         if progress - checked >= 1 / VALIDATIONS or progress >= 1:
             checked = progress
-            right = predict_cnn(model, validation_images[some]) == validation_labels[some]
-            if right.mean() >= best:
-                best, kept = right.mean(), {k: v.clone() for k, v in model.state_dict().items()}
+            value = worth(validation_labels[some], predict_cnn(model, validation_images[some]))
+            if value >= best:
+                best, kept = value, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(kept)
     return model.eval()
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-Labels = npt.NDArray[np.int64]
+from igpt.types import Labels
 
 COUNTS = (1, 3, 5, 10, 20)  # of neighbours that vote, where there are so many labels
 
 
-def fit_neighbours(
-    x: npt.NDArray[Any], labels: Labels, validation_x: npt.NDArray[Any], validation_y: Labels
-) -> Any:
-    """scikit-learn's classifier on x [n, F], by cosine; validation chooses how many vote."""
+def fit_neighbours(x: npt.NDArray[Any], labels: Labels, worth: Callable[[Any], float]) -> Any:
+    """scikit-learn's classifier on x [n, F], by cosine; as many vote as `worth` likes best."""
     from sklearn.neighbors import KNeighborsClassifier
 
     fitted = [
@@ -23,4 +21,4 @@ def fit_neighbours(
         for count in COUNTS
         if count <= len(x)
     ]
-    return max(fitted, key=lambda neighbours: neighbours.score(validation_x, validation_y))
+    return max(fitted, key=worth)

@@ -157,6 +157,14 @@ def load_named(args: argparse.Namespace, size: int) -> Named:
     return Named(decoded.images, names, labels, pictures.class_names)
 
 
+def refuse_two_sources(args: argparse.Namespace) -> None:
+    """UserError when pictures are given in both ways."""
+    from igpt.config import UserError
+
+    if args.images and args.data:
+        raise UserError("give picture files or --data, not both")
+
+
 def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:
     """The files of `args.images`, or else the pictures that `add_data`'s arguments name.
 
@@ -167,7 +175,7 @@ def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:
 
     from igpt.checkpoint import RunDirectory
     from igpt.config import UserError
-    from igpt.data import fit_square, imagenet_centre, open_files
+    from igpt.data import evaluation_fit, open_files
 
     files = getattr(args, "images", None)
     pictures = open_files(files) if files else _open_split(args)
@@ -176,15 +184,18 @@ def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:
             raise UserError(f"--limit must be at least 1, got {args.limit}")
         pictures = pictures.select(np.arange(min(args.limit, len(pictures))))
     run = RunDirectory(args.run)
-    crops = run.exists() and run.recipe().data.augmentation == "imagenet"
-    return pictures, imagenet_centre if crops else fit_square
+    return pictures, evaluation_fit(run.recipe().data.augmentation if run.exists() else "none")
 
 
 def _open_split(args: argparse.Namespace) -> Pictures:
-    from igpt.data import evaluation_split, open_data
+    from igpt.checkpoint import RunDirectory
+    from igpt.data import evaluation_split, open_data, pictures_to_test
 
-    config = data_config(args)
-    return evaluation_split(open_data(config), config.test_split)
+    config, run = data_config(args), RunDirectory(args.run)
+    source = open_data(config)
+    if run.exists() and run.recipe().data.source == config.source:
+        return pictures_to_test(source, config, _run_seed(args.run))
+    return evaluation_split(source, config.test_split)
 
 
 def load_pictures(args: argparse.Namespace, size: int) -> npt.NDArray[np.uint8] | Encoded:

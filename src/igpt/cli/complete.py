@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from igpt.cli.arguments import add_data, add_run, add_sampling, load_pictures, sampling
+from igpt.cli.arguments import (
+    add_data,
+    add_run,
+    add_sampling,
+    load_pictures,
+    refuse_two_sources,
+    sampling,
+)
 from igpt.cli.report import Report
-from igpt.config import UserError
+from igpt.config import Say
 
 EXAMPLE = "igpt complete runs/digits --images photo.png --keep 0.5 -n 4 --out sheet.png"
 
@@ -23,15 +29,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="default sheet.png")
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
     from igpt.plots import completion_sheet, save_image
 
+    refuse_two_sources(args)
     pipeline = load(args.run)
-    size = pipeline.image_size
-    if args.images and args.data:
-        raise UserError("give --images or --data, not both")
-    images = load_pictures(args, size)
+    images = load_pictures(args, pipeline.image_size)
     completed = pipeline.continue_from(images, args.keep, args.n, sampling(args))
     sheet = completion_sheet(pipeline.known(args.keep), completed, pipeline.quantize(images))
     save_image(sheet, args.out)

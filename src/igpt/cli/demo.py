@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.cli.report import INTERRUPTED, Report
+from igpt.config import Say
 
 if TYPE_CHECKING:
     from igpt.config import Recipe
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="train shorter or longer than the recipe")
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.checkpoint import RunDirectory
     from igpt.config import load_recipe
     from igpt.pipeline import load
@@ -47,11 +47,11 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
 def _scores(pipeline: Pipeline, recipe: Recipe) -> dict[str, float]:
     """Bits a pixel on the test split: the model's and the baselines', and the picture count."""
     from igpt.baselines import context_nats, position_histogram_nats
-    from igpt.data import decode_all, evaluation_split, open_source, training_splits
+    from igpt.data import decode_all, open_source, training_splits
 
     source, size = open_source(recipe.data.source), pipeline.image_size
     train, held_out = training_splits(source, recipe.data, recipe.train.seed)
-    test = decode_all(evaluation_split(source, recipe.data.test_split), size).images
+    test = decode_all(source.split(recipe.data.test_split), size).images
     sets = [decode_all(split, size).images for split in (train, held_out)]
     a, b, c = (pipeline.codec.raster_tokens(images) for images in (*sets, test))
     k = pipeline.palette.n_colors
@@ -67,7 +67,7 @@ def _figures(
     pipeline: Pipeline, recipe: Recipe, out: Path, values: dict[str, float]
 ) -> tuple[Path, ...]:
     from igpt.checkpoint import RunDirectory
-    from igpt.data import decode_all, evaluation_split, open_source
+    from igpt.data import decode_all, open_source
     from igpt.disk import write_atomically
     from igpt.monitor import read_metrics
     from igpt.plots import completion_sheet, loss_figure, palette_sheet, picture_sheet, save_image
@@ -77,7 +77,7 @@ def _figures(
     names = ("samples", "completions", "palette", "loss")
     samples, completions, palette, loss = (run.figures / f"{name}.png" for name in names)
     save_image(picture_sheet(pipeline.paint(SAMPLES, Sampling())), samples)
-    test = evaluation_split(open_source(recipe.data.source), recipe.data.test_split)
+    test = open_source(recipe.data.source).split(recipe.data.test_split)
     originals = decode_all(test, pipeline.image_size).images[:COMPLETED]
     completed = pipeline.continue_from(originals, 0.5, VARIANTS, Sampling())
     sheet = completion_sheet(pipeline.known(0.5), completed, pipeline.quantize(originals))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 from igpt.cli.arguments import add_data, add_run, add_shard, load_pictures
 from igpt.cli.report import Report
+from igpt.config import Say
 
 EXAMPLE = "igpt eval runs/digits --split test"
 
@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import ParallelConfig
     from igpt.device import compute_dtype
     from igpt.parallel.processes import processes, require_same, together

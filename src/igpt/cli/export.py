@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from igpt.cli.arguments import add_run
 from igpt.cli.report import Report
+from igpt.config import Say
 
 EXAMPLE = "igpt export onnx runs/digits --out digits-onnx"
 
@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     import numpy as np
 
     from igpt.config import UserError

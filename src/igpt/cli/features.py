@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from igpt.cli.arguments import add_data, add_features, add_run, add_shard, open_pictures
 from igpt.cli.report import Report
+from igpt.config import Say
 
 EXAMPLE = "igpt features runs/digits --split train --layer 2 --pool mean --out features.npz"
 
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import ParallelConfig
     from igpt.device import compute_dtype
     from igpt.parallel.processes import processes, require_same, together

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from igpt.cli.report import Report
+from igpt.config import Say
 from igpt.interop.download import SHARDS, STEPS, fetch_all, published_files
 
 EXAMPLE = "igpt fetch openai --model s --ckpt 1000000 --out igpt-s"
@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     folder = args.out or Path(f"igpt-{args.model}-bert" if args.bert else f"igpt-{args.model}")
     urls = published_files(args.model, args.ckpt, args.bert)
     fetch_all(urls, folder)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from igpt.cli.arguments import add_run, add_short_flags, overrides, resumed_recipe
 from igpt.cli.report import Report, stopped_status
+from igpt.config import Say
 
 EXAMPLE = "igpt finetune runs/digits --out runs/digits-classes --steps 300 finetune.layer_decay=0.8"
 
@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_short_flags(parser, SHORT)
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import parse_recipe, recipe_yaml
     from igpt.finetune import default_recipe, finetune
 

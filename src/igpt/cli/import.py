@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from igpt.cli.report import Report
+from igpt.config import Say
 
 EXAMPLE = "igpt import openai igpt-s/model.ckpt-1000000 --out runs/igpt-s"
 
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="model folder")
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import UserError
     from igpt.folder import model_codec, save_model
     from igpt.interop.download import CLUSTERS

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from igpt.cli.report import Report
-from igpt.config import PRESETS, UserError
+from igpt.config import PRESETS, Say, UserError
 
 if TYPE_CHECKING:
     from igpt.config import ModelConfig
@@ -29,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--colors", type=int, help=f"of a preset: default {COLORS}")
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     config, batch_size = _preset(args) if args.model in PRESETS else _trained(args)
     values = _values(config, batch_size)
     return Report(_text(args.model, config, values), {"model": args.model, **values})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from igpt.cli.report import Report
+from igpt.config import Say
 
 EXAMPLE = "igpt palette --data digits --size 8 --colors 16 --out palette.npy"
 
@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="also draw the colours")
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import DataConfig, PaletteConfig
     from igpt.data import decode_all, evaluation_split, open_source
     from igpt.order import need_pixels

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from igpt.cli.report import Report
-from igpt.config import Recipe, UserError, load_recipe, shipped_recipes
+from igpt.config import Recipe, Say, UserError, load_recipe, shipped_recipes
 from igpt.plan import (
     GPU,
     GPUS,
@@ -54,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     recipe = load_recipe(args.words[0], args.words[1:])
     if not 0 < args.utilisation <= 1:
         raise UserError(f"--utilisation must be above 0 and at most 1, got {args.utilisation}")

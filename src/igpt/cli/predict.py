@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.arguments import add_data, add_run, load_named
+from igpt.cli.arguments import add_data, add_run, load_named, refuse_two_sources
 from igpt.cli.report import Report
-from igpt.config import UserError
+from igpt.config import Say, UserError
 
 if TYPE_CHECKING:
     from igpt import classify
@@ -40,15 +38,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--confusion", type=Path, metavar="PNG", help="draw the confusion matrix")
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.classify import as_classes, report
     from igpt.device import compute_dtype
-    from igpt.disk import write_atomically, write_text
+    from igpt.disk import write_atomically, write_csv
     from igpt.pipeline import load
     from igpt.plots import confusion_figure
 
-    if args.images and args.data:
-        raise UserError("give picture files or --data, not both")
+    refuse_two_sources(args)
     if args.masks is not None and args.masks < 1:
         raise UserError(f"--masks must be at least 1, got {args.masks}")
     pipeline = load(args.run)
@@ -78,7 +75,7 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
                 lambda path: confusion_figure(result.confusion, classifier.class_names, path),
             )
     if args.csv:
-        write_text(args.csv, _csv(rows))
+        write_csv(args.csv, rows)
     return Report("\n".join(lines), values)
 
 
@@ -104,14 +101,6 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     shown = [f"{row['probability']:6.3f}  {row['label']:<16}  {row['picture']}" for row in rows]
     more = [f"… {len(rows) - SHOWN:,} more: --csv or --json gives all"]
     return shown[:SHOWN] + (more if len(rows) > SHOWN else [])
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, ("picture", "label", "probability"))
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def _report_values(result: classify.Report, classes: Sequence[str]) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from igpt.cli.report import Report
+from igpt.config import Say
 
 EXAMPLE = "igpt prepare --data digits --size 16 --out digits16"
 
@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import DataConfig, UserError
     from igpt.prepare import Preparation, prepare
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from igpt.cli.arguments import add_short_flags, overrides, resumed_recipe
 from igpt.cli.report import Report, stopped_status
-from igpt.config import PRESETS, UserError, load_recipe, shipped_recipes
+from igpt.config import PRESETS, Say, UserError, load_recipe, shipped_recipes
 from igpt.parallel import launch
 
 EXAMPLE = "igpt pretrain digits --out runs/digits --steps 200 train.grad_clip=1"
@@ -55,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_short_flags(parser, SHORT)
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.checkpoint import RunDirectory
     from igpt.disk import write_atomically
     from igpt.monitor import read_metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from igpt.cli.arguments import (
     load_task,
 )
 from igpt.cli.report import Report
+from igpt.config import Say
 
 if TYPE_CHECKING:
     from igpt.config import ParallelConfig
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         Summary,
     )
 
+SEEDS = 5  # where the command line gives none
 EXAMPLE = "igpt probe runs/digits --labels-per-class 1 4 10 all --baselines"
 
 
@@ -65,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="numbers of labels, or all; default all",
     )
-    parser.add_argument("--seeds", type=int, default=5, help="subsets of each number; default 5")
+    parser.add_argument("--seeds", type=int, help=f"subsets of each number; default {SEEDS}")
     parser.add_argument(
         "--metric",
         choices=("accuracy", "balanced_accuracy"),
@@ -79,8 +81,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="sgd: on pictures and features that are read and computed for each batch and never "
         "kept, for sets that memory does not hold",
     )
-    parser.add_argument("--epochs", type=int, default=100, help="of sgd; default 100")
-    parser.add_argument("--batch-size", type=int, default=1024, help="of sgd; default 1024")
+    parser.add_argument("--epochs", type=int, help="of sgd; default 100")
+    parser.add_argument("--batch-size", type=int, help="of sgd; default 1024")
     parser.add_argument(
         "--lr",
         nargs="+",
@@ -109,13 +111,12 @@ def _size(word: str) -> int | None:
     """A number of labels; None for all."""
     if word == "all":
         return None
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError("expected 1 or more, or all")
-    return number
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"expected numbers from 1 or all, got {word}")
+    return int(word)
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import ParallelConfig
     from igpt.parallel.processes import processes
 
@@ -124,15 +125,14 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
         return _probe(args, parallel, say)
 
 
-def _probe(
-    args: argparse.Namespace, parallel: ParallelConfig, say: Callable[[str], None]
-) -> Report:
+def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Report:
     """Of several processes, each computes its share of the features, and all repeat the fits."""
     from igpt.config import UserError
     from igpt.parallel.processes import on_first, together
     from igpt.pipeline import load
     from igpt.study import ModelFeatures, compare, summarise
 
+    _check(args)
     if args.out is None and not args.run.is_dir():
         raise UserError(f"{args.run} is no folder to keep a probe in: give --out FOLDER")
     pipeline, folder = load(args.run, parallel=parallel), args.out or args.run / "probe"
@@ -144,27 +144,68 @@ def _probe(
     outcomes = compare([probe, *others], probe.task, chosen, say)
     most = max(chosen, key=lambda subset: len(subset.indices))
     summaries = summarise(outcomes)
-    values = _values(probe, most, outcomes, summaries, folder)
+    values = {**_told(args, features), **_values(probe, most, outcomes, summaries, folder)}
     saved = _saved(probe.fitted[most], features, probe.task.train.class_names)
     on_first(lambda: _write(folder, saved, probe, most, values, summaries))
     return Report(_text(probe, most, summaries, folder), values)
 
 
+def _check(args: argparse.Namespace) -> None:
+    """UserError for numbers that cannot be, and for options of another solver or head."""
+    from igpt.config import UserError
+
+    if args.seeds is not None and args.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {args.seeds}")
+    if args.pca is not None and args.pca < 0:
+        raise UserError(f"--pca must not be negative, got {args.pca}")
+    if args.cnn_minutes is not None and args.cnn_minutes <= 0:
+        raise UserError(f"--cnn-minutes must be positive, got {args.cnn_minutes:g}")
+    sgd, attention = args.solver == "sgd", args.head == "attention"
+    if sgd and args.labels_per_class != [None]:
+        raise UserError("--solver sgd takes all labels: no --labels-per-class")
+    if attention and args.pool != "mean":
+        raise UserError("--head attention pools by itself: no --pool")
+    if not sgd and args.augmentation == "imagenet":
+        raise UserError("--augmentation imagenet crops pictures anew: it needs --solver sgd")
+    _refuse(args, sgd, "with --solver sgd", "seeds", "baselines", "pca")
+    _refuse(args, sgd and attention, "with --solver sgd", "head")
+    _refuse(args, attention, "with --head attention", "pca", "baselines")
+    _refuse(args, not sgd, "without --solver sgd", "epochs", "batch_size", "lr")
+    _refuse(args, not args.baselines, "without --baselines", "cnn_minutes")
+    trains = sgd or args.baselines
+    _refuse(args, not trains, "without --solver sgd or --baselines", "augmentation")
+
+
+def _refuse(args: argparse.Namespace, when: bool, why: str, *names: str) -> None:
+    """UserError for options that were given and would do nothing."""
+    from igpt.config import UserError
+
+    values = {name: getattr(args, name) for name in names}
+    given = [
+        _flag(name) for name, value in values.items() if value is not None and value is not False
+    ]
+    if when and given:
+        raise UserError(f"{', '.join(given)}: not {why}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _streamed(
-    features: ModelFeatures, args: argparse.Namespace, say: Callable[[str], None]
+    features: ModelFeatures, args: argparse.Namespace, say: Say
 ) -> tuple[ProbeMethod, list[Method], list[Subset]]:
     """The probe by SGD on all labels of a set that memory need not hold, and nothing beside it."""
-    from igpt.config import UserError
     from igpt.parallel.processes import share_of_batch, together
-    from igpt.probe.sgd import RATES, SGD
+    from igpt.probe.sgd import SGD
     from igpt.study import StreamedMethod, subsets
 
-    if args.labels_per_class != [None] or args.baselines or args.pca or args.head != "linear":
-        raise UserError(
-            "--solver sgd takes all labels: no --labels-per-class, --baselines, --pca or --head"
-        )
-    rates = RATES if args.lr is None else tuple(args.lr)
-    config = SGD(args.epochs, args.batch_size, rates, _augmentation(args))
+    rates = None if args.lr is None else tuple(args.lr)
+    given = {"epochs": args.epochs, "batch_size": args.batch_size, "rates": rates}
+    config = SGD(
+        augmentation=_augmentation(args),
+        **{name: value for name, value in given.items() if value is not None},
+    )
     share_of_batch(config.batch_size, "--batch-size")  # a mistake is told before all is decoded
     with together():
         task = load_large_task(args, features.pipeline.codec)
@@ -173,22 +214,18 @@ def _streamed(
 
 
 def _kept(
-    features: ModelFeatures, args: argparse.Namespace, say: Callable[[str], None]
+    features: ModelFeatures, args: argparse.Namespace, say: Say
 ) -> tuple[ProbeMethod, list[Method], list[Subset]]:
     """The probe on features that are kept, what it is compared with, and the labels they learn."""
-    from igpt.config import UserError
     from igpt.parallel.processes import together
     from igpt.study import AttentionMethod, LinearMethod, needed_pictures, subsets
 
-    if args.augmentation == "imagenet":
-        raise UserError("--augmentation imagenet crops pictures anew: it needs --solver sgd")
     with together():
         task = load_task(args, features.pipeline.image_size)
+    sizes = list(dict.fromkeys(args.labels_per_class))  # each once
+    chosen = subsets(task, sizes, args.seeds or SEEDS)
     _introduce(task, say)
-    chosen = subsets(task, args.labels_per_class, args.seeds)
     if args.head == "attention":
-        if args.pool != "mean" or args.pca is not None or args.baselines:
-            raise UserError("--head attention pools by itself: no --pool, --pca or --baselines")
         return AttentionMethod(features, task, args.metric), [], chosen
     needed = needed_pictures(task, chosen)
     linear = LinearMethod(
@@ -197,7 +234,7 @@ def _kept(
     return linear, _baselines(features, linear, args) if args.baselines else [], chosen
 
 
-def _introduce(task: AnyTask, say: Callable[[str], None]) -> None:
+def _introduce(task: AnyTask, say: Say) -> None:
     """Say what there is to learn from, after making sure that all processes see the same."""
     from igpt.parallel.processes import require_same
 
@@ -233,6 +270,19 @@ def _baselines(
     moved = "none" if augmentation == "imagenet" else augmentation
     cnn = CnnMethod(linear.task, minutes, moved, args.metric)
     return [*make_baselines(features, linear), cnn]
+
+
+def _told(args: argparse.Namespace, features: ModelFeatures) -> dict[str, Any]:
+    """What the numbers are of."""
+    return {
+        "run": str(args.run),
+        "data": data_config(args).source,
+        "solver": args.solver,
+        "head": args.head,
+        "pool": features.pool,
+        "components": args.pca,
+        "metric": args.metric,
+    }
 
 
 def _values(
@@ -286,16 +336,13 @@ def _write(
     fitted = probe.fitted[most]
     save_probe(folder, saved)
     write_json(folder / "results.json", values)
+    figures = [folder / "accuracy_by_layer.png", folder / "few_labels.png"]
+    for figure in figures:  # an earlier probe's
+        figure.unlink(missing_ok=True)
     if len(fitted.by_layer) > 1:
-        write_atomically(
-            folder / "accuracy_by_layer.png", lambda path: layers_figure(fitted.by_layer, path)
-        )
-    sizes = {summary.labels_per_class for summary in summaries}
-    if len(sizes) > 1:
-        write_atomically(
-            folder / "few_labels.png",
-            lambda path: few_labels_figure(summaries, path, probe.metric),
-        )
+        write_atomically(figures[0], lambda path: layers_figure(fitted.by_layer, path))
+    if len({summary.labels_per_class for summary in summaries}) > 1:
+        write_atomically(figures[1], lambda path: few_labels_figure(summaries, path, probe.metric))
 
 
 def _text(probe: ProbeMethod, most: Subset, summaries: Sequence[Summary], folder: Path) -> str:
@@ -312,7 +359,7 @@ def _text(probe: ProbeMethod, most: Subset, summaries: Sequence[Summary], folder
     ]
     return "\n".join(
         [
-            f"  layer  {probe.metric.replace('_', ' ')} on validation, %",
+            f"  layer  {probe.metric.replace('_', ' ')} on validation, %{_of(most, summaries)}",
             *layers,
             "",
             "  labels a class, accuracy on test, balanced accuracy, %",
@@ -321,6 +368,14 @@ def _text(probe: ProbeMethod, most: Subset, summaries: Sequence[Summary], folder
             f"probe, figures and results.json: {folder}",
         ]
     )
+
+
+def _of(subset: Subset, summaries: Sequence[Summary]) -> str:
+    """Which labels the table by layer is of, where there are several."""
+    if len({summary.labels_per_class for summary in summaries}) == 1 and summaries[0].seeds == 1:
+        return ""
+    size = "all labels" if subset.per_class is None else f"{subset.per_class} labels a class"
+    return f" ({size}, seed {subset.seed})"
 
 
 def _percent(spread: tuple[float, float], seeds: int) -> str:

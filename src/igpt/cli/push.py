@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from igpt.cli.arguments import add_run
 from igpt.cli.report import Report
+from igpt.config import Say
 
 EXAMPLE = "igpt push runs/digits me/digits --license mit --dry-run shared/digits"
 
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
     from igpt.share import push, write_folder
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from igpt.cli.arguments import add_run, add_sampling, sampling
 from igpt.cli.report import Report
+from igpt.config import Say
 
 EXAMPLE = "igpt sample runs/digits -n 16 --temperature 0.9 --out sheet.png"
 
@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="default sheet.png")
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
     from igpt.plots import picture_sheet, save_image
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.arguments import Named, add_data, add_run, load_named
+from igpt.cli.arguments import Named, add_data, add_run, load_named, refuse_two_sources
 from igpt.cli.report import Report
-from igpt.config import UserError
+from igpt.config import Say, UserError
 
 if TYPE_CHECKING:
     from igpt.order import Encoded
     from igpt.pipeline import Pipeline
-    from igpt.plots.sheets import Pixels
     from igpt.score import Scores, Signal
+    from igpt.types import Pixels
 
 EXAMPLE = "igpt score runs/digits --split test --ood FOLDER --out scores"
 
@@ -49,8 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
-    from igpt.disk import write_text
+def run(args: argparse.Namespace, say: Say) -> Report:
+    from igpt.disk import write_csv
     from igpt.pipeline import load
     from igpt.score import out_of_distribution, score
 
@@ -64,7 +61,7 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
 
     table = args.out / "scores.csv"
     values = _values(scores)
-    write_text(table, _csv(values["pictures"]))
+    write_csv(table, values["pictures"])
     files = [table, *_sheets(args, pipeline, given.images, scores)]
     if outside:
         signals = out_of_distribution(scores, outside)
@@ -75,8 +72,7 @@ def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.images and args.data:
-        raise UserError("give pictures or --data, not both")
+    refuse_two_sources(args)
     if args.ood_split and not args.ood:
         raise UserError("--ood-split is of --ood's pictures: give --ood")
     if args.top < 1:
@@ -135,14 +131,6 @@ def _rows(scores: Scores) -> list[dict[str, Any]]:
     )
     keys = ("name", "nats_per_pixel", "bits_per_pixel", "compressed_bits_per_pixel")
     return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _values(scores: Scores) -> dict[str, Any]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.cli.report import Report, stopped_status
-from igpt.config import UserError, shipped_recipes
+from igpt.config import Say, UserError, shipped_recipes
 
 if TYPE_CHECKING:
     from igpt.sweep import Result
@@ -46,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> Report:
+def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.disk import write_atomically
     from igpt.plots import sweep_figure
     from igpt.sweep import make_points, sweep

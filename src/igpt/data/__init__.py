@@ -5,6 +5,7 @@ from igpt.data.decode import (
     Decoded,
     decode_all,
     encode_all,
+    evaluation_fit,
     fit_square,
     imagenet_centre,
     to_rgb,
@@ -33,7 +34,13 @@ from igpt.data.loader import (
 from igpt.data.pictures import Pictures, Source, UnreadablePicture, open_files
 from igpt.data.pieces import Cut, Item, cut_source
 from igpt.data.shards import Stream, next_pictures, open_streams
-from igpt.data.sources import evaluation_split, open_data, open_source, training_splits
+from igpt.data.sources import (
+    evaluation_split,
+    open_data,
+    open_source,
+    pictures_to_test,
+    training_splits,
+)
 from igpt.data.stream import StreamLoader
 
 __all__ = [
@@ -59,6 +66,7 @@ __all__ = [
     "decode_all",
     "encode_all",
     "epoch_order",
+    "evaluation_fit",
     "evaluation_split",
     "few_labels",
     "fit_square",
@@ -75,6 +83,7 @@ __all__ = [
     "open_streams",
     "open_task",
     "open_training",
+    "pictures_to_test",
     "prefetch",
     "to_rgb",
     "training_splits",

@@ -19,8 +19,7 @@ import numpy.typing as npt
 from igpt.config import UserError
 from igpt.data.pictures import Pictures, Source, array_pictures, encoded_pictures
 from igpt.order import Encoded
-
-Labels = npt.NDArray[np.int64]
+from igpt.types import Labels
 
 # Names of pictures and labels in a .npz, and the split that they are.
 ARRAYS = (

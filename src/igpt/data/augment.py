@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from igpt.data.decode import CROP, FILTER, Fit, Pixels, resize_short
+from igpt.data.decode import CROP, FILTER, Fit, resize_short
+from igpt.types import Pixels
 
 # How a picture is shown at one step: picture, size and chance -> [size, size, 3].
 View = Callable[[Image.Image, int, np.random.Generator], Pixels]

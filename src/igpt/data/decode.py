@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 from igpt.config import UserError
 from igpt.data.pictures import BROKEN, Pictures, UnreadablePicture
 from igpt.order import Codec, Encoded
+from igpt.types import Pixels
 
-Pixels = npt.NDArray[np.uint8]
 Fit = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size, 3]
 
 # With antialiasing, as the Hugging Face ImageGPT processor; the paper does not state its filter.
@@ -101,6 +101,11 @@ class Decoded:
     images: Pixels | Encoded  # [M, S, S, 3], or [M, T] where they are tokens already
     kept: npt.NDArray[np.int64]  # [M], their places in the split
     skipped: list[str]  # names of the others, and why
+
+
+def evaluation_fit(augmentation: str) -> Fit:
+    """How pictures are evaluated that training saw through `augmentation` (section 3.1)."""
+    return imagenet_centre if augmentation == "imagenet" else fit_square
 
 
 def decode_all(pictures: Pictures, size: int, fit: Fit = fit_square) -> Decoded:

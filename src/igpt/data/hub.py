@@ -16,7 +16,7 @@ from PIL import Image
 from igpt.config import UserError
 from igpt.data.pictures import Pictures, Source, files_in, open_files
 
-Labels = tuple[npt.NDArray[np.int64] | None, tuple[str, ...] | None]  # [N], names of classes
+Classes = tuple[npt.NDArray[np.int64] | None, tuple[str, ...] | None]  # [N], names of classes
 
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
 
@@ -145,7 +145,7 @@ def label_column_of(features: Any, spec: str, name: str | None) -> str | None:
     return column
 
 
-def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Labels:
+def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Classes:
     import datasets
 
     features = splits[split].features
@@ -161,7 +161,7 @@ def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Lab
     return numbers, tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
 
 
-def _indexed(values: Iterable[str | None], classes: set[str]) -> Labels:
+def _indexed(values: Iterable[str | None], classes: set[str]) -> Classes:
     names = sorted(classes)
     index = {name: i for i, name in enumerate(names)}
     return np.array([-1 if v is None else index[v] for v in values], dtype=np.int64), tuple(names)

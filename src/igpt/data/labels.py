@@ -13,19 +13,16 @@ from igpt.data.augment import augmented_view
 from igpt.data.decode import (
     Decoded,
     Fit,
-    Pixels,
     decode_all,
     encode_all,
-    fit_square,
-    imagenet_centre,
+    evaluation_fit,
 )
 from igpt.data.loader import Loader, PictureLoader, TokenLoader
 from igpt.data.pictures import Pictures, Source
-from igpt.data.sources import evaluation_split, training_splits
+from igpt.data.sources import task_splits, training_splits
 from igpt.order import Codec, Encoded, need_pixels
 from igpt.rng import numpy_rng
-
-Labels = npt.NDArray[np.int64]
+from igpt.types import Labels, Pixels
 
 
 @dataclass(frozen=True)
@@ -149,14 +146,16 @@ def open_training(source: Source, config: DataConfig, seed: int) -> list[Undecod
 
     Raises UserError as `open_task`.
     """
-    train, validation = training_splits(source, config, seed)
+    if len(source.splits) == 1:
+        train, validation, _ = task_splits(source, config, seed)
+    else:
+        train, validation = training_splits(source, config, seed)
     return _classified(source.name, {"train": train, "validation": validation}, config)
 
 
 def _open_splits(source: Source, config: DataConfig, seed: int) -> list[Undecoded]:
     """Training, validation and test pictures."""
-    train, validation = training_splits(source, config, seed)
-    test = evaluation_split(source, config.test_split)
+    train, validation, test = task_splits(source, config, seed)
     parts = {"train": train, "validation": validation, "test": test}
     return _classified(source.name, parts, config)
 
@@ -185,7 +184,7 @@ def labelled(
     if unlabelled:
         warnings.warn(f"{name}: left out {unlabelled} pictures without a label", stacklevel=2)
         pictures = pictures.select(np.flatnonzero(pictures.labels >= 0))
-    crop = imagenet_centre if config.augmentation == "imagenet" else fit_square
+    crop = evaluation_fit(config.augmentation)
     return Undecoded(pictures, class_names, crop)
 
 

@@ -21,11 +21,12 @@ import torch
 
 from igpt.config import UserError
 from igpt.data.augment import View, move_tokens
-from igpt.data.decode import Pixels, read_rgb
+from igpt.data.decode import read_rgb
 from igpt.data.pictures import Pictures, UnreadablePicture
 from igpt.device import ready_to_copy
 from igpt.order import Codec
 from igpt.rng import numpy_rng
+from igpt.types import Pixels
 
 State = dict[str, Any]  # of a loader that has one, as JSON
 
@@ -101,10 +102,6 @@ class TokenLoader(Loader):
         self.skipped: set[str] = set()  # they were read before they came here
         self._addresses = _Addresses(len(raster_tokens), batch_size, seed)
 
-    @property
-    def n_pictures(self) -> int:
-        return len(self.tokens)
-
     def batch(self, step: int, rows: range | None = None) -> Batch:
         """The batch of a step, or those rows of it."""
         rows = range(self.batch_size) if rows is None else rows
@@ -133,10 +130,6 @@ class PictureLoader(Loader):
         self.skipped: set[str] = set()
         self._addresses = _Addresses(len(pictures), batch_size, seed)
         self._pool = ThreadPoolExecutor()
-
-    @property
-    def n_pictures(self) -> int:
-        return len(self.pictures)
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         """The batch of a step, or those rows of it."""
@@ -171,7 +164,7 @@ class PictureLoader(Loader):
                 return self.view(image, self.codec.image_size, rng), place, unreadable
             except UnreadablePicture as error:
                 unreadable[self.pictures.name(place)] = str(error)
-                place = int(rng.integers(self.n_pictures))
+                place = int(rng.integers(len(self.pictures)))
         first = next(iter(unreadable.values()))
         raise UserError(f"{1 + REPLACEMENTS} pictures in a row cannot be read: {first}")
 

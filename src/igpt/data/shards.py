@@ -21,13 +21,14 @@ import numpy as np
 from PIL import Image
 
 from igpt.config import DataConfig, UserError
-from igpt.data.decode import CHUNK, Fit, Pixels, decode_readable, to_rgb
+from igpt.data.decode import CHUNK, Fit, decode_readable, to_rgb
 from igpt.data.hub import image_column_of, label_column_of, reason
 from igpt.data.loader import State
 from igpt.data.pictures import Pictures
 from igpt.data.sources import check_split_names, is_hub_id, validation_name
 from igpt.order import need_pixels
 from igpt.rng import numpy_rng
+from igpt.types import Pixels
 
 # The library's builder of each kind of shard.
 BUILDERS = {

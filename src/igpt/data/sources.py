@@ -75,11 +75,52 @@ def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pict
     name = validation_name(source.splits, config)
     if name is not None:
         return train, source.split(name)
-    held_out = max(1, round(len(train) * config.validation_fraction))
-    if held_out >= len(train):
-        raise UserError(f"{source.name}: {len(train)} pictures are too few to hold some out")
-    shuffled = numpy_rng(seed, "validation").permutation(len(train))
-    return train.select(np.sort(shuffled[held_out:])), train.select(np.sort(shuffled[:held_out]))
+    return _hold_out(source.name, train, config.validation_fraction, seed)
+
+
+def task_splits(
+    source: Source, config: DataConfig, seed: int
+) -> tuple[Pictures, Pictures, Pictures]:
+    """Training, validation and test pictures of a task that is learned after pretraining.
+
+    Of a source with a single split, what pretraining held out is for testing, and another part of
+    the rest for validation.
+    """
+    train, held_out = training_splits(source, config, seed)
+    test = pictures_to_test(source, config, seed)
+    if _is_single(source, config.test_split):
+        train, held_out = _hold_out(source.name, train, config.validation_fraction, seed)
+    return train, held_out, test
+
+
+def pictures_to_test(source: Source, config: DataConfig, seed: int) -> Pictures:
+    """The test split or, of a source with a single split, what training held out of that."""
+    if not _is_single(source, config.test_split):
+        return source.split(config.test_split)
+    _, held_out = training_splits(source, config, seed)
+    warnings.warn(
+        f"{source.name} has no split '{config.test_split}': the {len(held_out):,} pictures that "
+        f"training held out of '{config.train_split}' are taken instead",
+        stacklevel=2,
+    )
+    return held_out
+
+
+def _is_single(source: Source, test_split: str) -> bool:
+    """Whether a source's only split must serve for testing too."""
+    return test_split not in source.splits and len(source.splits) == 1
+
+
+def _hold_out(
+    name: str, pictures: Pictures, fraction: float, seed: int
+) -> tuple[Pictures, Pictures]:
+    """The pictures without, and those of, a random `fraction`; UserError for too few."""
+    held_out = max(1, round(len(pictures) * fraction))
+    if held_out >= len(pictures):
+        raise UserError(f"{name}: {len(pictures)} pictures are too few to hold some out")
+    shuffled = numpy_rng(seed, "validation").permutation(len(pictures))
+    rest, held = np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
+    return pictures.select(rest), pictures.select(held)
 
 
 def check_split_names(config: DataConfig) -> None:
@@ -96,11 +137,11 @@ def validation_name(splits: Sequence[str], config: DataConfig) -> str | None:
 
 
 def evaluation_split(source: Source, name: str) -> Pictures:
-    """The split to evaluate on; a source with a single split gives that one, and a warning."""
-    if name not in source.splits and len(source.splits) == 1:
+    """A split of a source that was not trained on; its only one, with a warning, if it has one."""
+    if _is_single(source, name):
         (only,) = source.splits
         note = f"{source.name} has no split '{name}': '{only}', its only one, is taken instead"
-        warnings.warn(f"{note}; a model trained on this source has seen it", stacklevel=2)
+        warnings.warn(note, stacklevel=2)
         name = only
     return source.split(name)
 

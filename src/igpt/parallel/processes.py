@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from igpt.config import ParallelConfig, UserError
+from igpt.config import ParallelConfig, Say, UserError
 from igpt.device import communication, join_device
 from igpt.parallel import launch
 from igpt.parallel.meeting import meeting
@@ -188,7 +188,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        if size() == 1:
+        if size() == 1 and isinstance(error, UserError):
             raise
         failure = error
     if largest(failure is not None):
@@ -210,7 +210,7 @@ def from_first(make: Callable[[], Any]) -> Any:
     return gather(made[0] if made else None)[0]
 
 
-def name_skipped(ours: Collection[str], say: Callable[[str], None]) -> list[str]:
+def name_skipped(ours: Collection[str], say: Say) -> list[str]:
     """Names of the unreadable pictures that any process met, sorted.
 
     Those that this one did not meet, and so did not warn of, are said now.

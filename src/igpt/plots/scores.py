@@ -10,7 +10,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from igpt.plots.curves import BLUE, ORANGE
-from igpt.plots.sheets import GUTTER, INK, MARGIN, PAPER, TITLE, Pixels, grid
+from igpt.plots.sheets import GUTTER, INK, MARGIN, PAPER, TITLE, grid
+from igpt.types import Pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from igpt.config import UserError
-
-Pixels = npt.NDArray[np.uint8]
+from igpt.types import Pixels
 
 GUTTER = 4  # pixels between the pictures of a sheet
 MARGIN = 12

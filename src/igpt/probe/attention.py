@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +15,7 @@ from torch import Tensor, nn
 from igpt.probe.features import Features
 from igpt.probe.linear import score
 from igpt.rng import numpy_rng, torch_rng
-
-Labels = npt.NDArray[np.int64]
+from igpt.types import Labels
 
 HEAD_WIDTH = 32  # of each query, or the whole width where that is no multiple of it
 # AdamW over small sets: the best of the validations is kept, so too many steps do no harm.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from numpy.lib import format as npy
 
-from igpt.config import UserError
+from igpt.config import Say, UserError
 from igpt.data import Pictures, decode_all, fit_square
 from igpt.data.decode import Fit
 from igpt.disk import write_atomically
@@ -34,7 +34,6 @@ CHUNK = 1024  # pictures decoded at a time
 PIECE = 2**24  # bytes copied at a time
 ROW_GROUP = 2**26  # bytes of a .parquet's row group, or one batch
 
-Say = Callable[[str], None]
 Picture = tuple[torch.Tensor, int, str]  # tokens [T] in the model's order, label, name
 
 

@@ -16,9 +16,7 @@ import numpy.typing as npt
 
 from igpt.config import UserError
 from igpt.probe.features import Features
-
-Labels = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from igpt.types import Floats, Labels
 
 # C of scikit-learn, the inverse of the penalty on the sum of losses: from strong to weak.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)

@@ -10,27 +10,23 @@ L-BFGS's strength.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igpt.config import UserError
+from igpt.config import Say, UserError
 from igpt.data import Batch, Labelled, Loader, Undecoded, prefetch
 from igpt.order import Encoded
-from igpt.palette import Pixels
 from igpt.parallel.processes import mean, name_skipped, share_of_batch, together
 from igpt.probe.features import Extractor, Features
 from igpt.probe.linear import Basis, FittedProbe, LinearProbe, score
 from igpt.rng import numpy_rng
-
-Labels = npt.NDArray[np.int64]
-Say = Callable[[str], None]
+from igpt.types import Labels, Pixels
 
 RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # the paper's 30, 10, 3, …, continued
 MOMENTUM = 0.9

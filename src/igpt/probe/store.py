@@ -7,7 +7,6 @@ probe.json          layers, pooling, names of the classes, the model's mark
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from igpt.config import UserError
-from igpt.disk import read_json, write_atomically, write_text
+from igpt.disk import read_json, write_atomically, write_json
 from igpt.interop.files import read_tensors
 from igpt.model import ImageGPT
 from igpt.order import Codec
@@ -70,7 +69,7 @@ def save_probe(folder: Path, saved: SavedProbe) -> None:
         "class_names": list(saved.class_names),
         "made_for": asdict(saved.mark),
     }
-    write_text(folder / HEADER, json.dumps(header, indent=2) + "\n")
+    write_json(folder / HEADER, header)
     if isinstance(probe, LinearProbe):
         arrays = {"weight": probe.weight, "bias": probe.bias}
         tensors = {name: torch.from_numpy(a).contiguous() for name, a in arrays.items()}
