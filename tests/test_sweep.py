@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 from collections.abc import Callable
@@ -92,12 +91,13 @@ def test_what_is_reported_is_what_the_run_is(swept: tuple[Path, list[Result]], d
         n_pixels = p.image_size**2
         assert result.val_nats_per_pixel == pytest.approx(min(losses))
         assert result.val_nats_per_picture == pytest.approx(min(losses) * n_pixels)
-        assert result.val_bits_per_picture == pytest.approx(min(losses) * n_pixels / math.log(2))
+        assert result.val_nats_per_picture == pytest.approx(min(losses) * n_pixels)
         assert result.test_nats_per_pixel == pytest.approx(likelihood.nats_per_pixel)
         assert result.test_nats_per_picture == pytest.approx(likelihood.nats_per_picture)
         assert result.parameters == sum(w.numel() for w in p.model.parameters())
         assert result.accuracy is not None
         assert 0.2 < result.accuracy <= 1  # chance is 0.1
+        assert 0.2 < (result.val_accuracy or 0) <= 1
         assert result.minutes > 0
 
 
@@ -275,7 +275,8 @@ def test_a_mistake_is_found_before_anything_is_trained(
 def test_a_name_that_two_sections_have_is_refused_with_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("igpt.sweep._flat", lambda _sections: ["data.seed", "train.seed", "order"])
+    fields = dict.fromkeys(["data.seed", "train.seed", "order"])
+    monkeypatch.setattr("igpt.sweep.flat_fields", lambda _recipe: fields)
     with pytest.raises(UserError, match=r"'seed' is no one field .* one of: data.seed, train.seed"):
         make_points("digits", ["seed=1"], [], tmp_path)
 

@@ -30,7 +30,7 @@ from igpt.parallel.sharding import build, copy_whole, whole
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 GENERATIVE_HEAD = "lm_head.safetensors"
-FILE_BYTES = 5 * 10**9  # of a file of weights at most, as the Hub's libraries have it
+FILE_BYTES = 10**9  # of a file of weights at most: what the first process gathers of a split model
 
 
 # --- writing -------------------------------------------------------------------------------------

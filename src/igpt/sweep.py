@@ -7,7 +7,6 @@ combination and `sweep.json`, which is written anew after each, so a killed swee
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +33,7 @@ from igpt.order import permutation
 from igpt.pipeline import Pipeline, load
 from igpt.plan import n_parameters, training_flops
 from igpt.pretrain import pretrain, settle_recipe
-from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets
+from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets, summarise
 from igpt.train import Outcome
 
 ALIASES = {"model": "model.preset"}  # other fields go by the last part of their name
@@ -64,10 +63,12 @@ class Result:
     # A pixel of a small palette or of a coarse picture says less than another: whole pictures are
     # compared, and only those of one size.
     val_nats_per_picture: float
-    val_bits_per_picture: float
     test_nats_per_pixel: float
     test_nats_per_picture: float
-    accuracy: float | None  # of a linear probe, on test; None without labels
+    # Of a linear probe, the mean over subsets of labels; None without labels. Choose by validation.
+    val_accuracy: float | None
+    accuracy: float | None  # on test
+    accuracy_deviation: float | None  # standard, over the subsets
     labels_per_class: int | None  # that the probe learned from; None: all
 
 
@@ -186,31 +187,34 @@ def measure(point: Point, outcome: Outcome, labels_per_class: int | None, say: S
         minutes=training_minutes(read_metrics(point.run.metrics), recipe.train.batch_size),
         val_nats_per_pixel=validation.nats_per_pixel,
         val_nats_per_picture=validation.nats_per_picture,
-        val_bits_per_picture=validation.nats_per_picture / math.log(2),
         test_nats_per_pixel=likelihood.nats_per_pixel,
         test_nats_per_picture=likelihood.nats_per_picture,
-        accuracy=_accuracy(pipeline, recipe, labels_per_class, say),
+        **_accuracies(pipeline, recipe, labels_per_class, say),
         labels_per_class=labels_per_class,
     )
 
 
-def _accuracy(
+def _accuracies(
     pipeline: Pipeline, recipe: Recipe, labels_per_class: int | None, say: Say
-) -> float | None:
-    """Test accuracy of a probe, at the layer that validation chooses; None without labels."""
+) -> dict[str, float | None]:
+    """`Result`'s accuracies of a probe, at the layers that validation chooses."""
     data = recipe.data
     try:
         task = open_task(open_data(recipe.data), data, pipeline.image_size, recipe.train.seed)
         chosen = subsets(task, [labels_per_class], SEEDS)
     except UserError as error:
         say(f"no accuracy: {error}")
-        return None
+        return dict.fromkeys(("val_accuracy", "accuracy", "accuracy_deviation"))
     features = ModelFeatures(pipeline, ["all"], "mean", recipe.train.precision)
     needed = needed_pictures(task, chosen)
     linear = LinearMethod(
         "linear probe", features, task, needed, components=None, metric="accuracy"
     )
-    return statistics.mean(done.accuracy for done in compare([linear], task, chosen, say))
+    outcomes = compare([linear], task, chosen, say)
+    (summary,) = summarise(outcomes)
+    mean, deviation = summary.accuracy
+    validation = statistics.mean(outcome.validation for outcome in outcomes)
+    return {"val_accuracy": validation, "accuracy": mean, "accuracy_deviation": deviation}
 
 
 def _require_labels(points: Sequence[Point], per_class: int) -> None:

@@ -27,13 +27,14 @@ def test_a_sweep_leaves_runs_a_table_and_a_figure(igpt, tmp_path: Path) -> None:
     head, *rows = result.out.splitlines()[1:4]
     assert head.split()[0] == "parameters"
     assert [row.split()[0] for row in rows] == ["image_size=2", "image_size=4"]
-    assert all(len(row.split()) == 9 for row in rows)
+    assert all(len(row.split()) == 12 for row in rows)
 
     values = json.loads(igpt(*words, "--labels-per-class", 3, "--json").out)
     assert values["runs"] == json.loads((out / "sweep.json").read_text())["runs"]
     for row, run in zip(rows, values["runs"], strict=True):
         assert f"{run['test_nats_per_picture']:.1f}" in row
-        assert row.split()[-1] == f"{100 * run['accuracy']:.1f}"
+        accuracy, deviation = run["accuracy"], run["accuracy_deviation"]
+        assert row.endswith(f"{100 * accuracy:.1f}  ± {100 * deviation:.1f}")
         assert run["labels_per_class"] == 3
     evaluated = json.loads(igpt("eval", out / "image_size=4", "--json").out)
     assert evaluated["nats_per_picture"] == pytest.approx(

@@ -26,6 +26,11 @@ from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 
 
+def test_imagenets_crops_of_pictures_that_were_made_small_before_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"pictures of 32 pixels are enlarged"):
+        imagenet_centre(Image.new("RGB", (32, 32)), 32)
+
+
 def colour(image: Image.Image) -> list[int]:
     return list(to_rgb(image).getpixel((0, 0)))
 

@@ -89,15 +89,24 @@ def _table(results: list[Result]) -> list[str]:
     """A line a run, under a head of two lines; none without results."""
     width = max((len(result.name) for result in results), default=0)
     head = [
-        f"{'':<{width}}  {'':32}  {'validation':>10}  {'':12}  {'test':>10}",
-        f"{'':<{width}}  {'parameters':>12}  {'FLOPs':>9}  {'minutes':>7}  {'nats/pixel':>10}  "
-        f"{'bits/picture':>12}  {'nats/pixel':>10}  {'nats/picture':>12}  accuracy, %",
+        f"{'':<{width}}  {'':32}  {'validation':>10}  {'':12}  {'':11}  {'test':>10}",
+        f"{'':<{width}}  {'parameters':>12}  {'FLOPs':>9}  {'minutes':>7}"
+        + f"  {'nats/pixel':>10}  {'nats/picture':>12}  accuracy, %" * 2,
     ]
     rows = [
         f"{row.name:<{width}}  {row.parameters:12,}  {row.flops:9.2e}  {row.minutes:7.1f}  "
-        f"{row.val_nats_per_pixel:10.4f}  {row.val_bits_per_picture:12.1f}  "
+        f"{row.val_nats_per_pixel:10.4f}  {row.val_nats_per_picture:12.1f}  "
+        f"{_percent(row.val_accuracy):>11}  "
         f"{row.test_nats_per_pixel:10.4f}  {row.test_nats_per_picture:12.1f}  "
-        + ("" if row.accuracy is None else f"{100 * row.accuracy:11.1f}")
+        f"{_percent(row.accuracy):>11}  {_deviation(row)}"
         for row in results
     ]
     return [*head, *(row.rstrip() for row in rows)] if results else []
+
+
+def _percent(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{100 * accuracy:.1f}"
+
+
+def _deviation(row: Result) -> str:
+    return f"± {100 * row.accuracy_deviation:.1f}" if row.accuracy_deviation else ""

@@ -73,7 +73,16 @@ def fit_square(image: Image.Image, size: int) -> Pixels:
 
 
 def imagenet_centre(image: Image.Image, size: int) -> Pixels:
-    """ImageNet's evaluation: short side 224, centre crop, then down to `size` (section 3.1)."""
+    """ImageNet's evaluation: short side 224, centre crop, then down to `size` (section 3.1).
+
+    Warns of pictures that are as small as `size` already, which this only blurs.
+    """
+    if min(image.size) <= size:
+        warnings.warn(
+            f"pictures of {size} pixels are enlarged for ImageNet's crops: to those that were made "
+            "small before, data.augmentation=flip or cifar does what is meant",
+            stacklevel=2,
+        )
     crop = _centre(resize_short(image, CROP), CROP)
     return np.asarray(crop.resize((size, size), FILTER))
 

@@ -112,22 +112,25 @@ def sweep_figure(results: Sequence[Result], path: Path) -> None:
     from matplotlib.ticker import LogFormatter
 
     probed = [result for result in results if result.accuracy is not None]
+    accuracies = [100 * (row.accuracy or 0) for row in probed]
+    spreads = [100 * (row.accuracy_deviation or 0) for row in probed]
+    nats = [row.test_nats_per_picture for row in results]
     panels = [
-        ("accuracy of a probe on test, %", probed, [100 * (row.accuracy or 0) for row in probed]),
-        ("nats / picture on test", results, [row.test_nats_per_picture for row in results]),
+        ("accuracy of a probe on test, %", probed, accuracies, spreads),
+        ("nats / picture on test", results, nats, [0.0] * len(results)),
     ]
     panels = [panel for panel in panels if panel[1]]
     figure = Figure(figsize=(5.6 * len(panels), 4.4), layout="constrained")
     parts = [part.partition("=") for part in results[0].name.split(",")]
     figure.suptitle(f"points: {', '.join(name for name, _, _ in parts)}", fontsize=9)
-    for place, (title, rows, heights) in enumerate(panels, 1):
+    for place, (title, rows, heights, errors) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), place)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#eeeeee")
         # By turns on either side, as points of almost the same cost stand above each other.
         for turn, i in enumerate(np.argsort(heights)):
             point, side = (rows[i].flops, heights[i]), (1, -1)[turn % 2]
-            axes.plot(*point, color=BLUE, marker="o", markersize=5)
+            axes.errorbar(*point, errors[i] or None, color=BLUE, marker="o", capsize=2)
             values = [part.partition("=")[2] for part in rows[i].name.split(",")]
             axes.annotate(", ".join(values), point, xytext=(6 * side, 0), va="center", fontsize=8,
                           ha="left" if side > 0 else "right",
@@ -136,10 +139,10 @@ def sweep_figure(results: Sequence[Result], path: Path) -> None:
         axes.margins(x=0.2, y=0.1)
         axes.set_xlabel("training FLOPs")
         axes.set_ylabel(title)
-    nats = figure.axes[-1]
-    nats.set_yscale("log")
-    nats.yaxis.set_major_formatter(LogFormatter())  # 20, where the default has a power of ten
-    nats.yaxis.set_minor_formatter(LogFormatter())
+    axes = figure.axes[-1]
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())  # 20, where the default has a power of ten
+    axes.yaxis.set_minor_formatter(LogFormatter())
     figure.savefig(path, format="png", dpi=150)
 
 
