@@ -3,13 +3,15 @@
     python benchmarks/prepare_speed.py [--pictures 5000]
 
 The pictures are synthetic: smooth colours with some noise, about 70 kB each, as a photograph is. A
-file stands there under five names.
+file stands there under five names. They are read from a folder of files, which the `datasets`
+library opens first, in every process, and from shards in WebDataset's format.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ from igpt.prepare import Preparation, prepare
 
 SIZE, WIDTH, HEIGHT = 32, 500, 375
 NAMES = 5  # of each file, since writing them takes longer than reading
+SHARDS = 4  # in WebDataset's format; a process takes whole ones
 
 
 def write_jpegs(folder: Path, count: int) -> None:
@@ -34,12 +37,35 @@ def write_jpegs(folder: Path, count: int) -> None:
             os.link(folder / f"{i}.jpg", folder / f"{j}.jpg")
 
 
+def write_shards(jpegs: Path, folder: Path) -> None:
+    paths = sorted(jpegs.iterdir())
+    for i in range(SHARDS):
+        with tarfile.open(folder / f"{i}.tar", "w") as shard:
+            for path in paths[i::SHARDS]:
+                shard.add(path, path.name)
+
+
 def plain_pillow(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         with Image.open(path) as image:
             short = min(image.size)
             size = tuple(round(length * SIZE / short) for length in image.size)
             image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+
+
+def measure(source: str, out: Path, workers: int, count: int) -> str:
+    """`igpt prepare` of a source of `count` pictures."""
+    work = Preparation(source, SIZE, out, shard_pictures=250)
+    start = time.perf_counter()
+    work.pieces()  # opens the source, which a worker process does again
+    opened = time.perf_counter() - start
+    prepare(work, workers=workers, part=(0, 1), say=lambda _line: None)
+    seconds = time.perf_counter() - start
+    size = sum(path.stat().st_size for path in (out / "data").iterdir()) / count
+    return (
+        f"{count / seconds:.0f} pictures/s, {count / (seconds - opened):.0f} after it was opened "
+        f"({opened:.1f} s), {size:.0f} bytes each"
+    )
 
 
 def main() -> None:
@@ -55,21 +81,13 @@ def main() -> None:
         start = time.perf_counter()
         plain_pillow(folder)
         print(f"plain Pillow, one process: {count / (time.perf_counter() - start):.0f} pictures/s")
-        for workers in sorted({1, len(os.sched_getaffinity(0))}):
-            out = Path(temporary) / f"out{workers}"
-            work = Preparation(str(folder), SIZE, out, shard_pictures=250)
-            start = time.perf_counter()
-            work.pieces()  # opens the source, which a worker process does again
-            opened = time.perf_counter() - start
-            prepare(work, workers=workers, part=(0, 1), say=lambda _line: None)
-            seconds = time.perf_counter() - start
-            rate = count / seconds
-            size_each = sum(path.stat().st_size for path in (out / "data").iterdir()) / count
-            what = f"igpt prepare, {workers} processes"
-            print(
-                f"{what}: {rate:.0f} pictures/s, {count / (seconds - opened):.0f} after the folder "
-                f"was opened ({opened:.1f} s), {size_each:.0f} bytes each"
-            )
+        shards = Path(temporary) / "shards"
+        shards.mkdir()
+        write_shards(folder, shards)
+        for name, source in (("folder", str(folder)), ("shards", f"{shards}/*.tar")):
+            for workers in sorted({1, len(os.sched_getaffinity(0))}):
+                out = Path(temporary) / f"{name}{workers}"
+                print(f"{name}, {workers} processes: {measure(source, out, workers, count)}")
 
 
 if __name__ == "__main__":
