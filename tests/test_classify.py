@@ -73,7 +73,8 @@ def test_labels_are_matched_by_name_and_else_by_number() -> None:
     assert as_classes(labels, ("shoe", "bag"), known, "D").tolist() == [0, 2, -1, 0]
     assert as_classes(labels, None, known, "D").tolist() == labels.tolist()
     assert as_classes(labels, ("7", "3"), tuple("0123456789"), "D").tolist() == [3, 7, -1, 3]
-    assert as_classes(labels, ("cat", "dog"), ("0", "1"), "D").tolist() == labels.tolist()
+    with pytest.warns(UserWarning, match="cat is taken for class 0"):
+        assert as_classes(labels, ("cat", "dog"), ("0", "1"), "D").tolist() == labels.tolist()
     with pytest.raises(UserError, match="D: the classifier does not know hat; it knows bag, coat"):
         as_classes(labels, ("bag", "hat"), known, "D")
     assert as_classes(labels[1:3], ("bag", "hat"), known, "D").tolist() == [0, -1]

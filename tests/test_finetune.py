@@ -175,6 +175,7 @@ def test_a_run_on_imagenet_crops_is_fine_tuned_on_them_and_goes_on_to_the_bit(
         ("model.n_layer=3", "those of the model it starts from"),
         ("finetune.freeze=3", "the model has 2 blocks"),
         ("finetune.labels_per_class=999", "class 0 has"),
+        ("finetune.gen_weight=0,finetune.clf_weight=0", "nothing to learn"),
         ("data.source=''", "names no data"),
     ],
 )
@@ -182,7 +183,7 @@ def test_what_cannot_be_is_refused(
     tiny_run: Path, tmp_path: Path, change: str, complaint: str
 ) -> None:
     with pytest.raises(UserError, match=complaint):
-        finetune(recipe(tiny_run, change), tmp_path / "r", resume=False, say=silent)
+        finetune(recipe(tiny_run, *change.split(",")), tmp_path / "r", resume=False, say=silent)
     assert not (tmp_path / "r").exists()
 
 

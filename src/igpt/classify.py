@@ -6,6 +6,7 @@ A BERT model is shown its pictures masked, as in training, and several masks vot
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -64,6 +65,12 @@ def as_classes(
     if present.max(initial=-1) >= len(known):
         raise UserError(
             f"{source}: label {present.max()}, but the classifier knows 0 to {len(known) - 1}"
+        )
+    if missing:
+        warnings.warn(
+            f"{source}: the classifier knows its classes by number only, so {missing[0]} is taken "
+            f"for class {list(names or ()).index(missing[0])} of it",
+            stacklevel=2,
         )
     return labels
 

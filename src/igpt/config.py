@@ -222,6 +222,8 @@ class FinetuneConfig:
         for name in ("clf_weight", "gen_weight", "freeze"):
             value = getattr(self, name)
             _require(value >= 0, f"finetune.{name} must not be negative, got {value}")
+        learns = self.clf_weight > 0 or self.gen_weight > 0
+        _require(learns, "finetune.clf_weight and finetune.gen_weight are both 0: nothing to learn")
         _require(
             0 < self.layer_decay <= 1,
             f"finetune.layer_decay must be above 0 and at most 1, got {self.layer_decay}",

@@ -203,7 +203,7 @@ class Pipeline:
         """-ln p of each pixel at its place in the picture, nats, [B, H, W].
 
         Given the pixels that the model reads before it; for a BERT model, given all but a random
-        seventh of the pixels, of which it is one.
+        part of the pixels, of which it is one: a seventh for the paper's 15 %.
         """
         nats = pixel_nats(self.model, self.tokens(images), EVAL_BATCH).numpy()  # [B, T]
         raster = np.empty_like(nats)
