@@ -23,6 +23,12 @@ from igpt.model import NORM_EPS, Block, ImageGPT
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
+def check_precision(precision: str) -> None:
+    """UserError for a precision of another name."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got '{precision}'")
+
+
 class Decoder(Protocol):
     """Decodes R pictures side by side, all at the same position."""
 
@@ -165,8 +171,7 @@ def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
     in float32. "int8" rounds the weights to 8 bits and, without matrix tiles, the cache too. Raises
     UserError where there is nothing that decodes with them, and for a precision of another name.
     """
-    if precision not in PRECISIONS:
-        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got '{precision}'")
+    check_precision(precision)
     packed = PackedDecoder.takes(model)
     if precision == "int8" and not packed:
         raise UserError(

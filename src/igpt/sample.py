@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from igpt.config import UserError
-from igpt.decode import PRECISIONS, Decoder, new_decoder
+from igpt.decode import Decoder, check_precision, new_decoder
 from igpt.model import ImageGPT
 from igpt.plan import cache_bytes
 from igpt.rng import numpy_rng
@@ -36,9 +36,7 @@ class Sampling:
     precision: str = "auto"  # of the decoder: float32, bfloat16, int8, or the device's own
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            known = ", ".join(PRECISIONS)
-            raise UserError(f"precision must be one of {known}, got '{self.precision}'")
+        check_precision(self.precision)
         if self.temperature < 0:
             raise UserError(f"temperature must be 0 or more, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:

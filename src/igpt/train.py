@@ -136,12 +136,14 @@ class Trainer:
     run: RunDirectory
     callbacks: Callbacks
     groups: list[ParameterGroup] | None = None  # None: all parameters, at the schedule's rate
-    step: int = 0
-    best: float | None = None
-    best_step: int = 0
-    _loader_state: State | None = None  # what a loader that has one goes on from
-    _pending: list[tuple[int, float, Tensor]] = field(default_factory=list)  # step, rate, loss
-    _writing: UnfinishedCheckpoint | None = None
+    step: int = field(init=False, default=0)
+    best: float | None = field(init=False, default=None)
+    best_step: int = field(init=False, default=0)
+    # What a loader that has a state goes on from.
+    _loader_state: State | None = field(init=False, default=None)
+    # Step, rate and loss of those that were not looked at.
+    _pending: list[tuple[int, float, Tensor]] = field(init=False, default_factory=list)
+    _writing: UnfinishedCheckpoint | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         reuse_memory()

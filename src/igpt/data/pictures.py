@@ -39,7 +39,7 @@ class Pictures:
 
     count: int
     open_image: Callable[[int], Image.Image]
-    name_of: Callable[[int], str]
+    name: Callable[[int], str]
     labels: npt.NDArray[np.int64] | None = None  # [N]
     class_names: tuple[str, ...] | None = None
     # uint8 [N, H, W] or [N, H, W, 3], where all of them are in memory
@@ -53,9 +53,6 @@ class Pictures:
     def in_memory(self) -> bool:
         """Whether all of them are there already, so that their tokens may be too."""
         return self.array is not None or self.encoded is not None
-
-    def name(self, i: int) -> str:
-        return self.name_of(i)
 
     def image(self, i: int) -> Image.Image:
         """Picture i, decoded; UnreadablePicture when it cannot be."""
@@ -75,7 +72,7 @@ class Pictures:
             self,
             count=len(chosen),
             open_image=lambda i: self.open_image(chosen[i]),
-            name_of=lambda i: self.name_of(chosen[i]),
+            name=lambda i: self.name(chosen[i]),
             labels=None if self.labels is None else self.labels[indices],
             array=None if self.array is None else self.array[indices],
             encoded=None if self.encoded is None else self.encoded[indices],

@@ -75,7 +75,6 @@ def config_to_hf(
             "order": order,
             "causal": config.causal,
             "mask_probability": config.mask_probability,
-            "n_classes": config.n_classes,
             "shift": config.shift,
         },
     }
