@@ -20,8 +20,7 @@ from igpt.config import UserError
 from igpt.device import autocast
 from igpt.model import ImageGPT
 from igpt.order import Codec
-from igpt.parallel.processes import in_turn, share_of
-from igpt.probe.features import BATCH, Masking, draw_mask, extract, make_pool
+from igpt.probe.features import Masking, draw_mask, extract, in_batches, make_pool
 from igpt.probe.linear import score
 from igpt.probe.store import SavedProbe
 from igpt.rng import numpy_rng
@@ -102,22 +101,20 @@ class HeadClassifier:
         logits = np.concatenate(list(self._logits(tokens, dtype)))  # [N, masks, C]
         return vote(logits, self.ensemble, self.masking.seed)
 
-    @torch.no_grad()  # inference_mode would leave a split model tensors that cannot be trained
     def _logits(self, tokens: Tensor, dtype: torch.dtype) -> Iterator[Logits]:
         model, masking = self.model, self.masking
-        passes = 1 if model.config.causal else max(1, masking.count)
-        starts = range(0, len(tokens), BATCH)
-        for place, counts in share_of(len(starts)):
-            start = starts[place]
-            part = tokens[start : start + BATCH].to(model.wte.device)
-            with autocast(model.wte.device, dtype):
+        device, passes = model.wte.device, masking.passes(model.config)
+
+        def logits(part: Tensor, start: int) -> Tensor:
+            part = part.to(device)
+            with autocast(device, dtype):
                 shown = [
                     model.classify(model.trunk(part, draw_mask(model, part, masking, start, i)))
                     for i in range(passes)
                 ]
-            logits = torch.stack(shown, dim=1).float()
-            for whole in in_turn(logits if counts else logits[:0]):
-                yield whole.cpu().numpy()
+            return torch.stack(shown, dim=1).float()
+
+        return in_batches(tokens, logits)
 
 
 class ProbeClassifier:
@@ -133,7 +130,7 @@ class ProbeClassifier:
     ) -> None:
         self.model, self.codec, self.saved = model, codec, saved
         self.class_names = saved.class_names
-        self.ensemble, self.passes = ensemble, 1 if model.config.causal else max(1, masks)
+        self.ensemble, self.passes = ensemble, Masking(count=masks).passes(model.config)
 
     def predict(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Prediction:
         logits = [self._logits(tokens, dtype, Masking(seed=i)) for i in range(self.passes)]

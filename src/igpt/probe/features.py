@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from igpt.config import UserError
+from igpt.config import ModelConfig, UserError
 from igpt.device import autocast
 from igpt.model import ImageGPT
 from igpt.order import Codec
@@ -38,6 +38,10 @@ class Masking:
 
     count: int = 1  # masks a picture; 0: the whole picture
     seed: int = 0
+
+    def passes(self, config: ModelConfig) -> int:
+        """How often a model reads a picture."""
+        return 1 if config.causal else max(1, self.count)
 
 
 def parse_layers(text: str, n_layer: int) -> tuple[int, ...]:
@@ -89,7 +93,6 @@ def _region_means(region: Tensor, count: int, n: Tensor) -> Tensor:
     return (sums / region.bincount(minlength=count)[:, None]).flatten(1)
 
 
-@torch.no_grad()  # inference_mode would leave a split model tensors that nothing else can use
 def extract(
     model: ImageGPT,
     tokens: Tensor,
@@ -103,17 +106,31 @@ def extract(
     """Features [B, len(layers), F] of pictures `tokens` [N, T] in the model's order, by batch.
 
     A BERT model is masked as `masking` says, by default as in training. `first` is the place of the
-    first picture, where they are a part of a larger set. Of several processes, each computes its
-    share of the batches, and all are given all.
+    first picture, where they are a part of a larger set.
     """
-    masking = masking or Masking()
+    device, masking = model.wte.device, masking or Masking()
+
+    def features(part: Tensor, start: int) -> Tensor:
+        part = part.to(device, torch.int64)
+        return pooled_features(model, part, layers, pool, dtype, masking, first + start)
+
+    return in_batches(tokens, features)
+
+
+@torch.no_grad()  # inference_mode would leave a split model tensors that nothing else can use
+def in_batches(
+    tokens: Tensor, compute: Callable[[Tensor, int], Tensor]
+) -> Iterator[npt.NDArray[np.float32]]:
+    """`compute` of each batch [B, T] of tokens [N, T] and the place of its first picture, in order.
+
+    Of several processes, each computes its share of the batches, and all are given all.
+    """
     starts = range(0, len(tokens), BATCH)
     for place, counts in share_of(len(starts)):
         start = starts[place]
-        part = tokens[start : start + BATCH].to(model.wte.device, torch.int64)
-        pooled = pooled_features(model, part, layers, pool, dtype, masking, first + start)
-        for features in in_turn(pooled if counts else pooled[:0]):
-            yield features.cpu().numpy()
+        values = compute(tokens[start : start + BATCH], start)
+        for whole in in_turn(values if counts else values[:0]):
+            yield whole.cpu().numpy()
 
 
 def pooled_features(
@@ -126,9 +143,9 @@ def pooled_features(
     start: int,
 ) -> Tensor:
     """Features [B, len(layers), F] of one batch [B, T], whose first picture's place is `start`."""
-    passes = 1 if model.config.causal else max(1, masking.count)
     with autocast(model.wte.device, dtype):
-        masks = (draw_mask(model, tokens, masking, start, i) for i in range(passes))
+        passes = range(masking.passes(model.config))
+        masks = (draw_mask(model, tokens, masking, start, i) for i in passes)
         return torch.stack([_pooled(model, tokens, m, layers, pool) for m in masks]).mean(dim=0)
 
 
