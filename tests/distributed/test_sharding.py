@@ -67,6 +67,10 @@ def train_all(out: Path) -> None:
             for word in ("data=2", "shard=2", "tensor=2"):
                 recipe = tiny_recipe(f"parallel.{word}", *BFLOAT16)
                 pretrain(recipe, out / "bfloat16" / word, resume=False, say=silent)
+            # As the paper's recipes are: compiled. Blocks are gathered and recomputed all the same.
+            compiled = ("train.compile=true", "train.activation_checkpointing=true")
+            recipe = tiny_recipe("parallel.shard=2", *compiled, *AR_WORDS)
+            pretrain(recipe, out / "compiled" / "ar", resume=False, say=silent)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,12 @@ def test_a_split_run_exports_the_whole_model(runs: Path, layout: str) -> None:
     theirs = load_model(runs / layout / "ar")[0].state_dict()
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, atol=1e-4, rtol=1e-4)
+
+
+def test_a_compiled_step_of_a_split_model_gives_the_same_losses(runs: Path) -> None:
+    for key in ("loss", "val_loss"):
+        expected = rows(runs / "alone" / "ar", key)
+        assert rows(runs / "compiled" / "ar", key) == pytest.approx(expected, abs=1e-5)
 
 
 def test_in_mixed_precision_a_split_model_computes_what_a_replicated_one_does(runs: Path) -> None:
