@@ -194,6 +194,7 @@ def test_probe_and_predict_take_tokens(igpt, tiny_run: Path, prefix: Path, tmp_p
         result = igpt("probe", run, *words, "--layer", 1, 2, "--json")
         assert result.status == 0, result.err
         results.append(json.loads(result.out))
+        assert results[-1].pop("data") == str(words[1] if words else "digits")
         predicted = json.loads(igpt("predict", run, *words, "--json").out)
         results[-1]["predict"] = predicted["accuracy"], predicted["confusion"]
     assert results[0] == results[1]
