@@ -203,6 +203,18 @@ def test_probe_and_predict_take_tokens(igpt, tiny_run: Path, prefix: Path, tmp_p
     assert "needs pictures" in refused.err
 
 
+def test_the_runs_own_data_are_known_by_another_spelling_of_their_path(
+    igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x=images, y=np.arange(40) % 2)
+    monkeypatch.chdir(tmp_path)
+    words = ("--data", "d.npz", "--steps", 2, "data.validation_fraction=0.3", "--out", "run")
+    assert igpt("pretrain", "digits", *words).status == 0
+    result = igpt("eval", "run", "--data", tmp_path / "d.npz")
+    assert "the 12 pictures that training held out" in result.err
+
+
 def test_complete_score_and_features_take_tokens(
     igpt, tiny_run: Path, prefix: Path, tmp_path: Path
 ) -> None:

@@ -95,7 +95,7 @@ def data_config(args: argparse.Namespace) -> DataConfig:
     if not args.data and not run.exists():
         raise UserError(f"{args.run} has no recipe that names its data: give --data")
     config = run.recipe().data if run.exists() else DataConfig()
-    if args.data and args.data != config.source:
+    if args.data and not _is_same_source(args.data, config.source):
         # Columns and splits of the run's own data mean nothing in another set.
         config = DataConfig(source=args.data, augmentation=config.augmentation)
     return replace(
@@ -104,6 +104,12 @@ def data_config(args: argparse.Namespace) -> DataConfig:
         label_column=args.label_column or config.label_column,
         test_split=args.split or config.test_split,
     )
+
+
+def _is_same_source(a: str, b: str) -> bool:
+    """Whether two words for a source mean the same: a path may be spelled in several ways."""
+    paths = Path(a), Path(b)
+    return a == b or (all(p.exists() for p in paths) and paths[0].resolve() == paths[1].resolve())
 
 
 def load_task(args: argparse.Namespace, size: int) -> Task:
