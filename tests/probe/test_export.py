@@ -146,7 +146,7 @@ def test_a_set_of_which_nothing_is_readable_is_refused(seen: list[int], tmp_path
 
 
 def test_a_name_that_is_no_text_is_written_as_one(tmp_path: Path) -> None:
-    odd = replace(PICTURES.select(KEPT), name_of=lambda i: f"\udcff{i}")
+    odd = replace(PICTURES.select(KEPT), name=lambda i: f"\udcff{i}")
     for name in ("f.npz", "f.parquet"):
         write(pipeline(), tmp_path / name, odd, layer="0")
     assert np.load(tmp_path / "f.npz")["names"][1] == "\\udcff1"
@@ -244,7 +244,7 @@ def test_a_full_disk_stops_it_in_one_line_and_leaves_nothing(tmp_path: Path) -> 
         pytest.skip("mounting a small disk needs root")
     try:
         # Room for the features themselves, and not for names like these.
-        pictures = replace(PICTURES.select(KEPT), name_of=lambda i: PIXELS[: 9 * i].tobytes().hex())
+        pictures = replace(PICTURES.select(KEPT), name=lambda i: PIXELS[: 9 * i].tobytes().hex())
         for name in ("f.npz", "f.parquet"):
             with pytest.raises(UserError, match="No space left"):
                 write(pipeline(), disk / name, pictures)
