@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from igpt.config import UserError
 from igpt.data.pictures import Pictures, Source, files_in, open_files
+from igpt.types import Labels
 
-Classes = tuple[npt.NDArray[np.int64] | None, tuple[str, ...] | None]  # [N], names of classes
+Classes = tuple[Labels | None, tuple[str, ...] | None]  # of the pictures, and their names
 
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
 
@@ -99,14 +99,15 @@ def _split_pictures(
 ) -> Pictures:
     """A split of a `datasets` data set, its pictures left encoded until they are looked at."""
     import datasets
+    import pyarrow
 
     dataset, name = splits[split], f"{spec}/{split}"
     column = image_column_of(dataset.features, name, image_column)
     try:
         encoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    # Only the cast knows which columns it takes. Of another kind `datasets` raises TypeError or its
-    # CastError, which is a ValueError; pyarrow ArrowInvalid, another, or ArrowNotImplementedError.
-    except (TypeError, ValueError, NotImplementedError) as error:
+    # Which columns hold pictures only the cast knows: `datasets` refuses others with TypeError or a
+    # ValueError, and pyarrow with an error of its own.
+    except (TypeError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{name}: column '{column}' does not hold pictures") from error
     # The Arrow column is mapped from disk, and several times faster by row than the data set.
     rows = encoded.with_format("arrow")[:][column]
