@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from igpt.cli.arguments import add_data, data_config
 from igpt.config import parse_recipe, recipe_yaml
-from igpt.data import evaluation_split, open_data
+from igpt.data import open_data
 from igpt.data.labels import labelled
 from igpt.device import compute_dtype
 from igpt.disk import write_atomically, write_text
@@ -51,7 +51,7 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
     pipeline = load(run)
     config = data_config(args)
     source = open_data(config)
-    pictures = evaluation_split(source, config.test_split)
+    pictures = source.split(config.test_split)
     test = labelled(
         pictures.select(np.arange(min(args.tested or len(pictures), len(pictures)))),
         source.name,

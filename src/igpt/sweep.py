@@ -24,7 +24,7 @@ from igpt.data import (
     open_data,
     open_task,
     pictures_to_test,
-    training_splits,
+    task_training_splits,
 )
 from igpt.disk import read_json, write_json
 from igpt.evaluate import Likelihood
@@ -220,7 +220,7 @@ def _accuracies(
 def _require_labels(points: Sequence[Point], per_class: int) -> None:
     sets = {replace(point.recipe.data, image_size=1): point.recipe for point in points}
     for recipe in sets.values():
-        train, _ = training_splits(open_data(recipe.data), recipe.data, recipe.train.seed)
+        train, _ = task_training_splits(open_data(recipe.data), recipe.data, recipe.train.seed)
         if train.labels is None:
             raise UserError(f"{recipe.data.source} has no labels to take {per_class} a class of")
         few_labels(train.labels[train.labels >= 0], per_class, seed=0)

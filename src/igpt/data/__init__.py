@@ -39,6 +39,7 @@ from igpt.data.sources import (
     open_data,
     open_source,
     pictures_to_test,
+    task_training_splits,
     training_splits,
 )
 from igpt.data.stream import StreamLoader
@@ -85,6 +86,7 @@ __all__ = [
     "open_training",
     "pictures_to_test",
     "prefetch",
+    "task_training_splits",
     "to_rgb",
     "training_splits",
     "warn_skipped",

@@ -79,8 +79,8 @@ def imagenet_centre(image: Image.Image, size: int) -> Pixels:
     """
     if min(image.size) <= size:
         warnings.warn(
-            f"pictures of {size} pixels are enlarged for ImageNet's crops: to those that were made "
-            "small before, data.augmentation=flip or cifar does what is meant",
+            f"pictures of {size} pixels are enlarged for ImageNet's crops: where they were made so "
+            "small before, choose data.augmentation=flip or cifar",
             stacklevel=2,
         )
     crop = _centre(resize_short(image, CROP), CROP)

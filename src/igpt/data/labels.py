@@ -19,7 +19,7 @@ from igpt.data.decode import (
 )
 from igpt.data.loader import Loader, PictureLoader, TokenLoader
 from igpt.data.pictures import Pictures, Source
-from igpt.data.sources import task_splits, training_splits
+from igpt.data.sources import pictures_to_test, task_training_splits
 from igpt.order import Codec, Encoded, need_pixels
 from igpt.rng import numpy_rng
 from igpt.types import Labels, Pixels
@@ -146,16 +146,14 @@ def open_training(source: Source, config: DataConfig, seed: int) -> list[Undecod
 
     Raises UserError as `open_task`.
     """
-    if len(source.splits) == 1:
-        train, validation, _ = task_splits(source, config, seed)
-    else:
-        train, validation = training_splits(source, config, seed)
+    train, validation = task_training_splits(source, config, seed)
     return _classified(source.name, {"train": train, "validation": validation}, config)
 
 
 def _open_splits(source: Source, config: DataConfig, seed: int) -> list[Undecoded]:
     """Training, validation and test pictures."""
-    train, validation, test = task_splits(source, config, seed)
+    train, validation = task_training_splits(source, config, seed)
+    test = pictures_to_test(source, config, seed)
     parts = {"train": train, "validation": validation, "test": test}
     return _classified(source.name, parts, config)
 
@@ -184,8 +182,7 @@ def labelled(
     if unlabelled:
         warnings.warn(f"{name}: left out {unlabelled} pictures without a label", stacklevel=2)
         pictures = pictures.select(np.flatnonzero(pictures.labels >= 0))
-    crop = evaluation_fit(config.augmentation)
-    return Undecoded(pictures, class_names, crop)
+    return Undecoded(pictures, class_names, evaluation_fit(config.augmentation))
 
 
 def _class_names(name: str, splits: tuple[Pictures, ...]) -> tuple[str, ...]:

@@ -78,32 +78,37 @@ def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pict
     return _hold_out(source.name, train, config.validation_fraction, seed)
 
 
-def task_splits(
+def task_training_splits(
     source: Source, config: DataConfig, seed: int
-) -> tuple[Pictures, Pictures, Pictures]:
-    """Training, validation and test pictures of a task that is learned after pretraining.
+) -> tuple[Pictures, Pictures]:
+    """Training and validation pictures of a task that is learned after pretraining.
 
-    Of a source with a single split, what pretraining held out is for testing, and another part of
-    the rest for validation.
+    Of a source with a single split, both are of what pretraining learned from: what it held out is
+    for testing (`pictures_to_test`).
     """
-    train, held_out = training_splits(source, config, seed)
-    test = pictures_to_test(source, config, seed)
-    if _is_single(source, config.test_split):
-        train, held_out = _hold_out(source.name, train, config.validation_fraction, seed)
-    return train, held_out, test
+    if not _is_single(source, config.test_split):
+        return training_splits(source, config, seed)
+    train, _ = _set_apart(source, config, seed)
+    return _hold_out(source.name, train, config.validation_fraction, seed)
 
 
 def pictures_to_test(source: Source, config: DataConfig, seed: int) -> Pictures:
     """The test split or, of a source with a single split, what training held out of that."""
     if not _is_single(source, config.test_split):
         return source.split(config.test_split)
-    _, held_out = training_splits(source, config, seed)
-    warnings.warn(
+    _, test = _set_apart(source, config, seed)
+    return test
+
+
+def _set_apart(source: Source, config: DataConfig, seed: int) -> tuple[Pictures, Pictures]:
+    """`training_splits` of a single split, whose held-out part is for testing; and says so."""
+    train, held_out = training_splits(source, config, seed)
+    warnings.warn(  # said once, whichever part is asked for: it is this line's
         f"{source.name} has no split '{config.test_split}': the {len(held_out):,} pictures that "
         f"training held out of '{config.train_split}' are taken instead",
-        stacklevel=2,
+        stacklevel=1,
     )
-    return held_out
+    return train, held_out
 
 
 def _is_single(source: Source, test_split: str) -> bool:
