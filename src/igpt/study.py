@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -259,19 +259,16 @@ class NeighbourMethod:
 
     def __init__(self, linear: LinearMethod) -> None:
         self.name, self.linear = "nearest neighbours on the features", linear
+        self.worth = partial(score, linear.metric)
 
     def fit(self, subset: Subset) -> tuple[str, float, Indices]:
         task = self.linear.task
         labels, best = task.train.labels[subset.indices], None
         for layer in self.linear.train:
             data = self.linear.layer_data(layer, subset.indices)
-            x = data.basis(data.validation)
-
-            def worth(neighbours: Any, x: Features = x) -> float:
-                return score(self.linear.metric, task.validation.labels, neighbours.predict(x))
-
-            neighbours = fit_neighbours(data.basis(data.train), labels, worth)
-            value = worth(neighbours)
+            x, validation, worth = data.basis(data.validation), task.validation.labels, self.worth
+            neighbours = fit_neighbours(data.basis(data.train), labels, x, validation, worth)
+            value = worth(validation, neighbours.predict(x))
             if best is None or value > best[1]:
                 best = layer, value, neighbours, data.basis
         assert best is not None

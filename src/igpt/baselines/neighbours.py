@@ -12,8 +12,17 @@ from igpt.types import Labels
 COUNTS = (1, 3, 5, 10, 20)  # of neighbours that vote, where there are so many labels
 
 
-def fit_neighbours(x: npt.NDArray[Any], labels: Labels, worth: Callable[[Any], float]) -> Any:
-    """scikit-learn's classifier on x [n, F], by cosine; as many vote as `worth` likes best."""
+def fit_neighbours(
+    x: npt.NDArray[Any],
+    labels: Labels,
+    validation_x: npt.NDArray[Any],
+    validation_labels: Labels,
+    worth: Callable[[Labels, Labels], float],
+) -> Any:
+    """scikit-learn's classifier on x [n, F], by cosine; validation chooses how many vote.
+
+    `worth` is of labels and what was predicted for them; large is good.
+    """
     from sklearn.neighbors import KNeighborsClassifier
 
     fitted = [
@@ -21,4 +30,4 @@ def fit_neighbours(x: npt.NDArray[Any], labels: Labels, worth: Callable[[Any], f
         for count in COUNTS
         if count <= len(x)
     ]
-    return max(fitted, key=worth)
+    return max(fitted, key=lambda few: worth(validation_labels, few.predict(validation_x)))
