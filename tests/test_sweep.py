@@ -91,7 +91,6 @@ def test_what_is_reported_is_what_the_run_is(swept: tuple[Path, list[Result]], d
         n_pixels = p.image_size**2
         assert result.val_nats_per_pixel == pytest.approx(min(losses))
         assert result.val_nats_per_picture == pytest.approx(min(losses) * n_pixels)
-        assert result.val_nats_per_picture == pytest.approx(min(losses) * n_pixels)
         assert result.test_nats_per_pixel == pytest.approx(likelihood.nats_per_pixel)
         assert result.test_nats_per_picture == pytest.approx(likelihood.nats_per_picture)
         assert result.parameters == sum(w.numel() for w in p.model.parameters())

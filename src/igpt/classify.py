@@ -52,13 +52,13 @@ def as_classes(
     """
     place = {name: i for i, name in enumerate(known)}
     present = np.unique(labels[labels >= 0])
-    unnamed = names is None or tuple(known) == tuple(map(str, range(len(known))))
-    missing = [] if names is None else [names[i] for i in present if names[i] not in place]
+    missing = {} if names is None else {i: names[i] for i in present if names[i] not in place}
     if names is not None and not missing:
         return np.asarray(np.array([*(place.get(name, -1) for name in names), -1])[labels])
-    if not unnamed:
+    if missing and tuple(known) != tuple(map(str, range(len(known)))):
+        unknown = ", ".join([*missing.values()][:5])
         raise UserError(
-            f"{source}: the classifier does not know {', '.join(missing[:5])}; it knows "
+            f"{source}: the classifier does not know {unknown}; it knows "
             f"{', '.join(known[:10])}{', …' * (len(known) > 10)}"
         )
     if present.max(initial=-1) >= len(known):
@@ -66,9 +66,10 @@ def as_classes(
             f"{source}: label {present.max()}, but the classifier knows 0 to {len(known) - 1}"
         )
     if missing:
+        number, name = next(iter(missing.items()))
         warnings.warn(
-            f"{source}: the classifier knows its classes by number only, so {missing[0]} is taken "
-            f"for class {list(names or ()).index(missing[0])} of it",
+            f"{source}: the classifier knows its classes by number only, so {name} is taken for "
+            f"class {number} of it",
             stacklevel=2,
         )
     return labels

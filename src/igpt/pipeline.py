@@ -34,7 +34,6 @@ from igpt.types import Pixels
 Shown = Image.Image | str | Path | Sequence[Any] | npt.NDArray[np.uint8] | torch.Tensor
 Images = Shown | Encoded  # or already tokens of the model's palette
 
-
 EVAL_BATCH = 32  # pictures a forward pass
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from igpt.config import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -89,7 +91,7 @@ def data_config(args: argparse.Namespace) -> DataConfig:
     from dataclasses import replace
 
     from igpt.checkpoint import RunDirectory
-    from igpt.config import DataConfig, UserError
+    from igpt.config import DataConfig
 
     run = RunDirectory(args.run)
     if not args.data and not run.exists():
@@ -165,8 +167,6 @@ def load_named(args: argparse.Namespace, size: int) -> Named:
 
 def refuse_two_sources(args: argparse.Namespace) -> None:
     """UserError when pictures are given in both ways."""
-    from igpt.config import UserError
-
     if args.images and args.data:
         raise UserError("give picture files or --data, not both")
 
@@ -180,7 +180,6 @@ def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:
     import numpy as np
 
     from igpt.checkpoint import RunDirectory
-    from igpt.config import UserError
     from igpt.data import evaluation_fit, open_files
 
     files = getattr(args, "images", None)
@@ -230,7 +229,7 @@ def resumed_recipe(out: Path, changes: Sequence[str]) -> Recipe | None:
     Raises UserError for a change of anything else.
     """
     from igpt.checkpoint import RunDirectory
-    from igpt.config import DIVISION, UserError, parse_recipe, recipe_yaml
+    from igpt.config import DIVISION, parse_recipe, recipe_yaml
 
     for change in changes:
         if not change.startswith(DIVISION):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from igpt.cli.arguments import add_run
 from igpt.cli.report import Report
-from igpt.config import Say
+from igpt.config import Say, UserError
 
 EXAMPLE = "igpt export onnx runs/digits --out digits-onnx"
 
@@ -23,7 +23,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, say: Say) -> Report:
     import numpy as np
 
-    from igpt.config import UserError
     from igpt.interop.onnx import export_onnx
     from igpt.pipeline import load
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from igpt.cli.report import Report
-from igpt.config import Say
+from igpt.config import Say, UserError
 
 EXAMPLE = "igpt import openai igpt-s/model.ckpt-1000000 --out runs/igpt-s"
 
@@ -27,7 +27,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    from igpt.config import UserError
     from igpt.folder import model_codec, save_model
     from igpt.interop.download import CLUSTERS
     from igpt.interop.openai import read_openai

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from igpt.cli.report import Report
-from igpt.config import Say
+from igpt.config import Say, UserError
 
 EXAMPLE = "igpt prepare --data digits --size 16 --out digits16"
 
@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    from igpt.config import DataConfig, UserError
+    from igpt.config import DataConfig
     from igpt.prepare import Preparation, prepare
 
     DataConfig(image_size=args.size)  # the range is checked there
@@ -70,8 +70,6 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 
 def _part(word: str) -> tuple[int, int]:
-    from igpt.config import UserError
-
     index, _, count = word.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UserError(f"--part must be I/N with I below N, like 0/4, got '{word}'")

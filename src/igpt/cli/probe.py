@@ -19,7 +19,7 @@ from igpt.cli.arguments import (
     load_task,
 )
 from igpt.cli.report import Report
-from igpt.config import Say
+from igpt.config import Say, UserError
 
 if TYPE_CHECKING:
     from igpt.config import ParallelConfig
@@ -127,7 +127,6 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Report:
     """Of several processes, each computes its share of the features, and all repeat the fits."""
-    from igpt.config import UserError
     from igpt.parallel.processes import on_first, together
     from igpt.pipeline import load
     from igpt.study import ModelFeatures, compare, summarise
@@ -152,8 +151,6 @@ def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Repo
 
 def _check(args: argparse.Namespace) -> None:
     """UserError for numbers that cannot be, and for options of another solver or head."""
-    from igpt.config import UserError
-
     if args.seeds is not None and args.seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {args.seeds}")
     if args.pca is not None and args.pca < 0:
@@ -178,8 +175,6 @@ def _check(args: argparse.Namespace) -> None:
 
 def _refuse(args: argparse.Namespace, when: bool, why: str, *names: str) -> None:
     """UserError for options that were given and would do nothing."""
-    from igpt.config import UserError
-
     values = {name: getattr(args, name) for name in names}
     given = [
         _flag(name) for name, value in values.items() if value is not None and value is not False
@@ -256,7 +251,6 @@ def _baselines(
     features: ModelFeatures, linear: LinearMethod, args: argparse.Namespace
 ) -> list[Method]:
     from igpt.checkpoint import RunDirectory
-    from igpt.config import UserError
     from igpt.monitor import read_metrics, training_minutes
     from igpt.study import CnnMethod, make_baselines
 
