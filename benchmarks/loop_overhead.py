@@ -37,7 +37,7 @@ def make_trainer(recipe: Recipe, run: Path) -> Trainer:
         prepared.loader,
         recipe.train,
         RunDirectory(run),
-        Callbacks(lambda: Validation({}, 0.0), lambda: None),
+        Callbacks(lambda _: Validation({}, 0.0), lambda: None),
     )
 
 

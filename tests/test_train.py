@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from conftest import newest, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.config import TrainConfig, UserError
+from igpt.data import Batch, TokenLoader
+from igpt.evaluate import Likelihood, likelihood
 from igpt.pretrain import pretrain
 from igpt.train import learning_rate
 
@@ -143,6 +148,51 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert published[:6] == [0] * 6  # the one of step 4 is written after step 6
     state, _ = newest(tmp_path / "run")
     assert state.step == 12
+
+
+def test_a_signal_does_not_wait_for_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, path = train(tmp_path / "whole"), tmp_path / "run"
+    batch, arrived = TokenLoader.batch, threading.Event()
+
+    def stuck_at_the_eighth(self: TokenLoader, step: int, rows: range | None = None) -> Batch:
+        if step == 7 and not arrived.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+            arrived.wait(60)
+        return batch(self, step, rows)
+
+    monkeypatch.setattr(TokenLoader, "batch", stuck_at_the_eighth)
+    began = time.monotonic()
+    done = pretrain(tiny_recipe(), path, resume=False, say=silent)
+    assert time.monotonic() - began < 30
+    arrived.set()
+    assert done.outcome.signal == signal.SIGTERM
+    assert newest(path)[0].step == done.outcome.step <= 7
+    assert train(path, resume=True) == whole
+
+
+def test_a_validation_that_a_signal_cuts_short_is_made_when_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "whole")
+    path, validations = tmp_path / "run", []
+
+    def signalled_at_the_second(*args: Any, **options: Any) -> Likelihood:
+        validations.append(args)
+        if len(validations) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return likelihood(*args, **options)
+
+    monkeypatch.setattr("igpt.pretrain.likelihood", signalled_at_the_second)
+    done = pretrain(tiny_recipe(), path, resume=False, say=silent)
+    (_, second, *_) = rows(tmp_path / "whole", "val_loss")
+    assert (done.outcome.signal, done.outcome.step) == (signal.SIGTERM, second)
+    assert newest(path)[0].step == second
+    assert second not in rows(path, "val_loss")
+    assert train(path, resume=True) == rows(tmp_path / "whole", "loss")
+    assert rows(path, "val_loss") == rows(tmp_path / "whole", "val_loss")
+    assert newest(path)[0] == newest(tmp_path / "whole")[0]
 
 
 def test_a_directory_with_a_run_is_not_overwritten(tmp_path: Path) -> None:

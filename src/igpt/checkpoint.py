@@ -48,6 +48,7 @@ class Progress:
     step: int  # optimizer steps done
     best: float | None = None  # smallest criterion of validation so far
     best_step: int = 0  # when it was reached
+    validated: int = 0  # the step of the last validation
 
 
 @dataclass(frozen=True)

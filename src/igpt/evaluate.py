@@ -7,6 +7,7 @@ value.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,18 +50,21 @@ def picture_nats(
     batch_size: int,
     dtype: torch.dtype = torch.float32,
     mask_batch: int | None = None,
+    check: Callable[[], None] | None = None,
 ) -> torch.Tensor:
     """The objective of each of the pictures `tokens` [N, T] in the model's order: nats/pixel, [N].
 
     Masks are drawn for `mask_batch` pictures at a time, a multiple of `batch_size` (None: itself).
-    Of several processes, each computes its share and has all values at the end. Raises ValueError
-    when there are no pictures.
+    `check` is called before every batch and may raise. Of several processes, each computes its
+    share and has all values at the end. Raises ValueError when there are no pictures.
     """
     if len(tokens) == 0:
         raise ValueError("no pictures to evaluate")
     device = model.wte.device
     nats = torch.zeros(len(tokens), device=device)
     for number, counts in share_of(math.ceil(len(tokens) / batch_size)):
+        if check is not None:
+            check()
         rows = slice(number * batch_size, (number + 1) * batch_size)
         part = tokens[rows].to(device)
         step, first = divmod(rows.start, mask_batch or batch_size)
@@ -127,7 +131,8 @@ def likelihood(
     batch_size: int,
     dtype: torch.dtype = torch.float32,
     mask_batch: int | None = None,
+    check: Callable[[], None] | None = None,
 ) -> Likelihood:
     """Totals of `picture_nats`, summed in float64."""
-    nats = picture_nats(model, objective, tokens, batch_size, dtype, mask_batch)
+    nats = picture_nats(model, objective, tokens, batch_size, dtype, mask_batch, check)
     return Likelihood(float(nats.double().sum()), len(tokens), tokens.shape[1])

@@ -7,6 +7,7 @@ with the best validation accuracy kept (paper, sections 2.3 and 3.4).
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,8 +130,8 @@ def _finetune(
     dtype = compute_dtype(config.precision, default_device())
     held_out = torch.from_numpy(codec.encode(validation.images))
 
-    def validate() -> Validation:
-        prediction = classifier.predict(held_out, dtype)
+    def validate(check: Callable[[], None]) -> Validation:
+        prediction = classifier.predict(held_out, dtype, check)
         value = score(options.metric, validation.labels, prediction.labels)
         return Validation({f"val_{options.metric}": value}, -value)
 

@@ -269,7 +269,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
     held_out = generative_objective(shape, config.seed, stream="evaluate")
     dtype = compute_dtype(config.precision, default_device())
 
-    def validate() -> Validation:
+    def validate(check: Callable[[], None]) -> Validation:
         total = likelihood(
             model,
             held_out,
@@ -277,6 +277,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
             config.micro_batch_size or config.batch_size,
             dtype,
             mask_batch=config.batch_size,
+            check=check,
         )
         return Validation({"val_loss": total.nats_per_pixel}, total.nats_per_pixel)
 

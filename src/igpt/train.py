@@ -15,7 +15,8 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -38,6 +39,8 @@ from igpt.objectives import Objective
 from igpt.parallel.gradients import accumulate, average_gradients, clip_gradients
 from igpt.parallel.processes import largest, mean, share_of_batch, size, together
 from igpt.parallel.storage import all_finite
+
+WAIT = 0.5  # seconds of waiting for pictures after which signals are looked for
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -62,7 +65,8 @@ class Validation:
 class Callbacks:
     """What the loop calls and does not know the inside of."""
 
-    validate: Callable[[], Validation]
+    # Calls what it is given before every batch: it raises Interrupted when a signal came.
+    validate: Callable[[Callable[[], None]], Validation]
     save_best: Callable[[], None]  # keep the model as it is now
 
 
@@ -83,11 +87,27 @@ class ParameterGroup:
     scale: float = 1.0
 
 
+class Interrupted(Exception):
+    """A signal came to one of the processes, and all of them know it."""
+
+    def __init__(self, caught: signal.Signals) -> None:
+        super().__init__(caught.name)
+        self.signal = caught
+
+
 @dataclass
 class Stop:
-    """Set by SIGTERM or SIGINT; the loop then saves and returns after the step it is in."""
+    """Set by SIGTERM or SIGINT; the loop then ends the step it is in, saves and returns.
+
+    A validation that it is in, or a wait for pictures, is given up.
+    """
 
     signal: signal.Signals | None = None
+
+    def check(self) -> None:
+        """Raise Interrupted when any process caught a signal; all call it at the same moment."""
+        if caught := largest(self.signal or 0):
+            raise Interrupted(signal.Signals(caught))
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
@@ -139,6 +159,8 @@ class Trainer:
     step: int = field(init=False, default=0)
     best: float | None = field(init=False, default=None)
     best_step: int = field(init=False, default=0)
+    _validated: int = field(init=False, default=0)  # the step of the last validation
+    _saved: int = field(init=False, default=0)  # the step of the last checkpoint
     # What a loader that has a state goes on from.
     _loader_state: State | None = field(init=False, default=None)
     # Step, rate and loss of those that were not looked at.
@@ -167,6 +189,7 @@ class Trainer:
             self.loader.resume(states)
         done = checkpoint.progress
         self.step, self.best, self.best_step = done.step, done.best, done.best_step
+        self._saved, self._validated = done.step, done.validated
 
     def train(self, log: Callable[[Row], None]) -> Outcome:
         """Run to the last step, until validation has not improved for long, or until a signal.
@@ -185,8 +208,19 @@ class Trainer:
 
     def _train(self, log: Callable[[Row], None], stop: Stop) -> signal.Signals | None:
         """The steps; the signal that stopped them."""
+        try:
+            self._run(log, stop)
+        except Interrupted as interrupted:
+            if self._saved != self.step:
+                self._save()
+            return interrupted.signal
+        return None
+
+    def _run(self, log: Callable[[Row], None], stop: Stop) -> None:
+        if self.step and self._due(self.config.eval_every) and self._validated != self.step:
+            self._validate(log, stop)  # which a signal cut short
         clock, since = time.monotonic(), self.step
-        for batch in self._batches():
+        for batch in self._batches(stop):
             self._optimizer_step(batch)
             if self._due(self.config.log_every):
                 row = self._log_row()
@@ -196,31 +230,25 @@ class Trainer:
                     log({**row, "pictures_per_second": pictures / (now - clock)})
                 clock, since = now, self.step
             if self._due(self.config.eval_every):
-                metrics = self._validate()
-                with together():
-                    log({"step": self.step, **metrics})
+                self._validate(log, stop)
                 clock, since = time.monotonic(), self.step
             if self._writing is not None and self._writing.is_written():
                 self._publish()
-            # Caught by any process: all stop after the same step.
-            caught = largest(stop.signal or 0)
-            stopping = bool(caught) or self._exhausted()
-            if stopping or self._due(self.config.checkpoint_every):
+            if self._exhausted() or self._due(self.config.checkpoint_every):
                 self._save()
-            if stopping:
-                return signal.Signals(caught) if caught else None
-        return None
-
-    def _batches(self) -> Iterator[Batch]:
-        """This process's rows of the batches of the steps that are left."""
-        last = self.step if self._exhausted() else self.config.steps
-        batches = prefetch(self.loader, range(self.step, last), self._rows)
-        while True:
-            with together():
-                batch = next(batches, None)
-            if batch is None:
+            if self._exhausted():
                 return
-            yield batch
+
+    def _batches(self, stop: Stop) -> Iterator[Batch]:
+        """This process's rows of the batches of the steps that are left, until a signal."""
+        last = self.step if self._exhausted() else self.config.steps
+        with closing(prefetch(self.loader, range(self.step, last), self._rows)) as batches:
+            for coming in batches:
+                with together():
+                    batch = _result(coming, stop)
+                stop.check()
+                assert batch is not None  # there was no signal
+                yield batch
 
     def _exhausted(self) -> bool:
         """Whether the last `patience` validations brought nothing better."""
@@ -277,15 +305,17 @@ class Trainer:
                 raise _diverged(f"loss is {loss}", step, rate)
         return losses
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, log: Callable[[Row], None], stop: Stop) -> None:
         self._finite_losses()
         self.model.eval()
-        validation = self.callbacks.validate()
+        validation = self.callbacks.validate(stop.check)
         self.model.train()
         if self.best is None or validation.criterion < self.best:
             self.best, self.best_step = validation.criterion, self.step
             self.callbacks.save_best()
-        return validation.metrics
+        self._validated = self.step
+        with together():
+            log({"step": self.step, **validation.metrics})
 
     def _save(self) -> None:
         """Begin to write a checkpoint, after the one before it is whole."""
@@ -297,16 +327,26 @@ class Trainer:
             rate = learning_rate(self.step - 1, self.config)
             raise _diverged("weights are not finite", self.step, rate)
         self._writing = self.run.begin_checkpoint(
-            Progress(self.step, self.best, self.best_step),
+            Progress(self.step, self.best, self.best_step, self._validated),
             weights | optimizer_tensors(self.model, self.optimizer),
             self._loader_state,
         )
+        self._saved = self.step
 
     def _publish(self) -> None:
         """Make the checkpoint that is being written, if any, the newest."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.publish()
+
+
+def _result(coming: Future[Batch], stop: Stop) -> Batch | None:
+    """The batch when it is there, or None when a signal comes before it."""
+    while not coming.done():
+        wait([coming], WAIT)
+        if stop.signal is not None:
+            return None
+    return coming.result()
 
 
 def _diverged(what: str, step: int, rate: float) -> UserError:

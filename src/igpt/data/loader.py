@@ -9,8 +9,8 @@ its own; a batch may straddle two epochs, so no picture is skipped or replayed.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -175,20 +175,28 @@ class PictureLoader(Loader):
                 warnings.warn(f"skipped an unreadable picture: {error}", stacklevel=3)
 
 
-def prefetch(loader: Loader, steps: Iterable[int], rows: range | None = None) -> Iterator[Batch]:
-    """The batches of `steps`, or those rows of them, the next made while the last is used."""
+def prefetch(
+    loader: Loader, steps: Iterable[int], rows: range | None = None
+) -> Generator[Future[Batch]]:
+    """The batches of `steps`, or those rows of them, the next made while the last is used.
+
+    Whoever takes one waits for it; whoever stops earlier need not wait for the next.
+    """
 
     def make(step: int) -> Batch:
         batch = loader.batch(step, rows)
         labels = None if batch.labels is None else ready_to_copy(batch.labels)
         return replace(batch, tokens=ready_to_copy(batch.tokens), labels=labels)
 
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         pending = None
         for step in steps:
             following = pool.submit(make, step)
             if pending is not None:
-                yield pending.result()
+                yield pending
             pending = following
         if pending is not None:
-            yield pending.result()
+            yield pending
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

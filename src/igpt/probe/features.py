@@ -119,14 +119,19 @@ def extract(
 
 @torch.no_grad()  # inference_mode would leave a split model tensors that nothing else can use
 def in_batches(
-    tokens: Tensor, compute: Callable[[Tensor, int], Tensor]
+    tokens: Tensor,
+    compute: Callable[[Tensor, int], Tensor],
+    check: Callable[[], None] | None = None,
 ) -> Iterator[npt.NDArray[np.float32]]:
     """`compute` of each batch [B, T] of tokens [N, T] and the place of its first picture, in order.
 
-    Of several processes, each computes its share of the batches, and all are given all.
+    `check` is called before each and may raise. Of several processes, each computes its share of
+    the batches, and all are given all.
     """
     starts = range(0, len(tokens), BATCH)
     for place, counts in share_of(len(starts)):
+        if check is not None:
+            check()
         start = starts[place]
         values = compute(tokens[start : start + BATCH], start)
         for whole in in_turn(values if counts else values[:0]):
