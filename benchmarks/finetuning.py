@@ -1,9 +1,10 @@
 """What fine-tuning adds (paper, sections 2.3, 4.6 and table 5), with the same labels for all.
 
 python benchmarks/finetuning.py RUN [--labels-per-class 100] [--seeds 3] --out runs/finetuning \
-    [--variants "L_CLF" "L_GEN + L_CLF"] [section.field=value ...]
+    [--rates 0.0003 0.001 0.003] [--variants "L_CLF" "L_GEN + L_CLF"] [section.field=value ...]
 
-Variants: L_CLF alone and L_GEN + L_CLF, from the pretrained weights and from scratch. Every
+Variants: L_CLF alone and L_GEN + L_CLF, from the pretrained weights and from scratch, each at the
+learning rate that the validation of seed 0 likes best, as the paper searches it again. Every
 fine-tuning of a BERT model is tested with one mask, five masks' modal class, and five masks' mean
 logits. Runs that are there are gone on with, so that the campaign may be interrupted. All results
 in --out are drawn into its finetuning.png, beside the probes that --probes, a file of density.py,
@@ -68,6 +69,24 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
     return found
 
 
+def fit(args: argparse.Namespace, variant: str, rate: float, seed: int) -> tuple[Path, float]:
+    """A fine-tuned run, gone on with if it is there, and its best metric on validation."""
+    name = variant.replace(" ", "-").replace("+", "and")
+    out = args.out / f"{args.run.name}-{name}-{rate:g}-{seed}"
+    options = [
+        *VARIANTS[variant],
+        *args.overrides,
+        f"train.lr={rate}",
+        f"train.seed={seed}",
+        f"finetune.labels_per_class={args.labels_per_class}",
+        f"finetune.metric={args.metric}",
+    ]
+    recipe = parse_recipe(recipe_yaml(default_recipe(args.run)), options, "benchmark")
+    best = finetune(recipe, out, resume=out.exists(), say=say).best
+    assert best is not None  # it was validated at its last step
+    return out, best
+
+
 def draw(results: dict[str, dict[str, list[float]]], axis: str, path: Path) -> None:
     """A row for every way to classify, by model: a dot a seed, and their mean."""
     rows = [(model, way, values) for model, ways in results.items() for way, values in ways.items()]
@@ -105,6 +124,7 @@ def main() -> None:
     parser.add_argument("--labels-per-class", type=int, default=100)
     parser.add_argument("--metric", choices=METRICS, default="accuracy")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.001])
     parser.add_argument("--tested", type=int, help="first test pictures only; default all")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
     parser.add_argument("--probes", type=Path, help="a file of density.py")
@@ -113,20 +133,13 @@ def main() -> None:
     saved = args.out / f"{args.run.name}.json"
     rows: dict[str, list[float]] = json.loads(saved.read_text()) if saved.exists() else {}
     for variant in args.variants:
-        changes = VARIANTS[variant]
+        searched = {rate: fit(args, variant, rate, 0)[1] for rate in args.rates}
+        rate = max(searched, key=lambda rate: searched[rate])
+        say(f"{variant}: validation by rate {searched}")
         for row in [row for row in rows if row.split(", ")[0] == variant]:
             del rows[row]  # is measured again
         for seed in range(args.seeds):
-            name = variant.replace(" ", "-").replace("+", "and")
-            out = args.out / f"{args.run.name}-{name}-{seed}"
-            options = [
-                *changes,
-                *args.overrides,
-                f"train.seed={seed}",
-                f"finetune.labels_per_class={args.labels_per_class}",
-            ]
-            recipe = parse_recipe(recipe_yaml(default_recipe(args.run)), options, "benchmark")
-            finetune(recipe, out, resume=out.exists(), say=say)
+            out, _ = fit(args, variant, rate, seed)
             for way, accuracy in accuracies(out, args).items():
                 rows.setdefault(f"{variant}{', ' if way else ''}{way}", []).append(accuracy)
             write_text(saved, json.dumps(rows, indent=2) + "\n")
