@@ -12,23 +12,25 @@ from igpt.config import ModelConfig, UserError
 from igpt.probe.features import Masking
 from test_model import random_model
 
+ABC = ("a", "b", "c")
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 11, "n_positions": 36}
 
 
 def test_the_modal_class_wins_even_where_the_mean_of_the_logits_says_otherwise() -> None:
     logits = np.array([[[9.0, 0, 0], [0, 1, 0], [0, 1, 0]]], np.float32)  # [1, 3 masks, 3]
-    assert vote(logits, "modal", seed=0).labels.tolist() == [1]
-    assert vote(logits, "logits", seed=0).labels.tolist() == [0]
-    probabilities = vote(logits, "modal", seed=0).probabilities
+    assert vote(logits, "modal", seed=0, class_names=ABC).labels.tolist() == [1]
+    assert vote(logits, "modal", seed=0, class_names=ABC).names == ["b"]
+    assert vote(logits, "logits", seed=0, class_names=ABC).labels.tolist() == [0]
+    probabilities = vote(logits, "modal", seed=0, class_names=ABC).probabilities
     assert probabilities.sum() == pytest.approx(1)
 
 
 def test_ties_of_votes_are_broken_at_random_by_the_seed() -> None:
     logits = np.tile(np.array([[[1.0, 0, -1], [0, 1.0, -1]]], np.float32), (200, 1, 1))
-    labels = vote(logits, "modal", seed=0).labels
+    labels = vote(logits, "modal", seed=0, class_names=ABC).labels
     assert set(labels) == {0, 1}
     assert 60 < (labels == 0).sum() < 140
-    assert np.array_equal(labels, vote(logits, "modal", seed=0).labels)
+    assert np.array_equal(labels, vote(logits, "modal", seed=0, class_names=ABC).labels)
 
 
 def test_the_report_is_scikit_learns() -> None:
@@ -36,7 +38,7 @@ def test_the_report_is_scikit_learns() -> None:
     probabilities = rng.dirichlet(np.ones(4), 200)
     labels = rng.integers(0, 4, 200)
     predicted = probabilities.argmax(axis=1)
-    result = report(labels, Prediction(predicted, probabilities))
+    result = report(labels, Prediction(predicted, probabilities, tuple("abcd")))
     assert result.accuracy == (labels == predicted).mean()
     assert result.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert result.precision == pytest.approx(precision_score(labels, predicted, average=None))
@@ -48,9 +50,9 @@ def test_the_report_is_scikit_learns() -> None:
 def test_calibration_is_zero_for_honest_confidence_and_large_for_boasting() -> None:
     rng = np.random.default_rng(0)
     labels = (rng.random(20_000) < 0.3).astype(np.int64)
-    honest = Prediction(np.zeros(20_000, int), np.tile([0.7, 0.3], (20_000, 1)))
+    honest = Prediction(np.zeros(20_000, int), np.tile([0.7, 0.3], (20_000, 1)), ("no", "yes"))
     assert calibration_error(labels, honest) < 0.01
-    boasting = Prediction(np.zeros(20_000, int), np.tile([1.0, 0.0], (20_000, 1)))
+    boasting = Prediction(np.zeros(20_000, int), np.tile([1.0, 0.0], (20_000, 1)), ("no", "yes"))
     assert calibration_error(labels, boasting) == pytest.approx(0.3, abs=0.01)
 
 

@@ -7,7 +7,7 @@ A BERT model is shown its pictures masked, as in training, and several masks vot
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -39,6 +39,12 @@ class Prediction:
 
     labels: Labels  # [N]
     probabilities: Floats  # [N, C], averaged over masks where there are several
+    class_names: tuple[str, ...]  # C
+
+    @property
+    def names(self) -> list[str]:
+        """The names [N] of the classes `labels`."""
+        return [self.class_names[label] for label in self.labels]
 
 
 def as_classes(
@@ -98,11 +104,19 @@ class HeadClassifier:
         self.model, self.class_names = model, class_names
         self.masking, self.ensemble = masking or Masking(count=MASKS), ensemble
 
-    def predict(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Prediction:
-        logits = np.concatenate(list(self._logits(tokens, dtype)))  # [N, masks, C]
-        return vote(logits, self.ensemble, self.masking.seed)
+    def predict(
+        self,
+        tokens: Tensor,
+        dtype: torch.dtype = torch.float32,
+        check: Callable[[], None] | None = None,
+    ) -> Prediction:
+        """`check` is called before every batch and may raise."""
+        logits = np.concatenate(list(self._logits(tokens, dtype, check)))  # [N, masks, C]
+        return vote(logits, self.ensemble, self.masking.seed, self.class_names)
 
-    def _logits(self, tokens: Tensor, dtype: torch.dtype) -> Iterator[Logits]:
+    def _logits(
+        self, tokens: Tensor, dtype: torch.dtype, check: Callable[[], None] | None
+    ) -> Iterator[Logits]:
         model, masking = self.model, self.masking
         device, passes = model.wte.device, masking.passes(model.config)
 
@@ -115,7 +129,7 @@ class HeadClassifier:
                 ]
             return torch.stack(shown, dim=1).float()
 
-        return in_batches(tokens, logits)
+        return in_batches(tokens, logits, check)
 
 
 class ProbeClassifier:
@@ -135,7 +149,7 @@ class ProbeClassifier:
 
     def predict(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Prediction:
         logits = [self._logits(tokens, dtype, Masking(seed=i)) for i in range(self.passes)]
-        return vote(np.stack(logits, axis=1), self.ensemble, seed=0)
+        return vote(np.stack(logits, axis=1), self.ensemble, 0, self.class_names)
 
     def _logits(self, tokens: Tensor, dtype: torch.dtype, masking: Masking) -> Logits:
         """[N, C], with one mask a picture."""
@@ -145,16 +159,16 @@ class ProbeClassifier:
         return np.concatenate([saved.probe.logits(x.reshape(len(x), -1)) for x in batches])
 
 
-def vote(logits: Logits, ensemble: Ensemble, seed: int) -> Prediction:
+def vote(logits: Logits, ensemble: Ensemble, seed: int, class_names: tuple[str, ...]) -> Prediction:
     """One prediction a picture from logits [N, masks, C]."""
     n, _, n_classes = logits.shape
     probabilities = torch.from_numpy(logits).double().softmax(dim=-1).mean(dim=1).numpy()
     if ensemble == "logits":
-        return Prediction(logits.mean(axis=1).argmax(axis=1), probabilities)
+        return Prediction(logits.mean(axis=1).argmax(axis=1), probabilities, class_names)
     ballots = logits.argmax(axis=2)  # [N, masks]
     counts = (ballots[:, :, None] == np.arange(n_classes)).sum(axis=1).astype(np.float64)
     ties = numpy_rng(seed, "ties").random((n, n_classes))  # below one vote
-    return Prediction((counts + ties).argmax(axis=1), probabilities)
+    return Prediction((counts + ties).argmax(axis=1), probabilities, class_names)
 
 
 @dataclass(frozen=True)

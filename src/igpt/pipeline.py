@@ -178,7 +178,10 @@ class Pipeline:
         return features if layer == "all" else features.reshape(len(features), -1)
 
     def predict(self, images: Images) -> Prediction:
-        """Class `labels` [B] and `probabilities` [B, C], by the model's head or its run's probe."""
+        """Class `labels` [B], their `names`, and `probabilities` [B, C], of all `class_names` [C].
+
+        By the model's own head or, if it has none, by its run's probe.
+        """
         return self.classifier().predict(self.tokens(images))
 
     def classifier(

@@ -39,7 +39,7 @@ from sklearn.utils.validation import (
 from igpt.config import UserError
 from igpt.pipeline import Pipeline, as_pixels, load
 from igpt.probe.features import Features, make_pool, parse_layers
-from igpt.probe.linear import STRENGTHS, Basis, LinearProbe, logistic_path
+from igpt.probe.linear import STRENGTHS, Basis, LinearProbe, logistic_path, usual_components
 from igpt.types import Floats, Labels, Pixels
 
 FOLDS = 5  # of the cross-validation that chooses C
@@ -162,6 +162,8 @@ class ImageGPTFeatures(TransformerMixin, _PictureEstimator):  # type: ignore[mis
 class ImageGPTClassifier(ClassifierMixin, _PictureEstimator):  # type: ignore[misc]
     """A linear probe: logistic regression on a model's standardised features.
 
+    Where they outnumber the pictures, on their 256 principal components, as `igpt probe`.
+
     `run`, `layer`, `pool` and `white` are those of `ImageGPTFeatures`. `C` is the inverse of the
     L2 penalty; None lets the accuracy in stratified cross-validation choose it.
 
@@ -251,7 +253,7 @@ def _probes(
     features: Features, labels: Labels, n_classes: int, strengths: Sequence[float]
 ) -> list[LinearProbe]:
     """A probe on features [N, F] for each strength."""
-    basis = Basis.fit(features)
+    basis = Basis.fit(features, usual_components(features.shape[1], len(features)))
     path = logistic_path(basis(features), labels, n_classes, strengths)
     return [basis.fold(weight, bias) for weight, bias in path]
 

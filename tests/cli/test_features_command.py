@@ -43,6 +43,24 @@ def test_one_layer_of_a_folder_as_a_table(igpt, tiny_run: Path, tmp_path: Path) 
     assert [Path(name).name for name in table["name"].to_pylist()] == ["0.png", "1.png", "2.png"]
 
 
+def test_every_split_has_the_same_principal_components(
+    igpt, tiny_run: Path, tmp_path: Path
+) -> None:
+    words = ("--layer", "2", "--pool", "grid:4", "--pca", "8", "--precision", "float32")
+    parts = {}
+    for split in ("train", "test"):
+        out = tmp_path / f"{split}.npz"
+        result = igpt("features", tiny_run, "--split", split, *words, "--out", out)
+        assert result.status == 0, result.err
+        parts[split] = np.load(out)["features"]
+    assert parts["train"].shape == (1500, 8)
+    assert parts["test"].shape == (297, 8)
+    # Of standardised features: centred where they were found, the first components the widest.
+    assert np.abs(parts["train"].mean(axis=0)).max() < 0.1
+    spread = parts["test"].std(axis=0)
+    assert spread[0] > 1.5 * spread[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -51,6 +69,7 @@ def test_one_layer_of_a_folder_as_a_table(igpt, tiny_run: Path, tmp_path: Path) 
         (["{run}", "--out", "{tmp}/f.csv"], "expected .npz or .parquet"),
         (["{run}", "--data", "{tmp}/none", "--out", "{tmp}/f.npz"], "no data at"),
         (["{run}", "--limit", "0", "--out", "{tmp}/f.npz"], "--limit"),
+        (["{run}", "--pca", "0", "--out", "{tmp}/f.npz"], "--pca must be at least 1"),
         (["{run}"], "--out"),
         (["{tmp}/none", "--out", "{tmp}/f.npz"], "no run at"),
     ],

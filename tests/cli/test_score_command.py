@@ -51,9 +51,25 @@ def test_files_are_scored_one_by_one(igpt, tiny_run: Path, pictures: Path, tmp_p
     assert [float(row["bits_per_pixel"]) for row in rows(out)] == pytest.approx(
         list(nats / math.log(2))
     )
-    assert names(out) == ["scores.csv", "surprise.png"]  # too few for extremes
-    assert values["files"] == [str(out / name) for name in names(out)]
+    assert names(out) == ["extremes.png", "scores.csv", "surprise.png"]
+    assert sorted(values["files"]) == [str(out / name) for name in names(out)]
     assert "ood" not in values
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(
+    igpt, tiny_run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    out = tmp_path / "file" / "out"
+    for words in (["score", tiny_run, pictures], ["probe", tiny_run]):
+        result = igpt(*words, "--out", out)
+        assert_mistake(result, f"cannot write into {out}")
+        assert "pictures" not in result.err.replace(str(pictures), "")  # nothing was done before
+
+
+def test_one_picture_has_no_extremes(igpt, tiny_run: Path, pictures: Path, tmp_path: Path) -> None:
+    assert igpt("score", tiny_run, pictures / "1.png", "--out", tmp_path / "out").status == 0
+    assert names(tmp_path / "out") == ["scores.csv", "surprise.png"]
 
 
 def test_the_runs_own_test_split_is_the_default_and_has_extremes(

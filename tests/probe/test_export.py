@@ -22,6 +22,7 @@ from igpt.palette import Palette
 from igpt.pipeline import Pipeline
 from igpt.probe import export
 from igpt.probe.export import Exported, export_features
+from igpt.probe.linear import Basis
 from test_model import random_model
 
 N, CHUNK = 75, 10
@@ -113,6 +114,35 @@ def test_both_files_hold_what_the_pipeline_gives_at_once(
         assert list(table) == ["layer_0", "layer_1", "layer_2", "layer_3"]
         table = {"features": np.stack(list(table.values()), axis=1)}
     assert np.array_equal(table["features"], expected)
+
+
+@pytest.mark.parametrize("layer", ["all", "1:2"])
+def test_principal_components_are_those_of_the_known_pictures(tmp_path: Path, layer: str) -> None:
+    p, known = pipeline(), PICTURES.select(KEPT[:40])
+    for name in ("f.npz", "f.parquet"):
+        export_features(
+            p.model,
+            p.codec,
+            PICTURES.select(KEPT[40:]),
+            tmp_path / name,
+            layer=layer,
+            pool="grid:2",
+            components=5,
+            known=known,
+            say=silent,
+        )
+    features = p.features(PIXELS[KEPT], layer, "grid:2")
+    stacked = features if layer == "all" else features[:, None]
+    bases = [Basis.fit(stacked[:40, i], 5) for i in range(stacked.shape[1])]
+    expected = np.stack([basis(stacked[40:, i]) for i, basis in enumerate(bases)], axis=1)
+    got = np.load(tmp_path / "f.npz")["features"]
+    assert got.shape == ((len(KEPT) - 40, 4, 5) if layer == "all" else (len(KEPT) - 40, 5))
+    assert got.reshape(expected.shape) == pytest.approx(expected, abs=1e-4)
+    table = columns(tmp_path / "f.parquet")
+    names = [name for name in table if name not in ("label", "name")]
+    assert np.array_equal(
+        np.stack([table[name] for name in names], axis=1), got.reshape(expected.shape)
+    )
 
 
 def test_without_labels_there_is_no_such_column(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from igpt.pipeline import load
 from igpt.pretrain import pretrain
 from igpt.probe import sgd
 from igpt.probe.features import Extractor, make_pool
+from igpt.probe.unfinished import UNFINISHED, Unfinished
 
 
 def probed(igpt, run: Path, out: Path, *words: object) -> dict[str, object]:
@@ -43,6 +47,39 @@ def test_sgd_agrees_with_lbfgs_and_predict_takes_its_probe(
     assert ours["accuracy"][0] > 0.5
     predicted = igpt("predict", tiny_run, "--probe", tmp_path / "sgd", "--json")
     assert json.loads(predicted.out)["accuracy"] == pytest.approx(ours["accuracy"][0], abs=0.01)
+
+
+def test_a_killed_fit_goes_on_and_gives_the_same_probe(
+    igpt, tiny_run: Path, tmp_path: Path
+) -> None:
+    words = ["--pool", "grid:2", "--solver", "sgd", "--augmentation", "cifar"]
+    assert igpt("probe", tiny_run, *words, "--out", tmp_path / "whole").status == 0
+    out = tmp_path / "killed"
+    command = [*(sys.executable, "-m", "igpt", "probe", str(tiny_run)), *words, "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not (out / UNFINISHED).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (out / "probe.safetensors").exists()
+    again = ["probe", tiny_run, *words, "--out", out]
+    assert_mistake(igpt(*again), "is of a fit that was cut short: --resume it, or remove it")
+    assert_mistake(igpt(*again, "--resume", "--lr", 1), "is of another fit: its options differ")
+    resumed = igpt(*again, "--resume")
+    assert resumed.status == 0, resumed.err
+    assert "SGD goes on at step" in resumed.err
+    assert not (out / UNFINISHED).exists()
+    ours, theirs = (
+        load_file(tmp_path / name / "probe.safetensors") for name in ("killed", "whole")
+    )
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ("weight", "bias"))
+
+
+def test_what_is_left_of_a_fit_may_be_broken(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / UNFINISHED).write_bytes(b"{}")
+    words = ["--solver", "sgd", "--augmentation", "none", "--resume", "--out", tmp_path]
+    assert_mistake(igpt("probe", tiny_run, *words), f"{UNFINISHED} is broken")
 
 
 def test_augmented_features_are_drawn_anew_for_every_batch(
@@ -76,7 +113,15 @@ def test_training_pictures_are_opened_when_it_is_their_turn(
     extractor = Watched(pipeline.model, pipeline.codec, pool, {"1": (1,)}, torch.float32)
     watched = replace(task.train, pictures=replace(task.train.pictures, open_image=open_image))
     config = sgd.SGD(epochs=1, batch_size=batch, rates=(0.3,), augmentation="flip")
-    sgd.fit_sgd(extractor, watched, task.validation, metric="accuracy", config=config, say=silent)
+    sgd.fit_sgd(
+        extractor,
+        watched,
+        task.validation,
+        metric="accuracy",
+        config=config,
+        unfinished=Unfinished(tmp_path / "fit", "{}"),
+        say=silent,
+    )
     assert len(at_steps) == -(-len(task.train) // batch)
     for step, count in enumerate(at_steps):  # its own pictures, and perhaps those of the next step
         assert measured + (step + 1) * batch <= count <= measured + (step + 2) * batch

@@ -171,6 +171,15 @@ def refuse_two_sources(args: argparse.Namespace) -> None:
         raise UserError("give picture files or --data, not both")
 
 
+def refuse_given(args: argparse.Namespace, when: bool, why: str, *names: str) -> None:
+    """UserError for options that were given and would do nothing."""
+    values = {name: getattr(args, name) for name in names}
+    given = [name for name, value in values.items() if value is not None and value is not False]
+    if when and given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"{flags}: not {why}")
+
+
 def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:
     """The files of `args.images`, or else the pictures that `add_data`'s arguments name.
 
@@ -190,6 +199,16 @@ def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:
         pictures = pictures.select(np.arange(min(args.limit, len(pictures))))
     run = RunDirectory(args.run)
     return pictures, evaluation_fit(run.recipe().data.augmentation if run.exists() else "none")
+
+
+def open_unlabelled(args: argparse.Namespace) -> Pictures:
+    """Training pictures of the same data, whose features are used without their labels."""
+    from igpt.data import open_data, training_splits
+    from igpt.study import unlabelled
+
+    config = data_config(argparse.Namespace(**{**vars(args), "split": None}))
+    train, _ = training_splits(open_data(config), config, _run_seed(args.run))
+    return train.select(unlabelled(len(train)))
 
 
 def _open_split(args: argparse.Namespace) -> Pictures:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from igpt.cli.arguments import add_data, add_features, add_run, add_shard, open_pictures
+from igpt.cli.arguments import (
+    add_data,
+    add_features,
+    add_run,
+    add_shard,
+    open_pictures,
+    open_unlabelled,
+)
 from igpt.cli.report import Report
-from igpt.config import Say
+from igpt.config import Say, UserError
 
 EXAMPLE = "igpt features runs/digits --split train --layer 2 --pool mean --out features.npz"
 
@@ -22,6 +29,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a number from 0, a:b (those side by side) or all (apart); default all",
     )
     add_features(parser)
+    parser.add_argument(
+        "--pca",
+        type=int,
+        metavar="N",
+        help="principal components kept of each layer's standardised features, or of those side "
+        "by side; found on up to 5000 training pictures, the same for every split; default: all "
+        "features",
+    )
     add_shard(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="ends in .npz or .parquet"
@@ -35,11 +50,14 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
     from igpt.probe.export import export_features
 
+    if args.pca is not None and args.pca < 1:
+        raise UserError(f"--pca must be at least 1, got {args.pca}")
     parallel = ParallelConfig(shard=args.shard)
     with processes(parallel):
         pipeline = load(args.run, parallel=parallel)
         with together():
             pictures, fit = open_pictures(args)
+            known = open_unlabelled(args) if args.pca else None
         require_same("pictures", len(pictures))
         done = export_features(
             pipeline.model,
@@ -48,6 +66,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
             args.out,
             layer=args.layer,
             pool=args.pool,
+            components=args.pca or 0,
+            known=known,
             fit=fit,
             dtype=compute_dtype(args.precision, pipeline.model.wte.device),
             say=say,

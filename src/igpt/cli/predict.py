@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,12 +61,14 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     say(f"{len(pictures.images):,} pictures, {len(classifier.class_names)} classes")
     dtype = compute_dtype(args.precision, pipeline.model.wte.device)
     prediction = classifier.predict(pipeline.tokens(pictures.images), dtype)
-    rows = _rows(pictures.names, prediction, classifier.class_names)
+    rows = _rows(pictures.names, prediction)
     values: dict[str, Any] = {"count": len(rows), "predictions": rows}
     lines = [*_table(rows)]
     if known is not None and (known >= 0).any():
         at = (known >= 0).nonzero()[0]
-        labelled = type(prediction)(prediction.labels[at], prediction.probabilities[at])
+        labelled = replace(
+            prediction, labels=prediction.labels[at], probabilities=prediction.probabilities[at]
+        )
         result = report(known[at], labelled)
         values |= _report_values(result, classifier.class_names)
         lines += ["", *_report_text(result, classifier.class_names)]
@@ -88,12 +91,13 @@ def _classifier(pipeline: Pipeline, args: argparse.Namespace) -> classify.Classi
     return pipeline.classifier(args.probe, args.mask_ensemble or "modal", args.masks or MASKS)
 
 
-def _rows(
-    names: Sequence[str], prediction: classify.Prediction, classes: Sequence[str]
-) -> list[dict[str, Any]]:
+def _rows(pictures: Sequence[str], prediction: classify.Prediction) -> list[dict[str, Any]]:
+    chosen = zip(
+        pictures, prediction.names, prediction.labels, prediction.probabilities, strict=True
+    )
     return [
-        {"picture": name, "label": classes[label], "probability": round(float(p[label]), 6)}
-        for name, label, p in zip(names, prediction.labels, prediction.probabilities, strict=True)
+        {"picture": picture, "label": name, "probability": round(float(p[label]), 6)}
+        for picture, name, label, p in chosen
     ]
 
 

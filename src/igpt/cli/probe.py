@@ -17,6 +17,7 @@ from igpt.cli.arguments import (
     data_config,
     load_large_task,
     load_task,
+    refuse_given,
 )
 from igpt.cli.report import Report
 from igpt.config import Say, UserError
@@ -90,6 +91,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="of sgd, side by side; default 30 to 0.03",
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a fit by sgd that was cut short"
+    )
     parser.add_argument("--head", choices=("linear", "attention"), default="linear")
     parser.add_argument("--baselines", action="store_true", help="compare on the same labels")
     parser.add_argument(
@@ -127,6 +131,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Report:
     """Of several processes, each computes its share of the features, and all repeat the fits."""
+    from igpt.disk import require_folder
     from igpt.parallel.processes import on_first, together
     from igpt.pipeline import load
     from igpt.study import ModelFeatures, compare, summarise
@@ -134,10 +139,11 @@ def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Repo
     _check(args)
     if args.out is None and not args.run.is_dir():
         raise UserError(f"{args.run} is no folder to keep a probe in: give --out FOLDER")
-    pipeline, folder = load(args.run, parallel=parallel), args.out or args.run / "probe"
+    pipeline, folder = load(args.run, parallel=parallel), _folder(args)
     with together():
         features = ModelFeatures(pipeline, args.layer, args.pool, args.precision)
         features.check()
+    on_first(lambda: require_folder(folder))
     road = _streamed if args.solver == "sgd" else _kept
     probe, others, chosen = road(features, args, say)
     outcomes = compare([probe, *others], probe.task, chosen, say)
@@ -147,6 +153,11 @@ def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Repo
     saved = _saved(probe.fitted[most], features, probe.task.train.class_names)
     on_first(lambda: _write(folder, saved, probe, most, values, summaries))
     return Report(_text(probe, most, summaries, folder), values)
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    folder: Path = args.out or args.run / "probe"
+    return folder
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -164,35 +175,23 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--head attention pools by itself: no --pool")
     if not sgd and args.augmentation == "imagenet":
         raise UserError("--augmentation imagenet crops pictures anew: it needs --solver sgd")
-    _refuse(args, sgd, "with --solver sgd", "seeds", "baselines", "pca")
-    _refuse(args, sgd and attention, "with --solver sgd", "head")
-    _refuse(args, attention, "with --head attention", "pca", "baselines")
-    _refuse(args, not sgd, "without --solver sgd", "epochs", "batch_size", "lr")
-    _refuse(args, not args.baselines, "without --baselines", "cnn_minutes")
+    refuse_given(args, sgd, "with --solver sgd", "seeds", "baselines", "pca")
+    refuse_given(args, sgd and attention, "with --solver sgd", "head")
+    refuse_given(args, attention, "with --head attention", "pca", "baselines")
+    refuse_given(args, not sgd, "without --solver sgd", "epochs", "batch_size", "lr", "resume")
+    refuse_given(args, not args.baselines, "without --baselines", "cnn_minutes")
     trains = sgd or args.baselines
-    _refuse(args, not trains, "without --solver sgd or --baselines", "augmentation")
-
-
-def _refuse(args: argparse.Namespace, when: bool, why: str, *names: str) -> None:
-    """UserError for options that were given and would do nothing."""
-    values = {name: getattr(args, name) for name in names}
-    given = [
-        _flag(name) for name, value in values.items() if value is not None and value is not False
-    ]
-    if when and given:
-        raise UserError(f"{', '.join(given)}: not {why}")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    refuse_given(args, not trains, "without --solver sgd or --baselines", "augmentation")
 
 
 def _streamed(
     features: ModelFeatures, args: argparse.Namespace, say: Say
 ) -> tuple[ProbeMethod, list[Method], list[Subset]]:
     """The probe by SGD on all labels of a set that memory need not hold, and nothing beside it."""
+    from igpt.parallel.meeting import is_restart
     from igpt.parallel.processes import share_of_batch, together
     from igpt.probe.sgd import SGD
+    from igpt.probe.unfinished import UNFINISHED
     from igpt.study import StreamedMethod, subsets
 
     rates = None if args.lr is None else tuple(args.lr)
@@ -202,10 +201,14 @@ def _streamed(
         **{name: value for name, value in given.items() if value is not None},
     )
     share_of_batch(config.batch_size, "--batch-size")  # a mistake is told before all is decoded
+    unfinished = _folder(args) / UNFINISHED
+    if unfinished.exists() and not (args.resume or is_restart()):
+        raise UserError(f"{unfinished} is of a fit that was cut short: --resume it, or remove it")
     with together():
         task = load_large_task(args, features.pipeline.codec)
     _introduce(task, say)
-    return StreamedMethod(features, task, config, args.metric, say), [], subsets(task, [None], 1)
+    method = StreamedMethod(features, task, config, args.metric, unfinished, say)
+    return method, [], subsets(task, [None], 1)
 
 
 def _kept(

@@ -47,11 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    from igpt.disk import write_csv
+    from igpt.disk import require_folder, write_csv
     from igpt.pipeline import load
     from igpt.score import out_of_distribution, score
 
     _check(args)
+    require_folder(args.out)
     pipeline = load(args.run)
     given = load_named(args, pipeline.image_size)
     other = _load_other(args, pipeline.image_size) if args.ood else None
@@ -91,16 +92,17 @@ def _load_other(args: argparse.Namespace, size: int) -> Named:
 def _sheets(
     args: argparse.Namespace, pipeline: Pipeline, images: Pixels | Encoded, scores: Scores
 ) -> list[Path]:
-    """Draw the surprise of the first pictures and, of a large set, its extremes."""
+    """Draw the surprise of the first pictures and, of two or more, the extremes."""
     from igpt.plots import extremes_sheet, save_image, surprise_sheet
 
     first = images[:SHOWN]
     surprise, extremes = args.out / "surprise.png", args.out / "extremes.png"
     save_image(surprise_sheet(pipeline.quantize(first), pipeline.surprise(first)), surprise)
-    if len(images) <= 2 * args.top:
+    top = min(args.top, len(images) // 2)  # no picture stands on both ends
+    if top == 0:
         return [surprise]
     ranking, bits = scores.ranking, scores.bits_per_pixel
-    likely, unlikely = ranking[: args.top], ranking[::-1][: args.top]
+    likely, unlikely = ranking[:top], ranking[::-1][:top]
     shown = [pipeline.quantize(images[ends]) for ends in (likely, unlikely)]
     save_image(extremes_sheet(shown[0], bits[likely], shown[1], bits[unlikely]), extremes)
     return [surprise, extremes]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.parallel.processes import groups, on_first, rank
 from igpt.probe.features import BATCH, Features, Pool, extract, make_pool, parse_layers
+from igpt.probe.linear import Basis
 
 CHUNK = 1024  # pictures decoded at a time
 PIECE = 2**24  # bytes copied at a time
@@ -41,7 +43,7 @@ Picture = tuple[torch.Tensor, int, str]  # tokens [T] in the model's order, labe
 class Rows:
     """Some pictures' part of the table."""
 
-    features: Features  # [B, layers, F]
+    features: Features  # [B, columns, width]
     labels: tuple[int, ...]  # -1: missing
     names: tuple[str, ...]
 
@@ -51,19 +53,18 @@ class Layout:
     """What the table has beside its rows."""
 
     layers: tuple[int, ...]
-    width: int  # F, of one layer
-    stacked: bool  # layers apart, not side by side
+    columns: int  # of features: one for each layer, or one for all side by side
+    width: int  # of a column
+    stacked: bool  # layers apart
     labelled: bool
 
     @property
     def row_bytes(self) -> int:
-        return len(self.layers) * self.width * np.dtype(np.float32).itemsize
+        return self.columns * self.width * np.dtype(np.float32).itemsize
 
     def shape(self, count: int) -> tuple[int, ...]:
-        """[N, layers, F] or [N, layers * F]"""
-        if self.stacked:
-            return count, len(self.layers), self.width
-        return count, len(self.layers) * self.width
+        """[N, layers, width] or [N, width]"""
+        return (count, self.columns, self.width) if self.stacked else (count, self.width)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def export_features(
     *,
     layer: str = "all",
     pool: str = "mean",
+    components: int = 0,
+    known: Pictures | None = None,
     fit: Fit = fit_square,
     dtype: torch.dtype = torch.float32,
     say: Say,
@@ -92,6 +95,9 @@ def export_features(
     int64 [N] where the set has any (-1 is a missing one), `names` [N] and `layers`. Or in .parquet:
     columns `features` (for "all", `layer_0` and on), `label` and `name`.
 
+    With `components`, each layer's features, or those side by side, are standardised and projected
+    on as many principal components of those of the pictures `known`.
+
     Unreadable pictures are left out and named in warnings. Raises UserError for layers, pools and
     suffixes that there are not, a set without a readable picture, and a disk that is too small.
     Of several processes, all call it and the first writes.
@@ -100,13 +106,21 @@ def export_features(
     if write is None:
         raise UserError(f"cannot write features as '{out.name}': expected .npz or .parquet")
     layers, reduce = parse_layers(layer, model.config.n_layer), make_pool(pool, codec)
-    empty = torch.zeros(1, codec.n_tokens, model.config.n_embd)  # n^l of one picture
-    width = reduce(empty).shape[1]
-    layout = Layout(layers, width, layer == "all", pictures.labels is not None)
+    columns = len(layers) if layer == "all" else 1
+    make = partial(_extract_rows, model, layers=layers, columns=columns, pool=reduce, dtype=dtype)
+    bases = None
+    if components:
+        assert known is not None, "components are those of known pictures"
+        bases = _fit_bases(make(_read(known, codec, fit, say)), components)
+        width = bases[0].width
+    else:
+        empty = torch.zeros(1, codec.n_tokens, model.config.n_embd)  # n^l of one picture
+        width = reduce(empty).shape[1] * len(layers) // columns
+    layout = Layout(layers, columns, width, layer == "all", pictures.labels is not None)
     # A .npz is put together from a file of its rows.
     copies = 2 if write is _write_npz else 1
     on_first(lambda: _require_space(out, copies * len(pictures) * layout.row_bytes))
-    rows = _extract_rows(model, _read(pictures, codec, fit, say), layers, reduce, dtype)
+    rows = make(_read(pictures, codec, fit, say), bases=bases)
     count = 0
 
     def write_rows(temporary: Path) -> None:
@@ -130,12 +144,21 @@ def _require_space(out: Path, needed: int) -> None:
         )
 
 
+def _fit_bases(rows: Iterator[Rows], components: int) -> list[Basis]:
+    """What standardises and projects each column."""
+    features = np.concatenate([part.features for part in rows])  # [N, columns, width]
+    return [Basis.fit(features[:, i], components) for i in range(features.shape[1])]
+
+
 def _extract_rows(
     model: ImageGPT,
     readable: Iterator[Picture],
+    *,
     layers: tuple[int, ...],
+    columns: int,
     pool: Pool,
     dtype: torch.dtype,
+    bases: Sequence[Basis] | None = None,
 ) -> Iterator[Rows]:
     """The table, a batch of every process at a time."""
     first = 0
@@ -143,7 +166,10 @@ def _extract_rows(
     while batch := list(islice(readable, BATCH * groups())):
         tokens, labels, names = zip(*batch, strict=True)
         parts = extract(model, torch.stack(tokens), layers, pool, dtype=dtype, first=first)
-        yield Rows(np.concatenate(list(parts)), labels, names)
+        features = np.concatenate(list(parts)).reshape(len(batch), columns, -1)
+        if bases:
+            features = np.stack([basis(features[:, i]) for i, basis in enumerate(bases)], axis=1)
+        yield Rows(features, labels, names)
         first += len(batch)
 
 
@@ -207,18 +233,16 @@ def _write_parquet(path: Path, rows: Iterable[Rows], layout: Layout) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wide = layout.shape(1)[-1]  # of a column
     columns = [f"layer_{i}" for i in layout.layers] if layout.stacked else ["features"]
-    fields = [(column, pa.list_(pa.float32(), wide)) for column in columns]
+    fields = [(column, pa.list_(pa.float32(), layout.width)) for column in columns]
     if layout.labelled:
         fields.append(("label", pa.int64()))
     schema = pa.schema([*fields, ("name", pa.string())])
 
     def table(parts: list[Rows]) -> Any:
         features = np.concatenate([part.features for part in parts])
-        features = features.reshape(len(features), len(columns), wide)
         arrays = [
-            pa.FixedSizeListArray.from_arrays(pa.array(features[:, i].ravel()), wide)
+            pa.FixedSizeListArray.from_arrays(pa.array(features[:, i].ravel()), layout.width)
             for i in range(len(columns))
         ]
         if layout.labelled:

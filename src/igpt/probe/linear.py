@@ -64,6 +64,11 @@ class Basis:
         pca = PCA(components, svd_solver="randomized", random_state=0)
         return cls(mean, scale, pca.fit((features - mean) / scale).components_)
 
+    @property
+    def width(self) -> int:
+        """F or P: how many numbers are left of a picture."""
+        return len(self.mean) if self.components is None else len(self.components)
+
     def __call__(self, features: Features) -> Features:
         """[N, F] to [N, F] or [N, P]."""
         standard: Features = (features - self.mean) / self.scale
@@ -74,6 +79,13 @@ class Basis:
         wide = weight if self.components is None else weight @ self.components
         raw = wide / self.scale
         return LinearProbe(raw.astype(np.float32), (bias - raw @ self.mean).astype(np.float32))
+
+
+def usual_components(n_features: int, n_labels: int) -> int:
+    """How many principal components a probe keeps unless it is told: 0, all features, unless they
+    outnumber the labels.
+    """
+    return COMPONENTS if n_features > n_labels else 0
 
 
 class Probe(Protocol):

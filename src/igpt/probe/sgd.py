@@ -25,11 +25,13 @@ from igpt.order import Encoded
 from igpt.parallel.processes import mean, name_skipped, share_of_batch, together
 from igpt.probe.features import Extractor, Features
 from igpt.probe.linear import Basis, FittedProbe, LinearProbe, score
+from igpt.probe.unfinished import Unfinished
 from igpt.rng import numpy_rng
 from igpt.types import Labels, Pixels
 
 RATES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # the paper's 30, 10, 3, …, continued
 MOMENTUM = 0.9
+SAVES = 100  # of a fit on its way
 MEASURED = 5_000  # training pictures that give the features' mean and scale
 
 
@@ -83,9 +85,12 @@ def fit_sgd(
     *,
     metric: str,
     config: SGD,
+    unfinished: Unfinished,
     say: Say,
 ) -> FittedProbe:
     """The probe at the layer and learning rate that validation likes best; ties to the first.
+
+    It goes on from what is `unfinished`, if anything is, and keeps itself there on the way.
 
     A training picture that cannot be read is replaced by another, and named. Of several processes,
     all call it, share the pictures of every batch, and return the same. Raises UserError when they
@@ -101,7 +106,18 @@ def fit_sgd(
             for name, features in _sample(extractor, train, config.seed).items()
         }
         steps = math.ceil(config.epochs * len(train) / config.batch_size)
-        _train(extractor, heads, _batches(loader, steps, rows), steps, config, say)
+        optimizer = _optimizer(heads, config)
+        state = _state(heads, optimizer)
+        done = unfinished.load(state)
+        if done:
+            say(f"SGD goes on at step {done} of {steps}")
+        batches = _batches(loader, range(done, steps), rows)
+        for step in _train(extractor, heads, optimizer, batches, steps, config):
+            if step % max(1, steps // SAVES) == 0:
+                unfinished.save(step, state)
+            if step % max(1, steps // 10) == 0:
+                say(f"SGD, step {step} of {steps}")
+    unfinished.remove()
     name_skipped(loader.skipped, say)
     return _choose(extractor, heads, validation, metric, config, say)
 
@@ -154,35 +170,57 @@ def _sample(extractor: Extractor, train: Undecoded, seed: int) -> dict[str, Feat
     return {name: np.concatenate([part[name] for part in parts]) for name in extractor.groups}
 
 
-def _batches(loader: Loader, steps: int, rows: range) -> Iterator[Batch]:
-    """This process's rows of every step's batch, the next made while the last is used."""
-    batches = prefetch(loader, range(steps), rows)
-    for _ in range(steps):
+def _batches(loader: Loader, steps: range, rows: range) -> Iterator[Batch]:
+    """This process's rows of the steps' batches, the next made while the last is used."""
+    for coming in prefetch(loader, steps, rows):
         with together():
-            batch = next(batches)
+            batch = coming.result()
         yield batch
+
+
+def _optimizer(heads: Mapping[str, Classifiers], config: SGD) -> torch.optim.SGD:
+    """A group of parameters for each learning rate."""
+    groups = [
+        {"params": [p for head in heads.values() for p in (head.weights[i], head.biases[i])]}
+        for i in range(len(config.rates))
+    ]
+    optimizer = torch.optim.SGD(groups, momentum=MOMENTUM)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:  # which the first step would make
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _state(heads: Mapping[str, Classifiers], optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    """All that a step changes."""
+    parameters = {
+        f"{name}/{kind}/{i}": parameter
+        for name, head in heads.items()
+        for kind, each in (("weight", head.weights), ("bias", head.biases))
+        for i, parameter in enumerate(each)
+    }
+    momentum = {
+        f"momentum/{name}": optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in parameters.items()
+    }
+    return {**parameters, **momentum}
 
 
 def _train(
     extractor: Extractor,
     heads: Mapping[str, Classifiers],
+    optimizer: torch.optim.SGD,
     batches: Iterable[Batch],
     steps: int,
     config: SGD,
-    say: Say,
-) -> None:
-    groups = [
-        {
-            "params": [p for head in heads.values() for p in (head.weights[i], head.biases[i])],
-            "lr": rate,
-        }
-        for i, rate in enumerate(config.rates)
-    ]
-    optimizer = torch.optim.SGD(groups, momentum=MOMENTUM)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+) -> Iterator[int]:
+    """Make a step for each batch, and give the number of those that are done after each."""
     device = extractor.model.wte.device
     for batch in batches:
         assert batch.labels is not None
+        cosine = 0.5 * (1 + math.cos(math.pi * batch.step / steps))
+        for group, rate in zip(optimizer.param_groups, config.rates, strict=True):
+            group["lr"] = rate * cosine
         first = batch.step * config.batch_size + batch.rows.start
         features = extractor.batch(batch.tokens, first)
         labels = batch.labels.to(device)
@@ -193,6 +231,4 @@ def _train(
                 mean(parameter.grad)
         optimizer.step()
         optimizer.zero_grad()
-        schedule.step()
-        if (batch.step + 1) % max(1, steps // 10) == 0:
-            say(f"SGD, step {batch.step + 1} of {steps}")
+        yield batch.step + 1

@@ -1,15 +1,13 @@
-"""Studies of what a model knows: its probe at every layer, and with few labels, beside baselines.
-
-All methods are given the same labelled pictures, and the same validation pictures to choose with;
-test is looked at once, by what was chosen.
-"""
+"""What learns from a subset of the labels: probes of a model, and what they are compared with."""
 
 from __future__ import annotations
 
-import statistics
+import json
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +15,7 @@ import numpy.typing as npt
 
 from igpt.baselines import fit_neighbours, predict_cnn, train_cnn
 from igpt.config import Recipe, Say, TrainConfig, UserError
-from igpt.data import LargeTask, Task, few_labels
+from igpt.data import LargeTask, Task
 from igpt.device import compute_dtype
 from igpt.order import Encoded, need_pixels
 from igpt.pipeline import Pipeline
@@ -25,14 +23,16 @@ from igpt.pretrain import new_model
 from igpt.probe.attention import fit_attention
 from igpt.probe.features import Extractor, Features, make_pool, parse_layers
 from igpt.probe.linear import (
-    COMPONENTS,
     Basis,
     FittedProbe,
     LayerData,
     fit_probe,
     score,
+    usual_components,
 )
 from igpt.probe.sgd import SGD, fit_sgd, predict_all
+from igpt.probe.store import mark
+from igpt.probe.unfinished import Unfinished
 from igpt.rng import numpy_rng
 from igpt.types import Pixels
 
@@ -42,19 +42,6 @@ AnyTask = Task | LargeTask
 # Pictures whose features, without their labels, give the mean, the scale and the components.
 UNLABELLED = 5_000
 PIXEL_COMPONENTS = 64  # of the baseline on principal components of the pixels
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a method reached with some labels."""
-
-    method: str
-    labels_per_class: int | None  # None: all of them
-    seed: int
-    layer: str  # that validation chose; empty where there is no choice
-    validation: float  # the metric that chose
-    accuracy: float  # on test, looked at once
-    balanced_accuracy: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,22 +169,40 @@ class LinearMethod:
         features = self.train[layer]
         n_components = self.components
         if n_components is None:
-            n_components = COMPONENTS if features.shape[1] > len(indices) else 0
+            n_components = usual_components(features.shape[1], len(indices))
         key = (layer, n_components)
         if key not in self._bases:
-            known = np.searchsorted(self.needed, unlabelled(self.task))
+            known = np.searchsorted(self.needed, unlabelled(len(self.task.train)))
             self._bases[key] = Basis.fit(features[known], n_components)
         return LayerData(features[rows], self.validation[layer], self._bases[key])
 
 
 class StreamedMethod:
-    """A linear probe by SGD on pictures and features that are not kept: for large sets."""
+    """A linear probe by SGD on pictures and features that are not kept: for large sets.
+
+    It is kept on its way in the file `unfinished`, and goes on from there.
+    """
 
     def __init__(
-        self, features: ModelFeatures, task: LargeTask, config: SGD, metric: str, say: Say
+        self,
+        features: ModelFeatures,
+        task: LargeTask,
+        config: SGD,
+        metric: str,
+        unfinished: Path,
+        say: Say,
     ) -> None:
         self.name, self.task, self.metric, self.config = "linear probe", task, metric, config
         self.say, self.extractor = say, features.extractor
+        pipeline = features.pipeline
+        about = {
+            "options": asdict(config),
+            "layers": features.groups(),
+            "pool": features.pool,
+            "labelled pictures": zlib.crc32(task.train.labels.tobytes()),
+            "model": asdict(mark(pipeline.model, pipeline.codec)),
+        }
+        self.unfinished = Unfinished(unfinished, json.dumps(about))
         self.fitted: dict[Subset, FittedProbe] = {}
 
     def fit(self, subset: Subset) -> tuple[str, float, Indices]:
@@ -207,6 +212,7 @@ class StreamedMethod:
             self.task.validation,
             metric=self.metric,
             config=self.config,
+            unfinished=self.unfinished,
             say=self.say,
         )
         self.fitted[subset] = chosen
@@ -300,27 +306,15 @@ class CnnMethod:
         return "", value, predict_cnn(cnn, self.task.test.pixels)
 
 
-def subsets(task: AnyTask, sizes: Sequence[int | None], seeds: int) -> list[Subset]:
-    """Subsets of every size with every seed; size None is all labels, for which one seed is enough.
-
-    Raises UserError when a class has too few.
-    """
-    every = np.arange(len(task.train))
-    return [
-        Subset(size, seed, every if size is None else few_labels(task.train.labels, size, seed))
-        for size in sizes
-        for seed in range(1 if size is None else seeds)
-    ]
-
-
-def unlabelled(task: Task) -> Indices:
-    """Training pictures whose features are used without their labels; the same for all subsets."""
-    return np.sort(numpy_rng(0, "unlabelled").permutation(len(task.train))[:UNLABELLED])
+def unlabelled(n: int) -> Indices:
+    """Which of n training pictures give features without labels: always the same, sorted."""
+    return np.sort(numpy_rng(0, "unlabelled").permutation(n)[:UNLABELLED])
 
 
 def needed_pictures(task: Task, chosen: Sequence[Subset]) -> Indices:
     """All training pictures of the subsets, and those used without their labels; sorted."""
-    return np.unique(np.concatenate([unlabelled(task), *(subset.indices for subset in chosen)]))
+    labelled = (subset.indices for subset in chosen)
+    return np.unique(np.concatenate([unlabelled(len(task.train)), *labelled]))
 
 
 def make_baselines(features: ModelFeatures, linear: LinearMethod) -> list[Method]:
@@ -342,54 +336,3 @@ def make_baselines(features: ModelFeatures, linear: LinearMethod) -> list[Method
         make("probe of the untrained network", same, components=linear.components),
         NeighbourMethod(linear),
     ]
-
-
-def compare(
-    methods: Sequence[Method], task: AnyTask, chosen: Sequence[Subset], say: Say
-) -> list[Outcome]:
-    """Every method with every subset of labels."""
-    outcomes = []
-    for method in methods:
-        for subset in chosen:
-            layer, validation, predicted = method.fit(subset)
-            accuracy, balanced = (
-                score(metric, task.test.labels, predicted)
-                for metric in ("accuracy", "balanced_accuracy")
-            )
-            size, seed = subset.per_class, subset.seed
-            outcomes.append(Outcome(method.name, size, seed, layer, validation, accuracy, balanced))
-            labels = "all labels" if size is None else f"{size} labels a class, seed {seed}"
-            say(f"{method.name}, {labels}: {100 * accuracy:.1f} % on test")
-    return outcomes
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A method at one number of labels, over the seeds."""
-
-    method: str
-    labels_per_class: int | None
-    seeds: int
-    accuracy: tuple[float, float]  # mean and standard deviation
-    balanced_accuracy: tuple[float, float]
-
-
-def summarise(outcomes: Sequence[Outcome]) -> list[Summary]:
-    """A row for each method and number of labels, in the order of their first appearance."""
-    groups: dict[tuple[str, int | None], list[Outcome]] = {}
-    for outcome in outcomes:
-        groups.setdefault((outcome.method, outcome.labels_per_class), []).append(outcome)
-    return [
-        Summary(
-            method,
-            size,
-            len(group),
-            _spread([outcome.accuracy for outcome in group]),
-            _spread([outcome.balanced_accuracy for outcome in group]),
-        )
-        for (method, size), group in groups.items()
-    ]
-
-
-def _spread(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
