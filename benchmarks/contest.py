@@ -1,7 +1,8 @@
 """Contenders measured side by side: each in a process of its own, in alternation (A B C A B C …).
 
 A process of its own gives each its peak memory; alternation gives all the same weather. Between its
-turns a contender waits and uses no processor.
+turns a contender waits and uses no processor. A turn is of as many units as half a second takes, so
+that threads which have to wake up weigh little.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 Work = Callable[[], object]  # one unit
+
+TURN = 0.5  # seconds, at least
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,19 @@ def contest(contenders: Mapping[str, Contender], amount: float, rounds: int) -> 
     }
 
 
+def _seconds_a_unit(work: Work) -> float:
+    """The mean over a turn."""
+    start, units = time.perf_counter(), 0
+    while units == 0 or time.perf_counter() - start < TURN:
+        work()
+        units += 1
+    return (time.perf_counter() - start) / units
+
+
 def _serve(connection: Connection, contender: Contender) -> None:
     work = contender.make(*contender.args)
     work()
     connection.send("ready")
     while connection.recv() == "go":
-        start = time.perf_counter()
-        work()
-        connection.send(time.perf_counter() - start)
+        connection.send(_seconds_a_unit(work))
     connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
