@@ -29,7 +29,15 @@ from igpt.disk import write_atomically, write_text
 from igpt.pipeline import load
 from igpt.plots.curves import CYCLE
 from igpt.probe.linear import METRICS
-from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets, summarise
+from igpt.study import (
+    LinearMethod,
+    ModelFeatures,
+    ProbeFit,
+    compare,
+    needed_pictures,
+    subsets,
+    summarise,
+)
 
 SEEDS, TESTED = 5, 2_000  # subsets of labels; first test pictures
 
@@ -45,15 +53,15 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     linear = LinearMethod(
         "probe", features, task, needed_pictures(task, chosen), components=None, metric=args.metric
     )
-    outcomes = compare([linear], task, chosen, lambda line: print(line, file=sys.stderr))
-    (summary,) = summarise(outcomes)
+    trials = compare([linear], task, chosen, lambda line: print(line, file=sys.stderr))
+    (summary,) = summarise(trials)
     dtype = compute_dtype("auto", torch.device("cpu"))
-    layers = [fitted.by_layer for fitted in linear.fitted.values()]
+    layers = [trial.fit.probe.by_layer for trial in trials if isinstance(trial.fit, ProbeFit)]
     return {
         "nats_per_pixel": pipeline.likelihood(task.validation.images, dtype).nats_per_pixel,
         "accuracy": summary.accuracy,
         "balanced_accuracy": summary.balanced_accuracy,
-        "layer": outcomes[0].layer,
+        "layer": trials[0].fit.layer,
         # on validation, of every subset
         "by_layer": {name: [one[name] for one in layers] for name in layers[0]},
         "objective": "ar" if pipeline.model.config.causal else "bert",

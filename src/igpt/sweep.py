@@ -210,10 +210,10 @@ def _accuracies(
     linear = LinearMethod(
         "linear probe", features, task, needed, components=None, metric="accuracy"
     )
-    outcomes = compare([linear], task, chosen, say)
-    (summary,) = summarise(outcomes)
+    trials = compare([linear], task, chosen, say)
+    (summary,) = summarise(trials)
     mean, deviation = summary.accuracy
-    validation = statistics.mean(outcome.validation for outcome in outcomes)
+    validation = statistics.mean(trial.fit.validation for trial in trials)
     return {"val_accuracy": validation, "accuracy": mean, "accuracy_deviation": deviation}
 
 

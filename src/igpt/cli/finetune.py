@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from igpt.cli.arguments import add_run, add_short_flags, overrides, resumed_recipe
-from igpt.cli.report import Report, stopped_status
+from igpt.cli.report import Report, stopped
 from igpt.config import Say
 
 EXAMPLE = "igpt finetune runs/digits --out runs/digits-classes --steps 300 finetune.layer_decay=0.8"
@@ -59,10 +59,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     values = {"run": str(out), "step": outcome.step, f"best_val_{done.metric}": done.best}
     if outcome.signal is not None:
         again = f"igpt finetune {args.run} --out {out} --resume"
-        text = f"stopped at step {outcome.step}; go on with: {again}"
-        return Report(
-            text, {**values, "signal": outcome.signal.name}, stopped_status(outcome.signal)
-        )
+        return stopped(outcome.signal, f"step {outcome.step}", again, values)
     best = "" if done.best is None else f", best validation {done.metric} {100 * done.best:.1f} %"
     again = f"igpt predict {out} --split test"
     return Report(f"{out}: {outcome.step} steps{best}; then: {again}", values)

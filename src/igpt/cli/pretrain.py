@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from igpt.cli.arguments import add_short_flags, overrides, resumed_recipe
-from igpt.cli.report import Report, stopped_status
+from igpt.cli.report import Report, stopped
 from igpt.config import PRESETS, Say, UserError, load_recipe, shipped_recipes
 from igpt.parallel import launch
 
@@ -80,11 +80,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     }
     skipped = f"; {len(done.skipped)} unreadable pictures skipped" if done.skipped else ""
     if outcome.signal is not None:
-        again = f"igpt pretrain --out {args.out} --resume"
-        text = f"stopped at step {outcome.step}{skipped}; go on with: {again}"
-        return Report(
-            text, {**values, "signal": outcome.signal.name}, stopped_status(outcome.signal)
-        )
+        where, again = f"step {outcome.step}{skipped}", f"igpt pretrain --out {args.out} --resume"
+        return stopped(outcome.signal, where, again, values)
     best = outcome.best
     loss = "" if best is None else f", best validation {best:.4f} nats/pixel"
     return Report(f"{args.out}: {outcome.step} steps{loss}{skipped}", values)

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
         LinearMethod,
         Method,
         ModelFeatures,
-        Outcome,
         ProbeMethod,
         Subset,
         Summary,
+        Trial,
     )
 
 SEEDS = 5  # where the command line gives none
@@ -134,7 +134,7 @@ def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Repo
     from igpt.disk import require_folder
     from igpt.parallel.processes import on_first, together
     from igpt.pipeline import load
-    from igpt.study import ModelFeatures, compare, summarise
+    from igpt.study import ModelFeatures, ProbeFit, compare, summarise
 
     _check(args)
     if args.out is None and not args.run.is_dir():
@@ -146,13 +146,15 @@ def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Repo
     on_first(lambda: require_folder(folder))
     road = _streamed if args.solver == "sgd" else _kept
     probe, others, chosen = road(features, args, say)
-    outcomes = compare([probe, *others], probe.task, chosen, say)
-    most = max(chosen, key=lambda subset: len(subset.indices))
-    summaries = summarise(outcomes)
-    values = {**_told(args, features), **_values(probe, most, outcomes, summaries, folder)}
-    saved = _saved(probe.fitted[most], features, probe.task.train.class_names)
-    on_first(lambda: _write(folder, saved, probe, most, values, summaries))
-    return Report(_text(probe, most, summaries, folder), values)
+    trials = compare([probe, *others], probe.task, chosen, say)
+    summaries = summarise(trials)
+    kept = max(trials[: len(chosen)], key=lambda trial: len(trial.subset.indices))  # the probe's
+    assert isinstance(kept.fit, ProbeFit)
+    fitted = kept.fit.probe
+    values = {**_told(args, features), **_values(fitted, trials, summaries, folder)}
+    saved = _saved(fitted, features, probe.task.train.class_names)
+    on_first(lambda: _write(folder, saved, fitted, values, summaries))
+    return Report(_text(args.metric, fitted, kept.subset, summaries, folder), values)
 
 
 def _folder(args: argparse.Namespace) -> Path:
@@ -283,19 +285,14 @@ def _told(args: argparse.Namespace, features: ModelFeatures) -> dict[str, Any]:
 
 
 def _values(
-    probe: ProbeMethod,
-    most: Subset,
-    outcomes: Sequence[Outcome],
-    summaries: Sequence[Summary],
-    folder: Path,
+    fitted: FittedProbe, trials: Sequence[Trial], summaries: Sequence[Summary], folder: Path
 ) -> dict[str, Any]:
-    fitted = probe.fitted[most]
     return {
         "validation_by_layer": fitted.by_layer,
         "layer": fitted.layer,
         "strength": fitted.strength,
         "summaries": [asdict(summary) for summary in summaries],
-        "outcomes": [asdict(outcome) for outcome in outcomes],
+        "outcomes": [trial.row() for trial in trials],
         "out": str(folder),
     }
 
@@ -320,8 +317,7 @@ def _saved(
 def _write(
     folder: Path,
     saved: SavedProbe,
-    probe: ProbeMethod,
-    most: Subset,
+    fitted: FittedProbe,
     values: dict[str, Any],
     summaries: Sequence[Summary],
 ) -> None:
@@ -330,7 +326,6 @@ def _write(
     from igpt.plots import few_labels_figure, layers_figure
     from igpt.probe.store import save_probe
 
-    fitted = probe.fitted[most]
     save_probe(folder, saved)
     write_json(folder / "results.json", values)
     figures = [folder / "accuracy_by_layer.png", folder / "few_labels.png"]
@@ -339,11 +334,14 @@ def _write(
     if len(fitted.by_layer) > 1:
         write_atomically(figures[0], lambda path: layers_figure(fitted.by_layer, path))
     if len({summary.labels_per_class for summary in summaries}) > 1:
-        write_atomically(figures[1], lambda path: few_labels_figure(summaries, path, probe.metric))
+        write_atomically(
+            figures[1], lambda path: few_labels_figure(summaries, path, values["metric"])
+        )
 
 
-def _text(probe: ProbeMethod, most: Subset, summaries: Sequence[Summary], folder: Path) -> str:
-    fitted = probe.fitted[most]
+def _text(
+    metric: str, fitted: FittedProbe, subset: Subset, summaries: Sequence[Summary], folder: Path
+) -> str:
     layers = [
         f"  {layer:>5}  {100 * value:5.1f}{'  <- chosen' if layer == fitted.layer else ''}"
         for layer, value in fitted.by_layer.items()
@@ -356,7 +354,7 @@ def _text(probe: ProbeMethod, most: Subset, summaries: Sequence[Summary], folder
     ]
     return "\n".join(
         [
-            f"  layer  {probe.metric.replace('_', ' ')} on validation, %{_of(most, summaries)}",
+            f"  layer  {metric.replace('_', ' ')} on validation, %{_of(subset, summaries)}",
             *layers,
             "",
             "  labels a class, accuracy on test, balanced accuracy, %",

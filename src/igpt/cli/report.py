@@ -18,6 +18,13 @@ class Report:
     status: int = 0  # exit status
 
 
-def stopped_status(caught: signal.Signals) -> int:
-    """Exit status of a run that a signal stopped and that was saved: only Ctrl-C is a failure."""
-    return INTERRUPTED if caught == signal.SIGINT else 0
+def stopped(caught: signal.Signals, where: str, again: str, values: dict[str, Any]) -> Report:
+    """Of a run that a signal stopped and that was saved: only Ctrl-C is a failure.
+
+    `again` is the command that goes on with it.
+    """
+    return Report(
+        f"stopped at {where}; go on with: {again}",
+        {**values, "signal": caught.name},
+        INTERRUPTED if caught == signal.SIGINT else 0,
+    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.cli.report import Report, stopped_status
+from igpt.cli.report import Report, stopped
 from igpt.config import Say, UserError, shipped_recipes
 
 if TYPE_CHECKING:
@@ -70,12 +70,9 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         return Report("\n".join(lines), values)
     point, outcome = swept.stopped
     assert outcome.signal is not None
-    again = f"stopped at step {outcome.step} of {point.name}; go on with: {_command(args)}"
-    return Report(
-        "\n".join([*lines, again]),
-        {**values, "signal": outcome.signal.name},
-        stopped_status(outcome.signal),
-    )
+    where = f"step {outcome.step} of {point.name}"
+    report = stopped(outcome.signal, where, _command(args), values)
+    return replace(report, text="\n".join([*lines, report.text]))
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -11,6 +11,7 @@ from igpt.study.methods import (
     LinearMethod,
     Method,
     ModelFeatures,
+    ProbeFit,
     ProbeMethod,
     StreamedMethod,
     Subset,
@@ -18,7 +19,7 @@ from igpt.study.methods import (
     needed_pictures,
     unlabelled,
 )
-from igpt.study.outcomes import Outcome, Summary, compare, subsets, summarise
+from igpt.study.outcomes import Summary, Trial, compare, subsets, summarise
 
 __all__ = [
     "AnyTask",
@@ -27,11 +28,12 @@ __all__ = [
     "LinearMethod",
     "Method",
     "ModelFeatures",
-    "Outcome",
+    "ProbeFit",
     "ProbeMethod",
     "StreamedMethod",
     "Subset",
     "Summary",
+    "Trial",
     "compare",
     "make_baselines",
     "needed_pictures",

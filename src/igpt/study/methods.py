@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -34,7 +34,7 @@ from igpt.probe.sgd import SGD, fit_sgd, predict_all
 from igpt.probe.store import mark
 from igpt.probe.unfinished import Unfinished
 from igpt.rng import numpy_rng
-from igpt.types import Pixels
+from igpt.types import Labels, Pixels
 
 Indices = npt.NDArray[np.int64]
 AnyTask = Task | LargeTask
@@ -53,24 +53,39 @@ class Subset:
     indices: Indices  # sorted
 
 
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What a method learned from a subset."""
+
+    predicted: Labels  # [N], of the test pictures
+    validation: float  # the metric that chose
+    layer: str = ""  # that validation chose, where there is a choice
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeFit(Fit):
+    """The same, of a method that makes a probe to keep."""
+
+    probe: FittedProbe = field(kw_only=True)
+
+
 class Method(Protocol):
     """Something that learns from the labels of a subset."""
 
     name: str
 
-    def fit(self, subset: Subset) -> tuple[str, float, Indices]:
-        """Layer and validation metric of what was chosen, and its classes for the test pictures."""
-        ...
+    def fit(self, subset: Subset) -> Fit: ...
 
 
-class ProbeMethod(Method, Protocol):
-    """A method that leaves a probe for every subset."""
+class ProbeMethod(Protocol):
+    """Something that makes a probe of them."""
 
-    metric: str
-    fitted: dict[Subset, FittedProbe]
+    name: str
 
     @property
     def task(self) -> AnyTask: ...
+
+    def fit(self, subset: Subset) -> ProbeFit: ...
 
 
 # Pictures [N, S, S, 3], or encoded ones, to features, one array [N, F] for each layer.
@@ -152,16 +167,14 @@ class LinearMethod:
         self.train = represent(task.train.images[needed])
         self.validation = represent(task.validation.images)
         self.test = represent(task.test.images)
-        self.fitted: dict[Subset, FittedProbe] = {}
         self._bases: dict[tuple[str, int], Basis] = {}
 
-    def fit(self, subset: Subset) -> tuple[str, float, Indices]:
+    def fit(self, subset: Subset) -> ProbeFit:
         layers = {name: self.layer_data(name, subset.indices) for name in self.train}
         train, validation = self.task.train, self.task.validation
         labels = train.labels[subset.indices]
         chosen = fit_probe(layers, labels, validation.labels, train.n_classes, self.metric)
-        self.fitted[subset] = chosen
-        return chosen.layer, chosen.validation, chosen.probe.predict(self.test[chosen.layer])
+        return _probe_fit(chosen, chosen.probe.predict(self.test[chosen.layer]))
 
     def layer_data(self, layer: str, indices: Indices) -> LayerData:
         """A layer as seen by a probe that has the labels at `indices`."""
@@ -203,9 +216,8 @@ class StreamedMethod:
             "model": asdict(mark(pipeline.model, pipeline.codec)),
         }
         self.unfinished = Unfinished(unfinished, json.dumps(about))
-        self.fitted: dict[Subset, FittedProbe] = {}
 
-    def fit(self, subset: Subset) -> tuple[str, float, Indices]:
+    def fit(self, subset: Subset) -> ProbeFit:
         chosen = fit_sgd(
             self.extractor,
             self.task.train.select(subset.indices),
@@ -215,9 +227,7 @@ class StreamedMethod:
             unfinished=self.unfinished,
             say=self.say,
         )
-        self.fitted[subset] = chosen
-        predicted = predict_all(self.extractor, chosen, self.task.test.images)
-        return chosen.layer, chosen.validation, predicted
+        return _probe_fit(chosen, predict_all(self.extractor, chosen, self.task.test.images))
 
 
 class AttentionMethod:
@@ -229,18 +239,16 @@ class AttentionMethod:
     def __init__(self, features: ModelFeatures, task: Task, metric: str) -> None:
         self.name, self.task, self.metric = "attentive probe", task, metric
         self.features = replace(features, pool="flatten")
-        self.fitted: dict[Subset, FittedProbe] = {}
         for name, group in features.groups().items():
             if len(group) > 1:
                 raise UserError(f"layer {name}: an attentive probe takes single layers")
 
-    def fit(self, subset: Subset) -> tuple[str, float, Indices]:
+    def fit(self, subset: Subset) -> ProbeFit:
         choices = [self._fit_layer(layer, subset) for layer in self.features.groups()]
         best = max(choices, key=lambda choice: choice.validation)
         by_layer = {choice.layer: choice.validation for choice in choices}
-        self.fitted[subset] = replace(best, by_layer=by_layer)
         test = self._positions(best.layer, self.task.test.images)
-        return best.layer, best.validation, best.probe.predict(test)
+        return _probe_fit(replace(best, by_layer=by_layer), best.probe.predict(test))
 
     def _fit_layer(self, layer: str, subset: Subset) -> FittedProbe:
         train, validation = self.task.train.select(subset.indices), self.task.validation
@@ -260,6 +268,10 @@ class AttentionMethod:
         return replace(self.features, layers=[layer])(images)[layer]
 
 
+def _probe_fit(chosen: FittedProbe, predicted: Labels) -> ProbeFit:
+    return ProbeFit(predicted, chosen.validation, chosen.layer, probe=chosen)
+
+
 class NeighbourMethod:
     """Nearest neighbours on a linear method's features, at the layer that validation chooses."""
 
@@ -267,7 +279,7 @@ class NeighbourMethod:
         self.name, self.linear = "nearest neighbours on the features", linear
         self.worth = partial(score, linear.metric)
 
-    def fit(self, subset: Subset) -> tuple[str, float, Indices]:
+    def fit(self, subset: Subset) -> Fit:
         task = self.linear.task
         labels, best = task.train.labels[subset.indices], None
         for layer in self.linear.train:
@@ -279,7 +291,7 @@ class NeighbourMethod:
                 best = layer, value, neighbours, data.basis
         assert best is not None
         layer, value, neighbours, basis = best
-        return layer, value, neighbours.predict(basis(self.linear.test[layer]))
+        return Fit(neighbours.predict(basis(self.linear.test[layer])), value, layer)
 
 
 class CnnMethod:
@@ -289,7 +301,7 @@ class CnnMethod:
         self.name, self.task, self.minutes = "residual CNN from scratch", task, minutes
         self.augmentation, self.metric = augmentation, metric
 
-    def fit(self, subset: Subset) -> tuple[str, float, Indices]:
+    def fit(self, subset: Subset) -> Fit:
         train, validation = self.task.train.select(subset.indices), self.task.validation
         cnn = train_cnn(
             train.pixels,
@@ -303,7 +315,7 @@ class CnnMethod:
             seed=subset.seed,
         )
         value = score(self.metric, validation.labels, predict_cnn(cnn, validation.pixels))
-        return "", value, predict_cnn(cnn, self.task.test.pixels)
+        return Fit(predict_cnn(cnn, self.task.test.pixels), value)
 
 
 def unlabelled(n: int) -> Indices:

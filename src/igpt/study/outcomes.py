@@ -5,26 +5,37 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from igpt.config import Say
 from igpt.data import few_labels
 from igpt.probe.linear import score
-from igpt.study.methods import AnyTask, Method, Subset
+from igpt.study.methods import AnyTask, Fit, Method, Subset
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a method reached with some labels."""
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A method with some labels, and what it reached on test, looked at once."""
 
     method: str
-    labels_per_class: int | None  # None: all of them
-    seed: int
-    layer: str  # that validation chose; empty where there is no choice
-    validation: float  # the metric that chose
-    accuracy: float  # on test, looked at once
+    subset: Subset
+    fit: Fit
+    accuracy: float
     balanced_accuracy: float
+
+    def row(self) -> dict[str, Any]:
+        """Its numbers."""
+        return {
+            "method": self.method,
+            "labels_per_class": self.subset.per_class,
+            "seed": self.subset.seed,
+            "layer": self.fit.layer,
+            "validation": self.fit.validation,
+            "accuracy": self.accuracy,
+            "balanced_accuracy": self.balanced_accuracy,
+        }
 
 
 def subsets(task: AnyTask, sizes: Sequence[int | None], seeds: int) -> list[Subset]:
@@ -42,21 +53,21 @@ def subsets(task: AnyTask, sizes: Sequence[int | None], seeds: int) -> list[Subs
 
 def compare(
     methods: Sequence[Method], task: AnyTask, chosen: Sequence[Subset], say: Say
-) -> list[Outcome]:
+) -> list[Trial]:
     """Every method with every subset of labels."""
-    outcomes = []
+    trials = []
     for method in methods:
         for subset in chosen:
-            layer, validation, predicted = method.fit(subset)
+            fit = method.fit(subset)
             accuracy, balanced = (
-                score(metric, task.test.labels, predicted)
+                score(metric, task.test.labels, fit.predicted)
                 for metric in ("accuracy", "balanced_accuracy")
             )
+            trials.append(Trial(method.name, subset, fit, accuracy, balanced))
             size, seed = subset.per_class, subset.seed
-            outcomes.append(Outcome(method.name, size, seed, layer, validation, accuracy, balanced))
             labels = "all labels" if size is None else f"{size} labels a class, seed {seed}"
             say(f"{method.name}, {labels}: {100 * accuracy:.1f} % on test")
-    return outcomes
+    return trials
 
 
 @dataclass(frozen=True)
@@ -70,18 +81,18 @@ class Summary:
     balanced_accuracy: tuple[float, float]
 
 
-def summarise(outcomes: Sequence[Outcome]) -> list[Summary]:
+def summarise(trials: Sequence[Trial]) -> list[Summary]:
     """A row for each method and number of labels, in the order of their first appearance."""
-    groups: dict[tuple[str, int | None], list[Outcome]] = {}
-    for outcome in outcomes:
-        groups.setdefault((outcome.method, outcome.labels_per_class), []).append(outcome)
+    groups: dict[tuple[str, int | None], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.method, trial.subset.per_class), []).append(trial)
     return [
         Summary(
             method,
             size,
             len(group),
-            _spread([outcome.accuracy for outcome in group]),
-            _spread([outcome.balanced_accuracy for outcome in group]),
+            _spread([trial.accuracy for trial in group]),
+            _spread([trial.balanced_accuracy for trial in group]),
         )
         for (method, size), group in groups.items()
     ]
