@@ -1,6 +1,7 @@
 """How fast `igpt prepare` makes 32x32 shards of JPEGs of 500x375, beside plain Pillow in a loop.
 
     python benchmarks/prepare_speed.py [--pictures 5000]
+    python benchmarks/prepare_speed.py --memory      (of a shard, and of one six times as large)
 
 The pictures are synthetic: smooth colours with some noise, about 70 kB each, as a photograph is. A
 file stands there under five names. They are read from a folder of files, which the `datasets`
@@ -11,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +44,19 @@ def write_jpegs(folder: Path, count: int) -> None:
 def write_shards(jpegs: Path, folder: Path) -> None:
     paths = sorted(jpegs.iterdir())
     for i in range(SHARDS):
-        with tarfile.open(folder / f"{i}.tar", "w") as shard:
-            for path in paths[i::SHARDS]:
-                shard.add(path, path.name)
+        write_shard(paths[i::SHARDS], folder / f"{i}.tar")
+
+
+def write_shard(jpegs: Sequence[Path], path: Path) -> None:
+    with tarfile.open(path, "w", dereference=True) as shard:
+        for jpeg in jpegs:
+            info = shard.gettarinfo(jpeg, jpeg.name)
+            info.type, info.size = (
+                tarfile.REGTYPE,
+                jpeg.stat().st_size,
+            )  # not a link to a name of it
+            with jpeg.open("rb") as file:
+                shard.addfile(info, file)
 
 
 def plain_pillow(folder: Path) -> None:
@@ -68,10 +82,40 @@ def measure(source: str, out: Path, workers: int, count: int) -> str:
     )
 
 
+def peak_memory(source: str, out: Path) -> int:
+    """Bytes of `igpt prepare` in one process, at its largest."""
+    words = ["prepare", "--data", source, "--size", str(SIZE), "--out", str(out)]
+    command = [sys.executable, "-m", "igpt", *words, "--shard-pictures", "250"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    assert status == 0, f"igpt prepare of {source} failed"
+    return used.ru_maxrss * 1024
+
+
+def memory(counts: tuple[int, ...] = (500, 3000)) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        for count in counts:
+            jpegs = Path(temporary) / f"jpegs{count}"
+            jpegs.mkdir()
+            write_jpegs(jpegs, count)
+            shard = Path(temporary) / f"{count}.tar"
+            write_shard(sorted(jpegs.iterdir()), shard)
+            peak = peak_memory(str(shard), Path(temporary) / f"out{count}")
+            print(f"{count} pictures, {shard.stat().st_size / 1e6:.0f} MB: {peak / 1e6:.0f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=int, default=5000)
-    count = parser.parse_args().pictures
+    parser.add_argument("--memory", action="store_true")
+    args = parser.parse_args()
+    if args.memory:
+        memory()
+    else:
+        speed(args.pictures)
+
+
+def speed(count: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "jpegs"
         folder.mkdir()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
+import textwrap
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -213,6 +216,37 @@ def test_a_checkpoint_is_the_state_when_it_was_begun_and_is_seen_when_it_is_whol
     unfinished.publish()
     _, found = newest(tmp_path)
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors(5).items())
+
+
+def test_a_checkpoint_takes_its_state_once_more_and_two_files_while_it_is_written(
+    tmp_path: Path,
+) -> None:
+    code = """
+        import sys, torch
+        from pathlib import Path
+        from igpt.checkpoint import Progress, RunDirectory
+        from igpt.parallel import storage
+
+        storage.FILE_BYTES = 10_000_000
+
+        def peak():
+            words = Path("/proc/self/status").read_text().split()
+            return 1024 * int(words[words.index("VmHWM:") + 1])
+
+        def checkpoint(step, tensors):
+            RunDirectory(Path(sys.argv[1])).begin_checkpoint(Progress(step), tensors).publish()
+
+        checkpoint(1, {"small": torch.ones(10)})  # what is imported at the first time
+        state = {f"{i:03}": torch.ones(250_000) for i in range(100)}
+        before = peak()
+        checkpoint(2, state)
+        print((peak() - before) / 1e8)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    times = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(f"a state of 100 MB takes {100 * times:.0f} MB more")
+    assert 1 < times < 1.4
+    assert len(list((tmp_path / "checkpoints" / "step-00000002").glob("*.safetensors"))) == 10
 
 
 @pytest.mark.parametrize("name", ["shard-00001-model-00001-of-00001.safetensors", "state.json"])

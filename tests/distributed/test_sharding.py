@@ -30,7 +30,7 @@ from igpt.model import ImageGPT
 from igpt.objectives import AR
 from igpt.order import Codec
 from igpt.palette import Palette
-from igpt.parallel import launch
+from igpt.parallel import launch, storage
 from igpt.parallel.gradients import accumulate, average_gradients
 from igpt.parallel.processes import gather, mean, processes, rank, size
 from igpt.parallel.sharding import is_split, local, split, whole
@@ -57,6 +57,7 @@ LAYOUTS = {
 
 def train_all(out: Path) -> None:
     """The cases of this file for all layouts of so many processes."""
+    storage.FILE_BYTES = 10_000  # of a process several files, as it writes of a large model
     with processes(ParallelConfig()):
         for name, (n, words) in LAYOUTS.items():
             if n == size():
@@ -383,6 +384,9 @@ def test_a_checkpoint_is_the_same_bits_for_any_number_of_processes_and_any_split
     runs: Path, tmp_path: Path
 ) -> None:
     run = runs / "hybrid" / "ar"
+    checkpoint = RunDirectory(run).latest_checkpoint()
+    assert checkpoint is not None
+    assert len(list(checkpoint.folder.glob("shard-00001-*.safetensors"))) > 1
     read_back(run, tmp_path)
     for n in (2, 4):
         several.call(n, read_back, run, tmp_path)

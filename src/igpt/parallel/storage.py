@@ -1,8 +1,9 @@
 """Tensors on the disk that many processes write and read at once, each its part.
 
-PyTorch's distributed checkpoints with their safetensors writer and reader, a file a process. What
-a tensor was cut into stands in the files' headers, so another number of processes, or another way
-to split, reads it back. (Their usual reader unpickles its metadata; this one does not.)
+PyTorch's distributed checkpoints with their safetensors writer and reader, of each process one
+file or, where it has much, several. What a tensor was cut into stands in the files' headers, so
+another number of processes, or another way to split, reads it back. (Their usual reader unpickles
+its metadata; this one does not.)
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from torch import Tensor
 from igpt.config import UserError
 from igpt.parallel.processes import background_group, largest, size
 from igpt.parallel.sharding import local
+
+# Of a file at most, unless one tensor is more: to write it, the library holds it twice as bytes.
+FILE_BYTES = 2**28
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
@@ -39,7 +43,7 @@ class Writing:
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        writer = HuggingFaceStorageWriter(str(folder), _files(contiguous), save_distributed=True)
         _expect_one_process()
         self._written: Future[Any] = async_save(  # type: ignore[assignment]
             contiguous,
@@ -55,6 +59,18 @@ class Writing:
     def finish(self) -> None:
         """Wait until all is on the disk; UserError for all when one could not write."""
         _run(self._written.result)
+
+
+def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The file, from 1, of each tensor; the library takes the first process's word for all."""
+    files, number, held = {}, 1, 0
+    for name, tensor in tensors.items():
+        more = local(tensor).nbytes
+        if held and held + more > FILE_BYTES:
+            number, held = number + 1, 0
+        held += more
+        files[name] = number
+    return files
 
 
 def load_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
