@@ -82,9 +82,11 @@ def fit(args: argparse.Namespace, variant: str, rate: float, seed: int) -> tuple
         f"finetune.metric={args.metric}",
     ]
     recipe = parse_recipe(recipe_yaml(default_recipe(args.run)), options, "benchmark")
-    best = finetune(recipe, out, resume=out.exists(), say=say).best
-    assert best is not None  # it was validated at its last step
-    return out, best
+    done = finetune(recipe, out, resume=out.exists(), say=say)
+    if done.outcome.signal is not None:
+        raise SystemExit(130)
+    assert done.best is not None  # it was validated at its last step
+    return out, done.best
 
 
 def draw(results: dict[str, dict[str, list[float]]], axis: str, path: Path) -> None:
@@ -130,6 +132,8 @@ def main() -> None:
     parser.add_argument("--probes", type=Path, help="a file of density.py")
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"))
     args = parser.parse_intermixed_args()
+    if any(word.startswith("train.lr=") for word in args.overrides):
+        parser.error("give --rates, not train.lr")
     saved = args.out / f"{args.run.name}.json"
     rows: dict[str, list[float]] = json.loads(saved.read_text()) if saved.exists() else {}
     for variant in args.variants:

@@ -172,6 +172,21 @@ def test_a_signal_does_not_wait_for_pictures(
     assert train(path, resume=True) == whole
 
 
+def resumed_and_stopped_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The step of a run that makes what it owes and is stopped before the next step."""
+    batch, sent = TokenLoader.batch, threading.Event()
+
+    def signalled(self: TokenLoader, step: int, rows: range | None = None) -> Batch:
+        if not sent.is_set():
+            sent.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, step, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TokenLoader, "batch", signalled)
+        return pretrain(None, path, resume=True, say=silent).outcome.step
+
+
 def test_a_validation_that_a_signal_cuts_short_is_made_when_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,8 +205,11 @@ def test_a_validation_that_a_signal_cuts_short_is_made_when_the_run_goes_on(
     assert (done.outcome.signal, done.outcome.step) == (signal.SIGTERM, second)
     assert newest(path)[0].step == second
     assert second not in rows(path, "val_loss")
+    assert resumed_and_stopped_at_once(path, monkeypatch) == second
     assert train(path, resume=True) == rows(tmp_path / "whole", "loss")
     assert rows(path, "val_loss") == rows(tmp_path / "whole", "val_loss")
+    lines = (path / "metrics.jsonl").read_text()
+    assert lines.count("val_loss") == len(rows(path, "val_loss"))  # each once
     assert newest(path)[0] == newest(tmp_path / "whole")[0]
 
 

@@ -211,6 +211,7 @@ def _read_progress(folder: Path) -> Progress:
     header = read_json(folder / HEADER)
     try:
         files: dict[str, int] = header.pop("files")
+        header.setdefault("validated", header["step"])  # as earlier versions left it: all were made
         progress = Progress(**header)
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / HEADER} is not the header of a checkpoint") from error

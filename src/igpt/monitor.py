@@ -52,15 +52,22 @@ class Monitor:
     """The log of one run; a context manager.
 
     On opening at `start_step`, rows of later steps are dropped: they belong to a part of the run
-    that was killed before its checkpoint and is about to be repeated.
+    that was killed before its checkpoint and is about to be repeated. So is the validation of
+    `start_step`, if it `is_owed`.
     """
 
     def __init__(
-        self, run_dir: Path, start_step: int, total_steps: int, wandb: bool = False
+        self,
+        run_dir: Path,
+        start_step: int,
+        total_steps: int,
+        wandb: bool = False,
+        *,
+        is_owed: bool = False,
     ) -> None:
         self.path = run_dir / "metrics.jsonl"
         self.start_step, self.total_steps = start_step, total_steps
-        self._run_dir = run_dir
+        self._run_dir, self._is_owed = run_dir, is_owed
         self._wandb = _start_wandb(run_dir) if wandb else None
         self._began = time.monotonic()
         self._progress: Progress | None = None
@@ -69,8 +76,8 @@ class Monitor:
         from igpt.disk import write_text
 
         rows = read_metrics(self.path)
-        kept = [row for row in rows if (row["step"] or 0) <= self.start_step]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept if self.start_step))
+        kept = [row for row in rows if self._is_kept(row)]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         # Unbuffered: what a full disk did not take is not tried again when the file is closed.
         self._file = self.path.open("ab", buffering=0)
         self._tensorboard = _start_tensorboard(self._run_dir, self.start_step)
@@ -115,6 +122,11 @@ class Monitor:
             print(self._line(row), file=sys.stderr, flush=True)
         else:
             self._advance(row)
+
+    def _is_kept(self, row: Seen) -> bool:
+        step = row["step"] or 0
+        repeated = self._is_owed and step == self.start_step and "loss" not in row
+        return 0 < self.start_step >= step and not repeated
 
     def _line(self, row: Row) -> str:
         head = f"step {row['step']}/{self.total_steps}"

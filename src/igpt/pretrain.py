@@ -307,7 +307,8 @@ def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, s
         log: Callable[[Row], None] = _ignore
         with together():
             if rank() == 0:
-                monitor = Monitor(run.path, trainer.step, config.steps, config.wandb)
+                owed = trainer.owes_validation()
+                monitor = Monitor(run.path, trainer.step, config.steps, config.wandb, is_owed=owed)
                 log = stack.enter_context(monitor).log
         return trainer.train(log)
 

@@ -14,6 +14,7 @@ from igpt.disk import write_text
 from igpt.folder import save_model
 from igpt.monitor import read_metrics
 from igpt.plots import picture_sheet, save_image
+from igpt.probe.unfinished import UNFINISHED
 from igpt.sample import Sampling
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def write_folder(pipeline: Pipeline, folder: Path, name: str, license: str | Non
             losses = [row["val_loss"] for row in read_metrics(run.metrics) if row.get("val_loss")]
             loss = min((value for value in losses if value is not None), default=None)
         if (run.path / "probe").is_dir():
-            shutil.copytree(run.path / "probe", folder / "probe")
+            unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
+            shutil.copytree(run.path / "probe", folder / "probe", ignore=unready)
     paints = pipeline.model.config.causal and pipeline.model.config.shift
     if paints:
         sheet = picture_sheet(pipeline.paint(SAMPLES, Sampling()))

@@ -217,8 +217,8 @@ class Trainer:
         return None
 
     def _run(self, log: Callable[[Row], None], stop: Stop) -> None:
-        if self.step and self._due(self.config.eval_every) and self._validated != self.step:
-            self._validate(log, stop)  # which a signal cut short
+        if self.owes_validation():
+            self._validate(log, stop)
         clock, since = time.monotonic(), self.step
         for batch in self._batches(stop):
             self._optimizer_step(batch)
@@ -238,6 +238,10 @@ class Trainer:
                 self._save()
             if self._exhausted():
                 return
+
+    def owes_validation(self) -> bool:
+        """Whether a signal cut the validation of this step short."""
+        return 0 < self.step != self._validated and self._due(self.config.eval_every)
 
     def _batches(self, stop: Stop) -> Iterator[Batch]:
         """This process's rows of the batches of the steps that are left, until a signal."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +17,11 @@ import several
 import torch
 from PIL import Image
 
+import igpt.pretrain
 from conftest import TINY, load_model, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.config import ParallelConfig, UserError
+from igpt.data import Batch, TokenLoader
 from igpt.evaluate import picture_nats
 from igpt.objectives import BERT
 from igpt.parallel.processes import gather, processes, rank, size, together
@@ -212,6 +217,46 @@ def test_a_signal_to_any_process_saves_once_and_all_end_well(
     assert step >= 5
     assert max(rows(run, "loss")) == step
     assert f"stopped at step {step}" in running.out
+
+
+def stopped(run: Path, where: str) -> None:
+    """A signal to the second process, while it waits for pictures or validates."""
+    batch, likelihood = TokenLoader.batch, igpt.pretrain.likelihood
+    arrived, validations = threading.Event(), []
+
+    def stuck(self: TokenLoader, step: int, rows: range | None = None) -> Batch:
+        if where == "wait" and rank() == 1 and step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+            arrived.wait(60)
+        return batch(self, step, rows)
+
+    def signalled(*args: Any, **options: Any) -> Any:
+        validations.append(args)
+        if where == "validation" and rank() == 1 and len(validations) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return likelihood(*args, **options)
+
+    TokenLoader.batch = stuck  # type: ignore[method-assign]
+    igpt.pretrain.likelihood = signalled
+    with processes(ParallelConfig()):
+        outcome = pretrain(tiny_recipe(), run, resume=False, say=silent).outcome
+        arrived.set()
+        assert gather(outcome.step) == [outcome.step] * 2
+        assert gather(outcome.signal) == [signal.SIGTERM] * 2
+
+
+@pytest.mark.parametrize("where", ["wait", "validation"])
+def test_a_signal_interrupts_what_a_process_waits_for_and_nothing_is_lost(
+    tmp_path: Path, where: str
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    began = time.monotonic()
+    several.call(2, stopped, run, where)
+    assert time.monotonic() - began < 50
+    for path, resume in ((whole, False), (run, True)):
+        pretrain(tiny_recipe(), path, resume=resume, say=silent)
+    for key in ("loss", "val_loss"):
+        assert rows(run, key) == pytest.approx(rows(whole, key), abs=1e-5)
 
 
 def test_a_hang_within_a_part_of_the_processes_ends_the_others_too(tmp_path: Path) -> None:

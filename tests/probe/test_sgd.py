@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from conftest import assert_mistake, silent, tiny_recipe, write_classes
-from igpt.config import DataConfig
+from igpt.config import DataConfig, UserError
 from igpt.data import open_large_task, open_source
 from igpt.pipeline import load
 from igpt.pretrain import pretrain
@@ -74,6 +74,22 @@ def test_a_killed_fit_goes_on_and_gives_the_same_probe(
         load_file(tmp_path / name / "probe.safetensors") for name in ("killed", "whole")
     )
     assert all(np.array_equal(ours[name], theirs[name]) for name in ("weight", "bias"))
+
+
+def test_a_fit_is_kept_until_its_probe_is(
+    igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--solver", "sgd", "--augmentation", "none", "--epochs", 3, "--out", tmp_path]
+
+    def full(*_args: object) -> None:
+        raise UserError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("igpt.probe.store.save_probe", full)
+        assert_mistake(igpt("probe", tiny_run, *words), "no space left")
+    resumed = igpt("probe", tiny_run, *words, "--resume")
+    assert "SGD goes on at step 4 of 4" in resumed.err
+    assert [(tmp_path / name).exists() for name in (UNFINISHED, "probe.json")] == [False, True]
 
 
 def test_what_is_left_of_a_fit_may_be_broken(igpt, tiny_run: Path, tmp_path: Path) -> None:

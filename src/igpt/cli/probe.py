@@ -134,6 +134,7 @@ def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Repo
     from igpt.disk import require_folder
     from igpt.parallel.processes import on_first, together
     from igpt.pipeline import load
+    from igpt.probe.unfinished import UNFINISHED
     from igpt.study import ModelFeatures, ProbeFit, compare, summarise
 
     _check(args)
@@ -154,6 +155,8 @@ def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Repo
     values = {**_told(args, features), **_values(fitted, trials, summaries, folder)}
     saved = _saved(fitted, features, probe.task.train.class_names)
     on_first(lambda: _write(folder, saved, fitted, values, summaries))
+    if args.solver == "sgd":
+        on_first(lambda: (folder / UNFINISHED).unlink(missing_ok=True))
     return Report(_text(args.metric, fitted, kept.subset, summaries, folder), values)
 
 
@@ -203,10 +206,12 @@ def _streamed(
         **{name: value for name, value in given.items() if value is not None},
     )
     share_of_batch(config.batch_size, "--batch-size")  # a mistake is told before all is decoded
-    unfinished = _folder(args) / UNFINISHED
-    if unfinished.exists() and not (args.resume or is_restart()):
-        raise UserError(f"{unfinished} is of a fit that was cut short: --resume it, or remove it")
+    unfinished, resume = _folder(args) / UNFINISHED, args.resume or is_restart()
     with together():
+        if unfinished.exists() and not resume:
+            raise UserError(
+                f"{unfinished} is of a fit that was cut short: --resume it, or remove it"
+            )
         task = load_large_task(args, features.pipeline.codec)
     _introduce(task, say)
     method = StreamedMethod(features, task, config, args.metric, unfinished, say)

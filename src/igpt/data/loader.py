@@ -152,7 +152,7 @@ class PictureLoader(Loader):
 
     def close(self) -> None:
         """Stop the threads that decode."""
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
 
     def _show(self, step: int, row: int, place: int) -> tuple[Pixels, int, dict[str, str]]:
         """The row's view, the picture it is of, and what was wrong with those tried before it."""

@@ -90,7 +90,8 @@ def fit_sgd(
 ) -> FittedProbe:
     """The probe at the layer and learning rate that validation likes best; ties to the first.
 
-    It goes on from what is `unfinished`, if anything is, and keeps itself there on the way.
+    It goes on from what is `unfinished`, if anything is, and keeps itself there, for the caller to
+    remove when the probe is kept.
 
     A training picture that cannot be read is replaced by another, and named. Of several processes,
     all call it, share the pictures of every batch, and return the same. Raises UserError when they
@@ -113,11 +114,10 @@ def fit_sgd(
             say(f"SGD goes on at step {done} of {steps}")
         batches = _batches(loader, range(done, steps), rows)
         for step in _train(extractor, heads, optimizer, batches, steps, config):
-            if step % max(1, steps // SAVES) == 0:
+            if step % max(1, steps // SAVES) == 0 or step == steps:
                 unfinished.save(step, state)
             if step % max(1, steps // 10) == 0:
                 say(f"SGD, step {step} of {steps}")
-    unfinished.remove()
     name_skipped(loader.skipped, say)
     return _choose(extractor, heads, validation, metric, config, say)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from igpt.config import UserError
 from igpt.disk import write_atomically
-from igpt.parallel.processes import on_first, together
+from igpt.parallel.processes import on_first, require_same, together
 
 UNFINISHED = "unfinished.safetensors"  # in the folder of the probe
 
@@ -32,20 +32,22 @@ class Unfinished:
         UserError for a file that is broken, or of a fit of something else.
         """
         with together():
-            return self._load(tensors)
+            done = self._load(tensors)
+        require_same("fits that were cut short", done)
+        return done
 
     def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep the state after `step` steps, which all processes have, in place of the one before.
 
         UserError when the disk does not take it.
         """
-        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         told = {"step": str(step), "about": self.about}
-        on_first(lambda: write_atomically(self.path, lambda path: save_file(held, path, told)))
 
-    def remove(self) -> None:
-        """The fit is at its end."""
-        on_first(lambda: self.path.unlink(missing_ok=True))
+        def write(path: Path) -> None:
+            held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(held, path, told)
+
+        on_first(lambda: write_atomically(self.path, write))
 
     @torch.no_grad()
     def _load(self, tensors: Mapping[str, Tensor]) -> int:

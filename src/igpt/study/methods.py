@@ -212,6 +212,7 @@ class StreamedMethod:
             "options": asdict(config),
             "layers": features.groups(),
             "pool": features.pool,
+            "precision": str(self.extractor.dtype),
             "labelled pictures": zlib.crc32(task.train.labels.tobytes()),
             "model": asdict(mark(pipeline.model, pipeline.codec)),
         }
