@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -76,6 +77,11 @@ def compile_step(step: Callable[..., Tensor], *fixed: Tensor) -> Callable[..., T
         return compiled(*args)
 
     return replay
+
+
+def total_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def reuse_memory() -> None:

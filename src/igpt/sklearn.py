@@ -21,7 +21,6 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.model_selection import StratifiedKFold
@@ -38,7 +37,7 @@ from sklearn.utils.validation import (
 
 from igpt.config import UserError
 from igpt.pipeline import Pipeline, as_pixels, load
-from igpt.probe.features import Features, make_pool, parse_layers
+from igpt.probe.features import Features, make_pool, parse_layers, pool_width
 from igpt.probe.linear import STRENGTHS, Basis, LinearProbe, logistic_path, usual_components
 from igpt.types import Floats, Labels, Pixels
 
@@ -151,9 +150,8 @@ class ImageGPTFeatures(TransformerMixin, _PictureEstimator):  # type: ignore[mis
     ) -> npt.NDArray[np.object_]:
         """Names [F], as layer3_17: number 17 of layer 3."""
         check_is_fitted(self)
-        config, codec = self.pipeline_.model.config, self.pipeline_.codec
-        positions = torch.zeros(1, config.n_positions, config.n_embd)
-        width = make_pool(self.pool, codec)(positions).shape[1]
+        config = self.pipeline_.model.config
+        width = pool_width(make_pool(self.pool, self.pipeline_.codec), config)
         layers = parse_layers(str(self.layer), config.n_layer)
         names = [f"layer{layer}_{i}" for layer in layers for i in range(width)]
         return np.array(names, dtype=object)

@@ -155,7 +155,19 @@ MISTAKES = [
     (["predict", "{run}", "{tmp}/none.png", "--probe", "{run}/probe"], "no picture"),
     (["predict", "{run}", "--data", "{tmp}/bare.npz", "--split", "train", "--confusion",
       "{tmp}/c.png"], "needs labelled pictures"),
+    (["predict", "{run}", "--confusion", "{tmp}/c.txt"], "draws a .png, not c.txt"),
 ]  # fmt: skip
+
+
+def test_features_that_no_memory_holds_are_refused_before_they_are_computed(
+    igpt, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1,350 + 150 + 297 pictures, 3 layers of 16 numbers of 64 positions, 4 bytes each: 22.1 MB
+    monkeypatch.setattr("igpt.device.total_memory", lambda: 22_000_000)
+    words = ["probe", run, "--pool", "flatten", "--out", tmp_path / "out"]
+    assert_mistake(igpt(*words), "fewer --layer, a coarser --pool, or --solver sgd")
+    monkeypatch.setattr("igpt.device.total_memory", lambda: 22_200_000)
+    assert igpt(*words, "--labels-per-class", 1, "--seeds", 1).status == 0
 
 
 @pytest.mark.parametrize(("argv", "complaint"), MISTAKES)

@@ -49,6 +49,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     refuse_two_sources(args)
     if args.masks is not None and args.masks < 1:
         raise UserError(f"--masks must be at least 1, got {args.masks}")
+    if args.confusion and args.confusion.suffix.lower() != ".png":
+        raise UserError(f"--confusion draws a .png, not {args.confusion.name}")
     pipeline = load(args.run)
     classifier = _classifier(pipeline, args)
     pictures = load_named(args, pipeline.image_size)

@@ -222,6 +222,7 @@ def _kept(
     features: ModelFeatures, args: argparse.Namespace, say: Say
 ) -> tuple[ProbeMethod, list[Method], list[Subset]]:
     """The probe on features that are kept, what it is compared with, and the labels they learn."""
+    from igpt.device import total_memory
     from igpt.parallel.processes import together
     from igpt.study import AttentionMethod, LinearMethod, needed_pictures, subsets
 
@@ -233,6 +234,12 @@ def _kept(
     if args.head == "attention":
         return AttentionMethod(features, task, args.metric), [], chosen
     needed = needed_pictures(task, chosen)
+    kept = features.bytes(len(needed) + len(task.validation) + len(task.test))
+    if kept > total_memory():
+        raise UserError(
+            f"the features take {kept / 1e9:,.1f} GB, and this machine has "
+            f"{total_memory() / 1e9:,.1f}: fewer --layer, a coarser --pool, or --solver sgd"
+        )
     linear = LinearMethod(
         "linear probe", features, task, needed, components=args.pca, metric=args.metric
     )

@@ -29,7 +29,15 @@ from igpt.disk import write_atomically
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.parallel.processes import groups, on_first, rank
-from igpt.probe.features import BATCH, Features, Pool, extract, make_pool, parse_layers
+from igpt.probe.features import (
+    BATCH,
+    Features,
+    Pool,
+    extract,
+    make_pool,
+    parse_layers,
+    pool_width,
+)
 from igpt.probe.linear import Basis
 
 CHUNK = 1024  # pictures decoded at a time
@@ -114,8 +122,7 @@ def export_features(
         bases = _fit_bases(make(_read(known, codec, fit, say)), components)
         width = bases[0].width
     else:
-        empty = torch.zeros(1, codec.n_tokens, model.config.n_embd)  # n^l of one picture
-        width = reduce(empty).shape[1] * len(layers) // columns
+        width = pool_width(reduce, model.config) * len(layers) // columns
     layout = Layout(layers, columns, width, layer == "all", pictures.labels is not None)
     # A .npz is put together from a file of its rows.
     copies = 2 if write is _write_npz else 1

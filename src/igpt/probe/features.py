@@ -80,6 +80,11 @@ def make_pool(name: str, codec: Codec) -> Pool:
     return pools[name]
 
 
+def pool_width(pool: Pool, config: ModelConfig) -> int:
+    """F: how many numbers a pool leaves of a layer."""
+    return pool(torch.zeros(1, config.n_positions, config.n_embd)).shape[1]
+
+
 def _regions(codec: Codec, side: int) -> Tensor:
     """Which of side x side regions each position of the model's order lies in, [T]."""
     place = torch.arange(codec.image_size) * side // codec.image_size

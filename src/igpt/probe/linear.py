@@ -62,7 +62,8 @@ class Basis:
         if components == 0:
             return cls(mean, scale)
         pca = PCA(components, svd_solver="randomized", random_state=0)
-        return cls(mean, scale, pca.fit((features - mean) / scale).components_)
+        with np.errstate(invalid="ignore"):  # where all features are constant
+            return cls(mean, scale, pca.fit((features - mean) / scale).components_)
 
     @property
     def width(self) -> int:

@@ -21,7 +21,7 @@ from igpt.order import Encoded, need_pixels
 from igpt.pipeline import Pipeline
 from igpt.pretrain import new_model
 from igpt.probe.attention import fit_attention
-from igpt.probe.features import Extractor, Features, make_pool, parse_layers
+from igpt.probe.features import Extractor, Features, make_pool, parse_layers, pool_width
 from igpt.probe.linear import (
     Basis,
     FittedProbe,
@@ -115,6 +115,13 @@ class ModelFeatures:
         parsed = {word: parse_layers(word, n_layer) for word in self.layers}
         every = {str(layer): (layer,) for layer in parsed.pop("all", ())}
         return {**every, **parsed}
+
+    def bytes(self, n: int) -> int:
+        """What the features of n pictures take."""
+        extractor = self.extractor
+        layers = sum(len(group) for group in extractor.groups.values())
+        width = pool_width(extractor.pool, extractor.model.config)
+        return n * layers * width * np.dtype(np.float32).itemsize
 
     @property
     def extractor(self) -> Extractor:
