@@ -48,15 +48,10 @@ def write_shards(jpegs: Path, folder: Path) -> None:
 
 
 def write_shard(jpegs: Sequence[Path], path: Path) -> None:
+    # Else the names of one file would be links, which are no pictures to who reads a shard.
     with tarfile.open(path, "w", dereference=True) as shard:
         for jpeg in jpegs:
-            info = shard.gettarinfo(jpeg, jpeg.name)
-            info.type, info.size = (
-                tarfile.REGTYPE,
-                jpeg.stat().st_size,
-            )  # not a link to a name of it
-            with jpeg.open("rb") as file:
-                shard.addfile(info, file)
+            shard.add(jpeg, jpeg.name)
 
 
 def plain_pillow(folder: Path) -> None:

@@ -63,8 +63,12 @@ class Layout:
     layers: tuple[int, ...]
     columns: int  # of features: one for each layer, or one for all side by side
     width: int  # of a column
-    stacked: bool  # layers apart
     labelled: bool
+
+    @property
+    def stacked(self) -> bool:
+        """Whether layers are apart: `all` of them are two or more."""
+        return self.columns > 1
 
     @property
     def row_bytes(self) -> int:
@@ -123,7 +127,7 @@ def export_features(
         width = bases[0].width
     else:
         width = pool_width(reduce, model.config) * len(layers) // columns
-    layout = Layout(layers, columns, width, layer == "all", pictures.labels is not None)
+    layout = Layout(layers, columns, width, pictures.labels is not None)
     # A .npz is put together from a file of its rows.
     copies = 2 if write is _write_npz else 1
     on_first(lambda: _require_space(out, copies * len(pictures) * layout.row_bytes))
