@@ -3,10 +3,11 @@
     python benchmarks/loss_curves.py fashion-mnist --data ../shared/data/fashion_mnist \
         --seeds 3 --out runs/curves train.steps=1000
 
-For every seed one run in float32 on the plain road (IGPT_KERNELS=0) and one in bfloat16 with
-kernels. Prints the last validation's nats/pixel of each, what the precision changes at one seed,
-and the spread over seeds; draws the losses and their differences. Runs that are there are gone on
-with, so that the campaign may be interrupted.
+For every seed one run in float32 on the plain road (IGPT_KERNELS=0), one that sums the gradients
+of two halves of each batch, which changes nothing but the rounding of float32, and one in bfloat16
+with kernels. Prints the last validation's nats/pixel of each, what halves and precision change at
+one seed, and the spread over seeds; draws the losses and their differences. Runs that are there
+are gone on with, so that the campaign may be interrupted.
 """
 
 from __future__ import annotations
@@ -17,24 +18,43 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from igpt.config import load_recipe
 from igpt.disk import write_atomically
 from igpt.monitor import read_metrics
 
-PRECISIONS = {"float32": "0", "bfloat16": "1"}  # -> whether kernels are used
+
+class Road(NamedTuple):
+    precision: str
+    kernels: str
+    parts: int  # of a batch, whose gradients are summed
+
+
+ROADS = {
+    "float32": Road("float32", "0", 1),
+    "float32 in halves": Road("float32", "0", 2),
+    "bfloat16": Road("bfloat16", "1", 1),
+}
 SMOOTH = 20  # rows of the log that a point of the figure is the mean of
 
 Curve = dict[int, float]
 
 
-def train(out: Path, precision: str, seed: int, words: list[str]) -> dict[str, Curve]:
+def train(args: argparse.Namespace, name: str, seed: int) -> dict[str, Curve]:
     """The run's losses and validations by step."""
-    command = [sys.executable, "-m", "igpt", "pretrain", *words, "--out", str(out), "--resume"]
-    command += [f"train.precision={precision}", f"train.seed={seed}", "train.log_every=1"]
-    environment = {**os.environ, "IGPT_KERNELS": PRECISIONS[precision]}
+    road = ROADS[name]
+    out = args.out / f"{name.replace(' ', '-')}-{seed}"
+    command = [sys.executable, "-m", "igpt", "pretrain", args.recipe, "--data", args.data]
+    command += [*args.overrides, "--out", str(out), "--resume"]
+    command += [f"train.precision={road.precision}", f"train.seed={seed}", "train.log_every=1"]
+    if road.parts > 1:
+        batch = load_recipe(args.recipe, args.overrides).train.batch_size
+        command += [f"train.micro_batch_size={batch // road.parts}"]
+    environment = {**os.environ, "IGPT_KERNELS": road.kernels}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     rows = read_metrics(out / "metrics.jsonl")
     return {
@@ -46,16 +66,16 @@ def train(out: Path, precision: str, seed: int, words: list[str]) -> dict[str, C
 def draw(curves: dict[str, list[dict[str, Curve]]], path: Path) -> None:
     figure = Figure(figsize=(7, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    for color, (precision, runs) in zip(("C0", "C1"), curves.items(), strict=True):
-        for i, run in enumerate(runs):
+    for color, (name, runs) in zip(("C0", "C2", "C1"), curves.items(), strict=True):
+        for i, (run, plain) in enumerate(zip(runs, curves["float32"], strict=True)):
             steps, losses = _smooth(run["loss"])
-            upper.plot(steps, losses, color=color, linewidth=0.8, label=precision if i == 0 else "")
-    for one, other in zip(*curves.values(), strict=True):
-        steps, differences = _smooth({s: other["loss"][s] - one["loss"][s] for s in one["loss"]})
-        lower.plot(steps, differences, color="C7", linewidth=0.8)
+            upper.plot(steps, losses, color=color, linewidth=0.8, label=name if i == 0 else "")
+            if name != "float32":
+                changes = {s: run["loss"][s] - plain["loss"][s] for s in run["loss"]}
+                lower.plot(*_smooth(changes), color=color, linewidth=0.8)
     upper.set_ylabel("loss, nats/pixel")
     upper.legend(frameon=False)
-    lower.set_ylabel("bfloat16 - float32")
+    lower.set_ylabel("less float32's")
     lower.set_xlabel("step")
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
@@ -74,25 +94,25 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/curves"))
-    parser.add_argument("words", nargs="*")
+    parser.add_argument("overrides", nargs="*")
     args = parser.parse_intermixed_args()
-    words = [args.recipe, "--data", args.data, *args.words]
-    curves: dict[str, list[dict[str, Curve]]] = {precision: [] for precision in PRECISIONS}
+    curves: dict[str, list[dict[str, Curve]]] = {name: [] for name in ROADS}
     for seed in range(args.seeds):
-        for precision, runs in curves.items():
-            runs.append(train(args.out / f"{precision}-{seed}", precision, seed, words))
+        for name, runs in curves.items():
+            runs.append(train(args, name, seed))
     last = {
-        precision: [list(run["val_loss"].values())[-1] for run in runs]
-        for precision, runs in curves.items()
+        name: [list(run["val_loss"].values())[-1] for run in runs] for name, runs in curves.items()
     }
     print("| validation, nats/pixel | " + " | ".join(f"seed {s}" for s in range(args.seeds)) + " |")
     print("|---" * (args.seeds + 1) + "|")
-    for precision, values in last.items():
-        print(f"| {precision} | " + " | ".join(f"{value:.4f}" for value in values) + " |")
-    changes = [b - a for a, b in zip(*last.values(), strict=True)]
-    print("| difference | " + " | ".join(f"{change:+.4f}" for change in changes) + " |")
+    for name, values in last.items():
+        print(f"| {name} | " + " | ".join(f"{value:.4f}" for value in values) + " |")
+    plain = last.pop("float32")
+    for name, values in last.items():
+        changes = [value - same for value, same in zip(values, plain, strict=True)]
+        print(f"| {name} less float32 | " + " | ".join(f"{c:+.4f}" for c in changes) + " |")
     if args.seeds > 1:
-        print(f"\nspread over seeds in float32: {statistics.stdev(last['float32']):.4f}")
+        print(f"\nspread over seeds in float32: {statistics.stdev(plain):.4f}")
     write_atomically(args.out / "curves.png", lambda path: draw(curves, path))
 
 
