@@ -24,7 +24,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from igpt.cli.arguments import add_data, data_config
-from igpt.config import parse_recipe, recipe_yaml
 from igpt.data import open_data
 from igpt.data.labels import labelled
 from igpt.device import compute_dtype
@@ -33,6 +32,7 @@ from igpt.finetune import default_recipe, finetune
 from igpt.pipeline import load
 from igpt.plots.curves import CYCLE
 from igpt.probe.linear import METRICS, score
+from igpt.recipes import parse_recipe, recipe_yaml
 
 VARIANTS = {
     "L_CLF from scratch": ("finetune.gen_weight=0", "finetune.from_scratch=true"),

@@ -19,10 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from igpt.checkpoint import RunDirectory
-from igpt.config import Recipe, load_recipe
+from igpt.config import Recipe
 from igpt.monitor import Monitor
 from igpt.objectives import generative_objective
 from igpt.pretrain import new_model, prepare
+from igpt.recipes import load_recipe
 from igpt.train import Callbacks, Trainer, Validation
 
 WARM_UP = 5  # steps, in which the compiler works

@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from igpt.config import load_recipe
 from igpt.disk import write_atomically
 from igpt.monitor import read_metrics
+from igpt.recipes import load_recipe
 
 
 class Road(NamedTuple):

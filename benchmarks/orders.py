@@ -12,11 +12,11 @@ import statistics
 import sys
 from pathlib import Path
 
-from igpt.config import load_recipe
 from igpt.data import decode_all, open_source
 from igpt.order import ORDERS
 from igpt.pipeline import load
 from igpt.pretrain import pretrain
+from igpt.recipes import load_recipe
 
 SEEDS, STEPS = (0, 1, 2), 400
 

@@ -60,8 +60,8 @@ def read(folder: Path, streaming: str, pictures: int) -> None:
     """Read an epoch and print what it took."""
     import datasets  # noqa: F401
 
-    from igpt.config import load_recipe
     from igpt.pretrain import prepare
+    from igpt.recipes import load_recipe
 
     before = peak()
     palette = folder.with_name("palette.npy")

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 
 from igpt.checkpoint import Progress, RunDirectory
 from igpt.cli import main
-from igpt.config import Recipe, load_recipe
+from igpt.config import Recipe
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.pipeline import load
 from igpt.pretrain import pretrain
+from igpt.recipes import load_recipe
 
 # More threads than cores wait for each other.
 torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))

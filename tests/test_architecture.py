@@ -18,6 +18,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = [
     "types",
     "config",
+    "recipes",
     "disk",
     "device",
     "plan",

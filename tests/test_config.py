@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igpt.config import (
-    PRESETS,
-    Recipe,
-    UserError,
-    differing_fields,
-    load_recipe,
-    parse_recipe,
-    recipe_yaml,
-    shipped_recipes,
-)
+from igpt.config import PRESETS, Recipe, UserError
+from igpt.recipes import differing_fields, load_recipe, parse_recipe, recipe_yaml, shipped_recipes
 
 PAPERS = {
     "igpt-s-imagenet32": ("igpt-s", 32, 1_000_000, 128),
@@ -45,7 +37,7 @@ def test_the_papers_recipes_have_its_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "emoji32", *PAPERS])
 def test_a_recipe_begins_with_its_source_cost_expected_result_and_command(name: str) -> None:
-    from igpt.config import recipe_text
+    from igpt.recipes import recipe_text
 
     head = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
     for word in ("source:", "cost:", "expected:", "command: igpt pretrain " + name):

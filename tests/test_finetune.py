@@ -11,12 +11,13 @@ import torch
 
 import igpt
 from conftest import load_model, silent, tiny_recipe, write_classes
-from igpt.config import FinetuneConfig, Recipe, UserError, parse_recipe, recipe_yaml
+from igpt.config import FinetuneConfig, Recipe, UserError
 from igpt.data import Batch, Labelled
 from igpt.finetune import class_weights, default_recipe, finetune, parameter_groups
 from igpt.monitor import read_metrics
 from igpt.objectives import AR, Joint
 from igpt.pretrain import pretrain
+from igpt.recipes import parse_recipe, recipe_yaml
 from test_model import AR as AR_CONFIG
 from test_model import random_model
 

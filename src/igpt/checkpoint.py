@@ -27,13 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igpt.config import Recipe, Say, UserError, parse_recipe, recipe_yaml
+from igpt.config import Recipe, Say, UserError
 from igpt.disk import flush, read_json, write_json, write_text
 from igpt.folder import require_fit
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.parallel.processes import group, on_first, rank, require_same, speaks_for_group, together
 from igpt.parallel.storage import Writing, load_tensors, saved_tensors
+from igpt.recipes import parse_recipe, recipe_yaml
 
 HEADER = "state.json"  # of a checkpoint: its progress, and the bytes of each file
 LOADER = "loader"  # what the files of a checkpoint begin with that hold a group's loader

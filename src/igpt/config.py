@@ -1,21 +1,23 @@
-"""Everything a run can be told: dataclasses that explain and check themselves, presets, recipes.
+"""Everything a run can be told: dataclasses that explain and check themselves, and presets.
 
-A recipe is a YAML file with the sections of `Recipe`. It is merged as defaults < file < command
-line and the result is saved with the run, where it repeats the run. `igpt --help` reads this
-module, so it imports nothing heavy at load.
+`igpt --help` reads this module, so it imports nothing heavy at load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from importlib import resources
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
 class UserError(Exception):
     """A mistake of the user's, in one line that says what was expected (exit status 2)."""
+
+
+def first_line(error: BaseException | str) -> str:
+    """What an error of a library says, shortened to stand in one line of ours."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 Say = Callable[[str], None]  # how a command tells what it does
@@ -294,104 +296,3 @@ class Recipe:
         """The model's shape, with what the data say: colours and pixels."""
         shape = self.model.resolve(vocab_size, n_positions, causal=self.objective == "ar")
         return replace(shape, mask_probability=self.mask_probability)
-
-
-def shipped_recipes() -> tuple[str, ...]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("igpt") / "recipes"
-    return tuple(
-        sorted(p.name[: -len(".yaml")] for p in folder.iterdir() if p.name.endswith(".yaml"))
-    )
-
-
-def recipe_text(name: str) -> str:
-    """The YAML of a shipped recipe, or of a file.
-
-    Raises UserError when there is neither.
-    """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        _require(path.is_file(), f"no recipe file {name}")
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name} is not a YAML text file") from error
-    _require(
-        name in shipped_recipes(),
-        f"unknown recipe '{name}', expected a .yaml file or one of: {', '.join(shipped_recipes())}",
-    )
-    return (resources.files("igpt") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def load_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:
-    """Merge defaults < the recipe `name` (shipped or a file) < `overrides` ("train.lr=0.003").
-
-    Raises UserError that names the field at fault.
-    """
-    return parse_recipe(recipe_text(name) if name else "{}", overrides, name or "command line")
-
-
-def parse_recipe(text: str, overrides: Sequence[str], name: str) -> Recipe:
-    """As `load_recipe`, from the YAML text; `name` is for messages."""
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    for item in overrides:
-        _require("=" in item, f"expected an override like train.lr=0.003, got '{item}'")
-    try:
-        written = OmegaConf.create(text)
-        _require(OmegaConf.is_dict(written), f"recipe {name}: expected `field: value` lines")
-        merged = OmegaConf.merge(
-            OmegaConf.structured(Recipe), written, OmegaConf.from_dotlist(list(overrides))
-        )
-        recipe = OmegaConf.to_object(merged)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"recipe {name} is not valid YAML{where}") from error
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"recipe {name}: {_first_line(error)}") from error
-    assert isinstance(recipe, Recipe)
-    return recipe
-
-
-def _first_line(error: Exception) -> str:
-    """What OmegaConf says over several lines, as one: the field, then the complaint."""
-    complaint = str(error).splitlines()[0].rstrip()
-    key = getattr(error, "full_key", None)
-    parent: Any = getattr(error, "object_type", None)
-    if isinstance(key, str) and "not in" in complaint and is_dataclass(parent):
-        names = ", ".join(f.name for f in fields(parent))
-        return f"unknown field '{key}', expected one of: {names}"
-    return f"{key}: {complaint}" if key else complaint
-
-
-def recipe_yaml(recipe: Recipe) -> str:
-    """The recipe, resolved, as YAML that `parse_recipe` reads back to an equal one."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
-
-
-def flat_fields(recipe: Recipe) -> dict[str, Any]:
-    """Dotted names of all fields, and their values."""
-
-    def flat(section: dict[str, Any], prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in section.items():
-            inner = isinstance(value, dict)
-            found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
-        return found
-
-    return flat(asdict(recipe), "")
-
-
-# Fields that say how a run is computed, not what: it can be resumed with others.
-DIVISION = ("parallel.", "train.micro_batch_size", "train.activation_checkpointing")
-
-
-def differing_fields(a: Recipe, b: Recipe) -> list[str]:
-    """Dotted names of the fields in which two recipes differ."""
-    left, right = flat_fields(a), flat_fields(b)
-    return [name for name in left | right if left.get(name) != right.get(name)]

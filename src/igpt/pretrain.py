@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from igpt.checkpoint import RunDirectory
-from igpt.config import DIVISION, ModelConfig, Recipe, Say, UserError, differing_fields
+from igpt.config import ModelConfig, Recipe, Say, UserError
 from igpt.data import (
     Loader,
     PictureLoader,
@@ -54,6 +54,7 @@ from igpt.parallel.processes import (
     together,
 )
 from igpt.parallel.sharding import DrawOnProcessor, build
+from igpt.recipes import DIVISION, differing_fields
 from igpt.rng import numpy_rng, torch_rng
 from igpt.train import Callbacks, Outcome, Trainer, Validation
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.checkpoint import RunDirectory
-from igpt.config import Recipe, UserError, recipe_yaml
+from igpt.config import Recipe, UserError, first_line
 from igpt.disk import write_text
 from igpt.folder import save_model
 from igpt.monitor import read_metrics
 from igpt.plots import picture_sheet, save_image
 from igpt.probe.unfinished import UNFINISHED
+from igpt.recipes import recipe_yaml
 from igpt.sample import Sampling
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ def push(
                 )
             )
         except Exception as error:  # the Hub's own, and those of whatever HTTP library it uses
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise UserError(f"cannot upload {model_id}: {reason}") from error
+            raise UserError(f"cannot upload {model_id}: {first_line(error)}") from error
 
 
 def _without_paths(recipe: Recipe) -> Recipe:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from igpt.checkpoint import RunDirectory
-from igpt.config import Recipe, Say, UserError, flat_fields, load_recipe
+from igpt.config import Recipe, Say, UserError
 from igpt.data import (
     decode_all,
     evaluation_fit,
@@ -33,6 +33,7 @@ from igpt.order import permutation
 from igpt.pipeline import Pipeline, load
 from igpt.plan import n_parameters, training_flops
 from igpt.pretrain import pretrain, settle_recipe
+from igpt.recipes import flat_fields, load_recipe
 from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets, summarise
 from igpt.train import Outcome
 

@@ -23,7 +23,7 @@ import igpt.folder
 import igpt.model
 from conftest import TINY, load_model, silent, tiny_recipe
 from igpt.checkpoint import Progress, RunDirectory, optimizer_tensors
-from igpt.config import ModelConfig, ParallelConfig, Recipe, UserError, load_recipe
+from igpt.config import ModelConfig, ParallelConfig, Recipe, UserError
 from igpt.evaluate import picture_nats
 from igpt.folder import fill_model, open_model, save_model
 from igpt.model import ImageGPT
@@ -36,6 +36,7 @@ from igpt.parallel.processes import gather, mean, processes, rank, size
 from igpt.parallel.sharding import is_split, local, split, whole
 from igpt.plan import Division, n_parameters, training_memory
 from igpt.pretrain import new_model, pretrain
+from igpt.recipes import load_recipe
 from igpt.train import Values
 from measured_memory import peak_bytes
 

@@ -248,7 +248,7 @@ def resumed_recipe(out: Path, changes: Sequence[str]) -> Recipe | None:
     Raises UserError for a change of anything else.
     """
     from igpt.checkpoint import RunDirectory
-    from igpt.config import DIVISION, parse_recipe, recipe_yaml
+    from igpt.recipes import DIVISION, parse_recipe, recipe_yaml
 
     for change in changes:
         if not change.startswith(DIVISION):

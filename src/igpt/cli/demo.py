@@ -28,9 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.checkpoint import RunDirectory
-    from igpt.config import load_recipe
     from igpt.pipeline import load
     from igpt.pretrain import pretrain
+    from igpt.recipes import load_recipe
 
     overrides = [] if args.steps is None else [f"train.steps={args.steps}"]
     recipe = load_recipe("digits", overrides)

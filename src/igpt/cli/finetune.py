@@ -43,8 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    from igpt.config import parse_recipe, recipe_yaml
     from igpt.finetune import default_recipe, finetune
+    from igpt.recipes import parse_recipe, recipe_yaml
 
     changes, out = [*overrides(args, SHORT), *args.words], args.out
     if out is None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from igpt.cli.report import Report
-from igpt.config import Recipe, Say, UserError, load_recipe, shipped_recipes
+from igpt.config import Recipe, Say, UserError
 from igpt.plan import (
     GPU,
     GPUS,
@@ -22,6 +22,7 @@ from igpt.plan import (
     n_parameters,
     training_memory,
 )
+from igpt.recipes import load_recipe, shipped_recipes
 
 if TYPE_CHECKING:
     from igpt.config import ModelConfig

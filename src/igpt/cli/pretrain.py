@@ -7,8 +7,9 @@ from pathlib import Path
 
 from igpt.cli.arguments import add_short_flags, overrides, resumed_recipe
 from igpt.cli.report import Report, stopped
-from igpt.config import PRESETS, Say, UserError, load_recipe, shipped_recipes
+from igpt.config import PRESETS, Say, UserError
 from igpt.parallel import launch
+from igpt.recipes import load_recipe, shipped_recipes
 
 EXAMPLE = "igpt pretrain digits --out runs/digits --steps 200 train.grad_clip=1"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igpt.cli.report import Report, stopped
-from igpt.config import Say, UserError, shipped_recipes
+from igpt.config import Say, UserError
+from igpt.recipes import shipped_recipes
 
 if TYPE_CHECKING:
     from igpt.sweep import Result

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from igpt.config import UserError
+from igpt.config import UserError, first_line
 from igpt.data.pictures import Pictures, Source, files_in, open_files
 from igpt.types import Labels
 
@@ -41,7 +41,7 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
 def reason(error: Exception) -> str:
     """What went wrong in the library, in one line."""
     cause = error.__cause__ or error  # the library's own words for a failed build say nothing
-    return (str(cause) or type(cause).__name__).splitlines()[0]
+    return first_line(cause)
 
 
 def _load_splits(spec: str) -> Any:

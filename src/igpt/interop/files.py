@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from igpt.config import UserError
+from igpt.config import UserError, first_line
 
 # What of a Hub repository is fetched.
 PATTERNS = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.yaml", "*.npy"]
@@ -69,8 +69,9 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the reader raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is truncated or holds more than tensors ({reason})") from error
+        raise UserError(
+            f"{path} is truncated or holds more than tensors ({first_line(error)})"
+        ) from error
     if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
         raise UserError(f"{path} holds no tensors by name")
     return found
@@ -129,6 +130,5 @@ def fetch_folder(
     except LocalEntryNotFoundError as error:
         raise UserError(f"{model_id} is not in the cache, and the Hub is out of reach") from error
     except Exception as error:  # other errors of the Hub, or of the HTTP library that it uses
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot fetch {model_id}: {reason}") from error
+        raise UserError(f"cannot fetch {model_id}: {first_line(error)}") from error
     return Path(folder)

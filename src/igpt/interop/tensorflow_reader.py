@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from igpt.config import UserError
+from igpt.config import UserError, first_line
 
 # TensorFlow reads these when it is imported: no lines of its own on stderr, about the processor or
 # about products that are never computed here.
@@ -54,8 +54,7 @@ class TensorFlowCheckpoint:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> UserError:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return UserError(f"checkpoint {self.prefix} is not whole: {reason}")
+        return UserError(f"checkpoint {self.prefix} is not whole: {first_line(error)}")
 
 
 def _tensorflow() -> Any:

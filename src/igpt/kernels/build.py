@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from igpt.config import first_line
+
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 NO_TILES = "-DNO_TILES"  # a flag: vectors, on a processor that has matrix tiles too
 SWITCH = "IGPT_KERNELS"  # 0 in the environment: plain PyTorch everywhere
@@ -38,7 +40,7 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_compiled(name, compiler, flags)))
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
+        reason = first_line(getattr(error, "stderr", None) or error)
         _log.warning("cannot compile %s, it stays on the plain road: %s", name, reason)
         return None
 

@@ -1,0 +1,116 @@
+"""Recipes, shipped and read: YAML files with the sections of `config.Recipe`.
+
+A recipe is merged as defaults < file < command line, and the result is saved with the run, where it
+repeats the run. `igpt --help` reads this module, so it imports nothing heavy at load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from igpt.config import Recipe, UserError, first_line
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """Names of the recipes that come with the package."""
+    files = resources.files("igpt.recipes").iterdir()
+    return tuple(sorted(f.name[: -len(".yaml")] for f in files if f.name.endswith(".yaml")))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a shipped recipe, or of a file.
+
+    Raises UserError when there is neither.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"no recipe file {name}")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name} is not a YAML text file") from error
+    if name not in shipped_recipes():
+        shipped = ", ".join(shipped_recipes())
+        raise UserError(f"unknown recipe '{name}', expected a .yaml file or one of: {shipped}")
+    return (resources.files("igpt.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Merge defaults < the recipe `name` (shipped or a file) < `overrides` ("train.lr=0.003").
+
+    Raises UserError that names the field at fault.
+    """
+    return parse_recipe(recipe_text(name) if name else "{}", overrides, name or "command line")
+
+
+def parse_recipe(text: str, overrides: Sequence[str], name: str) -> Recipe:
+    """As `load_recipe`, from the YAML text; `name` is for messages."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for item in overrides:
+        if "=" not in item:
+            raise UserError(f"expected an override like train.lr=0.003, got '{item}'")
+    try:
+        written = OmegaConf.create(text)
+        if not OmegaConf.is_dict(written):
+            raise UserError(f"recipe {name}: expected `field: value` lines")
+        merged = OmegaConf.merge(
+            OmegaConf.structured(Recipe), written, OmegaConf.from_dotlist(list(overrides))
+        )
+        recipe = OmegaConf.to_object(merged)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"recipe {name} is not valid YAML{where}") from error
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"recipe {name}: {_complaint(error)}") from error
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def _complaint(error: Exception) -> str:
+    """What OmegaConf says over several lines, as one: the field, then the complaint."""
+    complaint = first_line(error).rstrip()
+    key = getattr(error, "full_key", None)
+    parent: Any = getattr(error, "object_type", None)
+    if isinstance(key, str) and "not in" in complaint and is_dataclass(parent):
+        names = ", ".join(f.name for f in fields(parent))
+        return f"unknown field '{key}', expected one of: {names}"
+    return f"{key}: {complaint}" if key else complaint
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The recipe, resolved, as YAML that `parse_recipe` reads back to an equal one."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def flat_fields(recipe: Recipe) -> dict[str, Any]:
+    """Dotted names of all fields, and their values."""
+
+    def flat(section: dict[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in section.items():
+            inner = isinstance(value, dict)
+            found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+        return found
+
+    return flat(asdict(recipe), "")
+
+
+# Fields that say how a run is computed, not what: it can be resumed with others.
+DIVISION = ("parallel.", "train.micro_batch_size", "train.activation_checkpointing")
+
+
+def differing_fields(a: Recipe, b: Recipe) -> list[str]:
+    """Dotted names of the fields in which two recipes differ."""
+    left, right = flat_fields(a), flat_fields(b)
+    return [name for name in left | right if left.get(name) != right.get(name)]
