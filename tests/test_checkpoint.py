@@ -117,6 +117,9 @@ def test_a_missing_tensor_a_strange_one_and_a_wrong_shape_are_named(run: Path) -
         ({"n_embd": 32}, "shape"),
         ({"n_inner": 7}, "n_inner"),
         ({"igpt": {"order": "spiral"}}, "unknown order"),
+        ({"igpt": "raster"}, "config.json: "),
+        ({"n_layer": "many"}, "config.json: invalid literal"),
+        ({"n_head": None}, "config.json: "),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused_with_the_field(
@@ -125,6 +128,14 @@ def test_a_config_that_does_not_fit_is_refused_with_the_field(
     path = run / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=complaint):
+        load_model(run)
+
+
+@pytest.mark.parametrize("clusters", ["red", [[0, 0, 0], [1, 1]], [["a", "b", "c"]]])
+def test_clusters_that_are_none_are_refused(run: Path, clusters: object) -> None:
+    path = run / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "clusters": clusters}))
+    with pytest.raises(UserError, match="clusters"):
         load_model(run)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,15 @@ import torch
 import igpt
 from conftest import load_model, silent, tiny_recipe, write_classes
 from igpt.config import FinetuneConfig, Recipe, UserError
-from igpt.data import Batch, Labelled
+from igpt.data import (
+    Batch,
+    Labelled,
+    Pictures,
+    open_data,
+    open_training,
+    pictures_to_test,
+    training_splits,
+)
 from igpt.finetune import class_weights, default_recipe, finetune, parameter_groups
 from igpt.monitor import read_metrics
 from igpt.objectives import AR, Joint
@@ -198,6 +207,42 @@ def test_no_test_split_is_needed(tiny_run: Path, tmp_path: Path) -> None:
         say=silent,
     )
     assert done.outcome.step == 4
+
+
+def test_what_pretraining_held_out_of_a_single_split_is_for_testing_whatever_the_seed(
+    tmp_path: Path,
+) -> None:
+    pictures, base = write_classes(tmp_path / "pictures", 40, 0), tmp_path / "base"
+    changes = (f"data.source={pictures}", "data.image_size=6", "train.steps=1", "train.seed=3")
+    pretrain(tiny_recipe(*changes), base, resume=False, say=silent)
+    tuned = recipe(base, "train.seed=1")
+    source = open_data(tuned.data)
+    _, held_out = training_splits(source, tuned.data, seed=3)
+    with pytest.warns(UserWarning, match="no split 'test'"):
+        parts = open_training(source, tuned.data, tuned.split_seed)
+    with pytest.warns(UserWarning, match="no split 'test'"):
+        test = pictures_to_test(source, tuned.data, tuned.split_seed)
+    assert names(test) == names(held_out)
+    learned, chosen = (names(part.pictures) for part in parts)
+    assert not names(test) & (learned | chosen)
+    assert len(learned) + len(chosen) + len(test) == 40
+
+
+def names(pictures: Pictures) -> set[str]:
+    return {pictures.name(i) for i in range(len(pictures))}
+
+
+def test_other_pictures_have_columns_and_splits_of_their_own(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    recipe_file = run / "recipe.yaml"
+    text = recipe_file.read_text().replace("label_column: null", "label_column: kind")
+    recipe_file.write_text(text)
+    assert default_recipe(run).data.label_column == "kind"
+    assert default_recipe(run, "digits").data.label_column == "kind"  # the same source
+    other = default_recipe(run, "elsewhere").data
+    assert (other.source, other.label_column, other.split_seed) == ("elsewhere", None, None)
 
 
 def test_a_fine_tuned_run_is_not_pretrained(tiny_run: Path, tmp_path: Path) -> None:

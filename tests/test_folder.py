@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,20 @@ def test_large_weights_are_in_several_files_that_an_index_names(
     save_model(tmp_path, model(2), CODEC, NAMES)
     assert same(tmp_path, model(2))
     assert files(tmp_path) == {"model.safetensors"}
+
+
+def test_what_is_left_of_another_model_goes_and_what_is_not_ours_stays(tmp_path: Path) -> None:
+    foreign = tmp_path / "model_v2.safetensors"
+    foreign.write_bytes(b"somebody's")
+    save_model(tmp_path, model(0), CODEC, NAMES)
+    assert (tmp_path / "lm_head.safetensors").is_file()
+    plain = ImageGPT(replace(CONFIG, n_classes=0))
+    with torch.no_grad():
+        plain.head.weight.fill_(0.5)
+    save_model(tmp_path, plain, CODEC)
+    assert not (tmp_path / "lm_head.safetensors").exists()  # it would replace the new head
+    assert same(tmp_path, plain)
+    assert foreign.read_bytes() == b"somebody's"
 
 
 @pytest.mark.parametrize("fails_at", range(1, 5))

@@ -51,9 +51,12 @@ def test_names_of_local_folders_are_not_told(tmp_path: Path) -> None:
     np.save(secret / "pictures.npy", images)
     recipe = tiny_recipe(f"data.source={secret / 'pictures.npy'}", "train.steps=2")
     pretrain(recipe, tmp_path / "run", resume=False, say=silent)
+    told = {"run": str(secret), "data": str(secret / "pictures.npy"), "out": "digits"}
+    (tmp_path / "run" / "probe").mkdir()
+    (tmp_path / "run" / "probe" / "results.json").write_text(json.dumps(told))
     write_folder(igpt.load(tmp_path / "run"), tmp_path / "shared", "me/run", None)
-    for file in (tmp_path / "shared").iterdir():
-        assert b"secret" not in file.read_bytes(), file
+    for file in (tmp_path / "shared").rglob("*.*"):
+        assert str(secret).encode() not in file.read_bytes(), file
     assert "source: pictures.npy" in (tmp_path / "shared" / "recipe.yaml").read_text()
 
 

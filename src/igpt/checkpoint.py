@@ -30,6 +30,7 @@ from torch import Tensor
 from igpt.config import Recipe, Say, UserError
 from igpt.disk import flush, read_json, write_json, write_text
 from igpt.folder import require_fit
+from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.parallel.processes import group, on_first, rank, require_same, speaks_for_group, together
@@ -38,6 +39,7 @@ from igpt.recipes import parse_recipe, recipe_yaml
 
 HEADER = "state.json"  # of a checkpoint: its progress, and the bytes of each file
 LOADER = "loader"  # what the files of a checkpoint begin with that hold a group's loader
+WRITTEN = ("checkpoints", "config.json", "metrics.jsonl", "model.safetensors", "palette.npy")
 KEPT_CHECKPOINTS = 2  # the newest, and one to fall back to
 PARAMETER_SEPARATOR = "/"  # between an optimizer's slot and a parameter's name
 
@@ -71,6 +73,12 @@ class Checkpoint:
         return [read_json(path) for path in sorted(self.folder.glob(f"{LOADER}-*.json"))]
 
 
+def recipe_of(model: Path) -> Recipe | None:
+    """The recipe of a run, by its path or Hub id; None of a model folder without one."""
+    run = RunDirectory(local_folder(model))
+    return run.recipe() if run.exists() else None
+
+
 class RunDirectory:
     """The folder of one training run."""
 
@@ -83,6 +91,12 @@ class RunDirectory:
     def exists(self) -> bool:
         """Whether a run has begun here."""
         return (self.path / "recipe.yaml").is_file()
+
+    def require_free(self) -> None:
+        """UserError where a new run would write over something that is no run."""
+        for name in WRITTEN:
+            if (self.path / name).exists():
+                raise UserError(f"{self.path} holds {name} of something else: choose another --out")
 
     def begin(self, recipe: Recipe, palette: Palette) -> None:
         """Write what repeats the run."""

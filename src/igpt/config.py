@@ -109,9 +109,11 @@ class DataConfig:
     train_split: str = "train"
     validation_split: str | None = None  # None: the source's, else a seeded part of train
     validation_fraction: float = 0.1  # of train, when the source has no validation split
+    split_seed: int | None = None  # that this part is drawn from; None: train.seed
     test_split: str = "test"
     augmentation: Literal["none", "flip", "cifar", "imagenet"] = "none"
-    streaming: bool = False  # read the source as a stream: never whole in memory or on the disk
+    # Pretrain on the source as a stream: never whole in memory or on the disk.
+    streaming: bool = False
     shuffle_buffer: int = 10_000  # pictures of a stream that are shuffled together
     # Of a stream: read of its validation split, or else held out of its beginning.
     validation_pictures: int = 2_000
@@ -122,6 +124,8 @@ class DataConfig:
             0 < self.validation_fraction < 1,
             f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}",
         )
+        seed = self.split_seed
+        _require(seed is None or seed >= 0, f"data.split_seed must not be negative, got {seed}")
 
 
 @dataclass(frozen=True)
@@ -291,6 +295,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.model_config(1, 1)
+
+    @property
+    def split_seed(self) -> int:
+        """What held-out pictures are drawn from."""
+        return self.train.seed if self.data.split_seed is None else self.data.split_seed
 
     def model_config(self, vocab_size: int, n_positions: int) -> ModelConfig:
         """The model's shape, with what the data say: colours and pixels."""

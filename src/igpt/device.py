@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from igpt.config import UserError
+
 
 def default_device() -> torch.device:
     """The accelerator if there is one, else the processor."""
@@ -82,6 +84,15 @@ def compile_step(step: Callable[..., Tensor], *fixed: Tensor) -> Callable[..., T
 def total_memory() -> int:
     """Bytes of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def require_memory(needed: int, instead: str) -> None:
+    """UserError when features of `needed` bytes are more than all memory: what to do `instead`."""
+    if needed > total_memory():
+        raise UserError(
+            f"the features take {needed / 1e9:,.1f} GB, and this machine has "
+            f"{total_memory() / 1e9:,.1f}: {instead}"
+        )
 
 
 def reuse_memory() -> None:

@@ -58,6 +58,21 @@ def require_folder(path: Path) -> None:
         raise UserError(f"cannot write into {path}: {error}") from error
 
 
+def require_file(path: Path) -> None:
+    """UserError unless a file can be made, or replaced, at `path`; to be said before the work."""
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
+    require_folder(path.parent)
+
+
+def require_new_folder(path: Path) -> None:
+    """UserError unless `path` is nothing yet, or an empty folder."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: give a new folder")
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"{path} is not empty: give a new folder")
+
+
 def write_text(path: Path, text: str) -> None:
     """`write_atomically` of a text."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -82,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"no file {path}: expected a run or an ImageGPT model folder") from error
+        raise UserError(f"no file {path}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a JSON file") from error
     if not isinstance(contents, dict):

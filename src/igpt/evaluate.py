@@ -16,7 +16,7 @@ from igpt.config import ModelConfig
 from igpt.data import Batch
 from igpt.device import autocast
 from igpt.model import ImageGPT
-from igpt.objectives import Objective, token_nats
+from igpt.objectives import Objective, require_likelihood, token_nats
 from igpt.parallel.processes import share_of, total
 from igpt.rng import torch_rng
 
@@ -56,8 +56,10 @@ def picture_nats(
 
     Masks are drawn for `mask_batch` pictures at a time, a multiple of `batch_size` (None: itself).
     `check` is called before every batch and may raise. Of several processes, each computes its
-    share and has all values at the end. Raises ValueError when there are no pictures.
+    share and has all values at the end. Raises ValueError when there are no pictures, UserError for
+    a model without likelihoods.
     """
+    require_likelihood(model.config)
     if len(tokens) == 0:
         raise ValueError("no pictures to evaluate")
     device = model.wte.device
@@ -90,8 +92,9 @@ def pixel_nats(
     a token's value is from the pass that hid its group, given all others. The sum is then no
     likelihood of the picture but a pseudo-likelihood (Besag, 1975).
 
-    Raises ValueError when there are no pictures.
+    Raises ValueError when there are no pictures, UserError for a model without likelihoods.
     """
+    require_likelihood(model.config)
     if len(tokens) == 0:
         raise ValueError("no pictures to evaluate")
     device = model.wte.device

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from igpt.checkpoint import RunDirectory
+from igpt.checkpoint import RunDirectory, recipe_of
 from igpt.classify import HeadClassifier
 from igpt.config import (
     DataConfig,
@@ -29,6 +29,7 @@ from igpt.config import (
 from igpt.data import (
     Labelled,
     Undecoded,
+    data_of,
     few_labels,
     open_data,
     open_training,
@@ -37,7 +38,7 @@ from igpt.device import compute_dtype, default_device
 from igpt.folder import StoredModel, open_model, save_model
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
-from igpt.objectives import Joint, generative_objective
+from igpt.objectives import Joint, generative_objective, require_likelihood
 from igpt.order import Codec
 from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import name_skipped, processes, require_same, together
@@ -60,22 +61,19 @@ class Finetuned:
     best: float | None  # of the metric on validation
 
 
-def default_recipe(start: Path) -> Recipe:
+def default_recipe(start: Path, source: str | None = None) -> Recipe:
     """The recipe of a fine-tuning from the model at `start`, before what the user changes in it.
 
+    Its pictures are those of `source` or, by default, of the pretraining, less what that held out.
     Raises UserError when there is no model.
     """
-    folder = local_folder(start)
-    stored = open_model(folder)
-    run, config, codec = RunDirectory(folder), stored.config, stored.codec
-    theirs = run.recipe() if run.exists() else Recipe(data=DataConfig(source=""))
+    stored = open_model(local_folder(start))
+    config, codec = stored.config, stored.codec
+    theirs = recipe_of(start) or Recipe(data=DataConfig(source=""))
+    own = replace(theirs.data, image_size=codec.image_size, split_seed=theirs.split_seed)
     return replace(
         theirs,
-        data=replace(
-            theirs.data,
-            image_size=codec.image_size,
-            streaming=False,  # its labels are needed at once
-        ),
+        data=data_of(own, source),
         order=codec.order,
         objective="ar" if config.causal else "bert",
         mask_probability=config.mask_probability,
@@ -192,24 +190,29 @@ def _check(recipe: Recipe, options: FinetuneConfig, start: StoredModel) -> None:
             "objective, order, size and model of a fine-tuning are those of the model it starts "
             f"from, {options.start}"
         )
+    if options.gen_weight:
+        try:
+            require_likelihood(config)
+        except UserError as error:
+            raise UserError(f"{error}: finetune.gen_weight=0 trains its classes alone") from error
     if options.freeze > config.n_layer:
         raise UserError(f"finetune.freeze: the model has {config.n_layer} blocks")
-    if data.streaming:
-        raise UserError("fine-tuning needs all labels at once: it does not read a stream")
 
 
 def _open_pictures(
     recipe: Recipe, options: FinetuneConfig, codec: Codec, say: Say
 ) -> tuple[Labelled | Undecoded, Labelled]:
     """Training pictures, held as tokens unless random crops are decoded anew, and validation's."""
-    data, seed = recipe.data, recipe.train.seed
+    data = recipe.data
     if not data.source:
         raise UserError(f"{options.start} names no data: give --data")
-    pictures, held_out = open_training(open_data(data), data, seed)
+    pictures, held_out = open_training(open_data(data), data, recipe.split_seed)
     crops = data.augmentation == "imagenet"
     train: Labelled | Undecoded = pictures if crops else pictures.encode(codec)
     if options.labels_per_class is not None:
-        train = train.select(few_labels(train.labels, options.labels_per_class, seed))
+        per_class, seed = options.labels_per_class, recipe.train.seed
+        few = few_labels(train.labels, per_class, seed, train.class_names)
+        train = train.select(few)
     validation = held_out.encode(codec)
     say(
         f"{len(train):,} labelled pictures to train on, {len(validation):,} held out, "

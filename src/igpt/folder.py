@@ -30,6 +30,7 @@ from igpt.parallel.sharding import build, copy_whole, whole
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 GENERATIVE_HEAD = "lm_head.safetensors"
+STEM = f"model-{'?' * 8}-{'?' * 5}"  # of each of several files of weights
 FILE_BYTES = 10**9  # of a file of weights at most: what the first process gathers of a split model
 
 
@@ -111,7 +112,10 @@ class _WeightsWriter:
         else:
             _save(self._folder / WEIGHTS, self._held)
         kept = {INDEX, *self._files.values()} if self._files else {WEIGHTS}
-        for path in (self._folder / INDEX, *self._folder.glob("model*.safetensors")):
+        if self._head:
+            kept.add(GENERATIVE_HEAD)
+        ours = (WEIGHTS, INDEX, GENERATIVE_HEAD)  # and what _write_file names
+        for path in (*map(self._folder.joinpath, ours), *self._folder.glob(f"{STEM}.safetensors")):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
 
@@ -177,6 +181,9 @@ def open_model(folder: Path) -> StoredModel:
     """
     if not folder.is_dir():
         raise UserError(f"no run at {folder}: expected a folder that `igpt pretrain` made")
+    if not (folder / "config.json").is_file():
+        expected = "expected a run or an ImageGPT model folder"
+        raise UserError(f"no file {folder / 'config.json'}: {expected}")
     theirs = read_json(folder / "config.json")
     weights, weights_path = read_weights(folder)
     if (folder / GENERATIVE_HEAD).is_file():

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igpt.config import ModelConfig
+from igpt.config import ModelConfig, UserError
 from igpt.data import Batch
 from igpt.model import ImageGPT
 from igpt.rng import torch_rng
@@ -129,6 +129,15 @@ class Joint:
         if self.gen_weight:
             loss = loss + self.gen_weight * self.generative.nats(model.head(n), *generative)
         return loss
+
+
+def require_likelihood(config: ModelConfig) -> None:
+    """UserError for a model that is shown at each position the very pixel it would predict there.
+
+    So does `transformers`' classifier, which puts no start token before the pixels.
+    """
+    if config.causal and not config.shift:
+        raise UserError("this model reads unshifted tokens to classify: it predicts no next pixel")
 
 
 def generative_objective(config: ModelConfig, seed: int, stream: str) -> Generative:

@@ -28,6 +28,7 @@ SLACK = 1e-9  # of the bounds on squared distances, far above float64's error
 # More distinct colours than these are first averaged in bins of 4x4x4: k-means on the millions of a
 # photo collection takes minutes more and ends no better (docs/results.md).
 EXACT, BIN = 50_000, 4
+SEEDS = 1 << 32  # that scikit-learn takes
 GATHER = 1 << 16  # pixels a gather, so that its indexes stay in the cache
 PART = 1 << 20  # pixels a thread takes at once: NumPy gathers without the interpreter's lock
 
@@ -88,7 +89,9 @@ class Palette:
         points, weights = _to_unit(colors), counts.astype(np.float64)
         if len(points) > EXACT:
             points, weights = _binned(colors, weights)
-        kmeans = KMeans(n_colors, n_init=1, random_state=seed).fit(points, sample_weight=weights)
+        kmeans = KMeans(n_colors, n_init=1, random_state=seed % SEEDS).fit(
+            points, sample_weight=weights
+        )
         centers = np.unique(kmeans.cluster_centers_.astype(np.float32), axis=0)
         palette = cls(_by_luminance(centers))
         used = np.unique(palette.encode(colors.reshape(1, 1, -1, 3)))

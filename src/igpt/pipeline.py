@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from igpt.checkpoint import recipe_of
 from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
-from igpt.config import ParallelConfig, UserError
-from igpt.data import UnreadablePicture, fit_square, open_files, to_rgb
+from igpt.config import ParallelConfig, Recipe, UserError
+from igpt.data import Fit, UnreadablePicture, evaluation_fit, fit_square, open_files, to_rgb
 from igpt.device import default_device, reuse_memory
 from igpt.evaluate import Likelihood, likelihood, picture_nats, pixel_nats
 from igpt.folder import fill_model, load_class_names, open_model, save_model
@@ -47,6 +48,7 @@ class Pipeline:
         class_names: tuple[str, ...] = (),
         folder: Path | None = None,
         parallel: ParallelConfig | None = None,
+        fit: Fit = fit_square,
     ) -> None:
         reuse_memory()
         self.model = model.to(default_device()).eval()
@@ -54,6 +56,7 @@ class Pipeline:
         self.class_names = class_names  # of the model's own head, if it has one
         self.folder = folder  # where it was loaded from, and where its probe is
         self.parallel = parallel or ParallelConfig()  # how processes hold it between them
+        self.fit = fit  # what brings a picture to the model's size, as when it was trained
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Pipeline:
@@ -170,7 +173,8 @@ class Pipeline:
         """What the layers know of the pictures: n^l, pooled over positions.
 
         `layer` is one of 0 to n_layer, giving [B, F]; "a:b", those side by side, [B, (b-a+1) F]; or
-        "all", [B, n_layer + 1, F]. `pool` is mean, grid:G, last or flatten.
+        "all", [B, n_layer + 1, F]. `pool` is mean, grid:G, last or flatten. A BERT model is shown
+        its pictures masked, and which pixels are hidden depends on a picture's place among them.
         """
         layers = parse_layers(str(layer), self.model.config.n_layer)
         batches = extract(self.model, self.tokens(images), layers, make_pool(pool, self.codec))
@@ -218,7 +222,7 @@ class Pipeline:
     def tokens(self, images: Images) -> torch.Tensor:
         """Tokens int64 [B, T] in the model's order, of pictures resized to the model's size."""
         if not isinstance(images, Encoded):
-            images = as_pixels(images, self.image_size)
+            images = as_pixels(images, self.image_size, self.fit)
         return torch.from_numpy(self.codec.encode(images))
 
     def quantize(self, images: Images) -> Pixels:
@@ -251,17 +255,19 @@ def load(path: str | Path, *, parallel: ParallelConfig | None = None, **options:
         folder = local_folder(path, **options)
         stored = open_model(folder)
         class_names = load_class_names(folder, stored.config.n_classes)
+        recipe = recipe_of(folder) or Recipe()
     model = fill_model(stored, parallel)
-    return Pipeline(model, stored.codec, class_names, folder, parallel)
+    fit = evaluation_fit(recipe.data.augmentation)
+    return Pipeline(model, stored.codec, class_names, folder, parallel, fit)
 
 
-def as_pixels(images: Shown, size: int) -> npt.NDArray[np.uint8]:
-    """uint8 [B, size, size, 3] of pictures in whatever form, resized where they must be."""
+def as_pixels(images: Shown, size: int, fit: Fit) -> npt.NDArray[np.uint8]:
+    """uint8 [B, size, size, 3] of pictures in whatever form, brought to the size by `fit`."""
     if isinstance(images, np.ndarray) and images.dtype == np.uint8 and len(images) > 0:
         ready = images.shape[1:] == (size, size, 3)
         if ready:
             return images
-    return np.stack([fit_square(to_rgb(image), size) for image in _as_pil(images)])
+    return np.stack([fit(to_rgb(image), size) for image in _as_pil(images)])
 
 
 def _as_pil(images: Shown) -> list[Image.Image]:

@@ -80,7 +80,7 @@ def prepare(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
     if data.streaming:
         return _prepare_stream(recipe, palette, say)
     with together():
-        train, held_out = training_splits(open_data(data), data, seed)
+        train, held_out = training_splits(open_data(data), data, recipe.split_seed)
     if data.augmentation == "imagenet":
         return _prepare_crops(recipe, train, held_out, palette, say)
     with together():
@@ -330,6 +330,7 @@ def settle_recipe(
             raise UserError(f"no run at {run.path} to resume, and no recipe to begin one")
         if _command_of(recipe) != command:
             raise UserError(f"the recipe is one of `igpt {_command_of(recipe)}`")
+        run.require_free()
         return recipe
     if not resume:
         raise UserError(f"{run.path} holds a run already: add --resume, or choose another --out")

@@ -6,6 +6,7 @@ seed gives the same pictures whatever the batch size.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,12 @@ from torch import Tensor
 from igpt.config import UserError
 from igpt.decode import Decoder, check_precision, new_decoder
 from igpt.model import ImageGPT
+from igpt.objectives import require_likelihood
 from igpt.plan import cache_bytes
 from igpt.rng import numpy_rng
 
 CACHE_BYTES = 4 * 2**30  # of the pictures that are decoded side by side
+LEAST_TEMPERATURE = 1e-6  # logits over less would leave float32
 MOST_TOGETHER = 256  # pictures: more bring no speed
 
 
@@ -37,8 +40,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
-        if self.temperature < 0:
-            raise UserError(f"temperature must be 0 or more, got {self.temperature}")
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise UserError(
+                f"temperature must be 0, or {LEAST_TEMPERATURE} and more, got {self.temperature}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top-k must be at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -91,8 +96,7 @@ def generate(
     """
     if not model.config.causal:
         raise UserError("a BERT model cannot sample or complete: it has no order to paint in")
-    if not model.config.shift:
-        raise UserError("this model reads unshifted tokens to classify: it predicts no next pixel")
+    require_likelihood(model.config)
     n_positions, t = model.config.n_positions, prefix.shape[1]
     if t >= n_positions:
         raise UserError(f"nothing to complete: all {n_positions} pixels are given")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, UserError, first_line
-from igpt.disk import write_text
+from igpt.disk import read_json, require_new_folder, write_json, write_text
 from igpt.folder import save_model
 from igpt.monitor import read_metrics
 from igpt.plots import picture_sheet, save_image
+from igpt.probe.store import RESULTS
 from igpt.probe.unfinished import UNFINISHED
 from igpt.recipes import recipe_yaml
 from igpt.sample import Sampling
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 16  # pictures of the card's sheet
 SHEET = "samples.png"
+PATHS = ("run", "data", "out")  # what the results of a probe tell of folders
 
 
 def write_folder(pipeline: Pipeline, folder: Path, name: str, license: str | None) -> None:
@@ -32,8 +34,7 @@ def write_folder(pipeline: Pipeline, folder: Path, name: str, license: str | Non
     like `mit`. Names of local folders are shortened to their last part. Raises UserError when
     `folder` exists and is not empty.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: give a new folder")
+    require_new_folder(folder)
     save_model(folder, pipeline.model, pipeline.codec, pipeline.class_names)
     pipeline.palette.save(folder / "palette.npy")
     recipe, loss = None, None
@@ -48,6 +49,7 @@ def write_folder(pipeline: Pipeline, folder: Path, name: str, license: str | Non
         if (run.path / "probe").is_dir():
             unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
             shutil.copytree(run.path / "probe", folder / "probe", ignore=unready)
+            _shorten_paths(folder / "probe" / RESULTS)
     paints = pipeline.model.config.causal and pipeline.model.config.shift
     if paints:
         sheet = picture_sheet(pipeline.paint(SAMPLES, Sampling()))
@@ -100,6 +102,13 @@ def _without_paths(recipe: Recipe) -> Recipe:
         palette=replace(recipe.palette, path=None if path is None else "palette.npy"),
         finetune=finetune and replace(finetune, start=_last_part(finetune.start)),
     )
+
+
+def _shorten_paths(results: Path) -> None:
+    """The same of what a probe reached, if it is there."""
+    if results.is_file():
+        values = read_json(results)
+        write_json(results, {**values, **{name: _last_part(values[name]) for name in PATHS}})
 
 
 def _last_part(source: str) -> str:

@@ -81,17 +81,17 @@ class _PictureEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _pixels(self, X: Any, *, fitting: bool) -> Pixels:
         """uint8 [N, S, S, 3] of the model's size S; a table's columns are recorded or compared."""
-        size = self.pipeline_.image_size
+        size, fit = self.pipeline_.image_size, self.pipeline_.fit
         if isinstance(X, Image.Image | str | Path):
             raise InvalidInput("X is one picture: put it into a list")
         if _is_list_of_files(X):
-            return as_pixels(list(X), size)
+            return as_pixels(list(X), size, fit)
         numbers = X if hasattr(X, "ndim") else np.asarray(X)
         if numbers.ndim > 2:
             numbers = check_array(numbers, allow_nd=True)
         else:
             numbers = _squares(validate_data(self, numbers, reset=fitting))
-        return as_pixels(_rgb(self._as_bytes(numbers)), size)
+        return as_pixels(_rgb(self._as_bytes(numbers)), size, fit)
 
     def _as_bytes(self, numbers: npt.NDArray[Any]) -> Pixels:
         """Numbers of any shape as uint8, full brightness at 255."""

@@ -21,6 +21,7 @@ from igpt.data import (
     decode_all,
     evaluation_fit,
     few_labels,
+    is_shards,
     open_data,
     open_task,
     pictures_to_test,
@@ -138,6 +139,8 @@ def _check(point: Point) -> None:
     """Raise UserError for what cannot be trained, and for a folder that holds another run."""
     recipe = point.recipe
     permutation(recipe.order, recipe.data.image_size)
+    if recipe.data.streaming and is_shards(recipe.data.source):
+        raise UserError("a sweep measures on pictures that it can open whole: not on shards")
     settle_recipe(recipe, point.run, resume=True, command="pretrain")
 
 
@@ -177,7 +180,7 @@ def measure(point: Point, outcome: Outcome, labels_per_class: int | None, say: S
     recipe, pipeline = point.recipe, load(point.run.path)
     data, config, size = recipe.data, pipeline.model.config, pipeline.image_size
     fit = evaluation_fit(data.augmentation)
-    test = pictures_to_test(open_data(data), data, recipe.train.seed)
+    test = pictures_to_test(open_data(data), data, recipe.split_seed)
     assert outcome.best is not None  # the last step validates
     validation = Likelihood(outcome.best, 1, pipeline.codec.n_tokens)
     likelihood = pipeline.likelihood(decode_all(test, size, fit).images)
@@ -201,7 +204,7 @@ def _accuracies(
     """`Result`'s accuracies of a probe, at the layers that validation chooses."""
     data = recipe.data
     try:
-        task = open_task(open_data(recipe.data), data, pipeline.image_size, recipe.train.seed)
+        task = open_task(open_data(recipe.data), data, pipeline.image_size, recipe.split_seed)
         chosen = subsets(task, [labels_per_class], SEEDS)
     except UserError as error:
         say(f"no accuracy: {error}")
@@ -221,7 +224,7 @@ def _accuracies(
 def _require_labels(points: Sequence[Point], per_class: int) -> None:
     sets = {replace(point.recipe.data, image_size=1): point.recipe for point in points}
     for recipe in sets.values():
-        train, _ = task_training_splits(open_data(recipe.data), recipe.data, recipe.train.seed)
+        train, _ = task_training_splits(open_data(recipe.data), recipe.data, recipe.split_seed)
         if train.labels is None:
             raise UserError(f"{recipe.data.source} has no labels to take {per_class} a class of")
         few_labels(train.labels[train.labels >= 0], per_class, seed=0)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from conftest import assert_mistake, is_sheet, picture_bytes, silent, tiny_recipe
+from igpt.interop.files import read_metadata, read_tensors
 from igpt.pretrain import pretrain
 
 FAST = ("--steps", 6, "--batch-size", 16, "--eval-every", 3, "--checkpoint-every", 3)
@@ -156,6 +158,7 @@ MISTAKES = [
     (["predict", "{run}", "--data", "{tmp}/bare.npz", "--split", "train", "--confusion",
       "{tmp}/c.png"], "needs labelled pictures"),
     (["predict", "{run}", "--confusion", "{tmp}/c.txt"], "draws a .png, not c.txt"),
+    (["predict", "{run}", "--csv", "{tmp}"], "it is a folder"),
 ]  # fmt: skip
 
 
@@ -168,13 +171,33 @@ def test_features_that_no_memory_holds_are_refused_before_they_are_computed(
     assert_mistake(igpt(*words), "fewer --layer, a coarser --pool, or --solver sgd")
     monkeypatch.setattr("igpt.device.total_memory", lambda: 22_200_000)
     assert igpt(*words, "--labels-per-class", 1, "--seeds", 1).status == 0
+    # The untrained network's are held beside them.
+    assert_mistake(igpt(*words, "--labels-per-class", 1, "--baselines"), "take 0.0 GB")
+    # Of 10 + 150 pictures, or of 297, one layer: 1.2 MB.
+    attention = ["probe", run, "--head", "attention", "--labels-per-class", 1, "--seeds", 1]
+    monkeypatch.setattr("igpt.device.total_memory", lambda: 1_200_000)
+    assert_mistake(igpt(*attention, "--out", tmp_path / "out"), "fewer labels")
+
+
+def test_a_probe_is_there_before_its_baselines_are(
+    igpt, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("igpt.study.methods.train_cnn", interrupted)
+    words = ["--baselines", "--cnn-minutes", 1, "--labels-per-class", 2, "--seeds", 1]
+    assert igpt("probe", run, *words, "--out", tmp_path).status == 130
+    assert igpt("predict", run, "--probe", tmp_path, "--limit", 3).status == 0
+    summaries = json.loads((tmp_path / "results.json").read_text())["summaries"]
+    assert len(summaries) == 5  # all but the network
 
 
 @pytest.mark.parametrize(("argv", "complaint"), MISTAKES)
 def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     igpt, run: Path, tmp_path: Path, argv: list[str], complaint: str
 ) -> None:
-    if not (run / "probe" / "probe.json").is_file():
+    if not (run / "probe" / "probe.safetensors").is_file():
         assert igpt("probe", run).status == 0
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
     labels = np.arange(40) % 4
@@ -183,9 +206,10 @@ def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     np.savez(tmp_path / "many.npz", x_test=images, y_test=labels + 8)
     np.savez(tmp_path / "test.npz", x_train=images, y_train=labels, x_test=images)
     foreign = Path(shutil.copytree(run / "probe", tmp_path / "foreign"))
-    header = json.loads((foreign / "probe.json").read_text())
+    mine = foreign / "probe.safetensors"
+    header = json.loads(read_metadata(mine)["probe"])
     header["made_for"]["weights"] = "0" * 16
-    (foreign / "probe.json").write_text(json.dumps(header))
+    save_file(read_tensors(mine), mine, {"probe": json.dumps(header)})
     before = sorted(p.name for p in tmp_path.iterdir())
     result = igpt(*[word.format(tmp=tmp_path, run=run) for word in argv])
     assert_mistake(result, complaint)

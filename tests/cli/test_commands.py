@@ -135,8 +135,14 @@ MISTAKES = [
     (["complete", "{run}", "--images", "{tmp}/none.png", "--out", "{tmp}/s.png"], "no picture"),
     (["complete", "{run}", "--images", "{tmp}/text.npy", "--out", "{tmp}/s.png"], "can be read"),
     (["complete", "{run}", "--limit", "1", "--keep", "1", "--out", "{tmp}/s.png"], "keep"),
+    (["sample", "{run}", "--temperature", "nan", "--out", "{tmp}/s.png"], "temperature"),
+    (["sample", "{run}", "--temperature", "1e-38", "--out", "{tmp}/s.png"], "temperature"),
+    (["sample", "{run}", "--out", "{tmp}/empty/../text.npy/s.png"], "cannot write into"),
     (["palette", "--data", "digits", "--size", "0", "--out", "{tmp}/p.npy"], "image_size"),
-]
+    (["palette", "--data", "digits", "--size", "8", "--seed", "-1", "--out", "{tmp}/p.npy"],
+     "--seed must not be negative"),
+    (["push", "{run}", "me/x", "--dry-run", "{tmp}/text.npy"], "is a file"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("argv", "complaint"), MISTAKES)
@@ -152,6 +158,15 @@ def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     result = igpt(*[word.format(tmp=tmp_path, run=tiny_run) for word in argv])
     assert_mistake(result, complaint)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "text.npy"]
+
+
+def test_what_is_no_run_is_not_written_over(igpt, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "checkpoints/step-99999999/weights"):
+        folder = tmp_path / name.partition("/")[0]
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("somebody's")
+        assert_mistake(igpt("pretrain", "digits", *TINY, "--out", folder), "of something else")
+        assert (folder / name).read_text() == "somebody's"
 
 
 def test_debug_shows_the_traceback() -> None:

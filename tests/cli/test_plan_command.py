@@ -9,6 +9,7 @@ import pytest
 
 from conftest import assert_mistake
 from igpt.cli.plan import EXAMPLE
+from igpt.recipes import load_recipe
 
 
 def test_the_example_says_what_igpt_xl_needs(igpt) -> None:
@@ -17,6 +18,18 @@ def test_the_example_says_what_igpt_xl_needs(igpt) -> None:
     for line in ("parameters 6,810,875,904", "checkpoint, GB 81.73", "weights 27.24"):
         assert line in " ".join(result.out.split())
     assert result.out.splitlines()[-1].startswith("igpt pretrain igpt-xl-imagenet64 parallel.data=")
+
+
+def test_the_command_that_it_ends_with_is_of_the_recipe_that_was_planned(igpt) -> None:
+    plan = ["plan", "igpt-s-imagenet32", "--gpus", 8, "--gpu", "h100"]
+    plan += ["train.batch_size=1024", "train.activation_checkpointing=true"]
+    words = shlex.split(igpt(*plan).out.splitlines()[-1])
+    assert words[:3] == ["igpt", "pretrain", "igpt-s-imagenet32"]
+    assert words[-2:] == ["--out", "RUN"]
+    train = load_recipe(words[2], words[3:-2]).train
+    division = json.loads(igpt(*plan, "--json").out)["fitting"]["division"]
+    assert train.batch_size == 1024
+    assert train.activation_checkpointing == division["checkpointing"]
 
 
 @pytest.mark.parametrize("size", [32, 48, 64])

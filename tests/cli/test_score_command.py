@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import igpt as package
 from conftest import assert_mistake, is_sheet, picture_bytes, silent, tiny_recipe
@@ -86,6 +87,17 @@ def test_the_runs_own_test_split_is_the_default_and_has_extremes(
     for name in ("extremes.png", "surprise.png"):
         assert str(out / name) in result.out
         assert is_sheet(out / name)
+    eight = Image.open(out / "surprise.png").height
+    assert igpt("score", tiny_run, "--limit", 16, "--maps", 16, "--out", out).status == 0
+    assert Image.open(out / "surprise.png").height > 1.5 * eight
+
+
+def test_figures_of_an_earlier_call_go(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    words = ("score", tiny_run, "--out", tmp_path)
+    assert igpt(*words, "--limit", 4, "--ood", "digits").status == 0
+    assert "ood.png" in names(tmp_path)
+    assert igpt(*words, "--limit", 1).status == 0
+    assert names(tmp_path) == ["scores.csv", "surprise.png"]
 
 
 def test_two_sets_are_told_apart_raw_and_corrected(

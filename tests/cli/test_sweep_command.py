@@ -70,7 +70,10 @@ MISTAKES = [
     (["digits", "--grid", "colors=3,x", "--out", "{tmp}/s"], "palette.colors"),
     (["digits", "--grid", "colors=3", "--out", "{tmp}/s", "train.x=1"], "unknown field 'train.x'"),
     (["digits", "--grid", "colors=3", "--out", "{tmp}/s", "data.source={tmp}/no"], "no data at"),
-    (["digits", "--grid", "colors=3", "--out", "{tmp}/s", "--labels-per-class", "0"], "at least 1"),
+    (
+        ["digits", "--grid", "colors=3", "--out", "{tmp}/s", "--labels-per-class", "0"],
+        "from 1 or all",
+    ),
     (
         ["digits", "--grid", "colors=3", "--out", "{tmp}/s", "--labels-per-class", "900"],
         "900 were asked for",

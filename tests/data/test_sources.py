@@ -56,6 +56,16 @@ def test_a_flat_folder_of_pictures_has_none(tmp_path: Path) -> None:
     assert decode_all(pictures, 4).images.shape == (2, 4, 4, 3)
 
 
+def test_splits_without_class_folders_leave_the_others_their_labels(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["train/cat/1.png", "train/dog/2.png", "test/3.png", "test/4.png"])
+    source = open_source(str(tmp_path))
+    train, test = source.split("train"), source.split("test")
+    assert train.class_names == ("cat", "dog")
+    assert train.labels is not None
+    assert train.labels.tolist() == [0, 1]
+    assert test.labels is None
+
+
 def test_split_folders_are_splits(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["train/a/1.png", "train/b/2.png", "test/a/3.png"])
     assert set(open_source(str(tmp_path)).splits) == {"train", "test"}

@@ -15,11 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
 from conftest import TINY, assert_mistake
 from igpt.config import DataConfig
-from igpt.data import Stream, StreamLoader, fit_square, next_pictures, open_streams
+from igpt.data import (
+    Stream,
+    StreamLoader,
+    decode_all,
+    fit_square,
+    next_pictures,
+    open_data,
+    open_streams,
+    pictures_to_test,
+    training_splits,
+)
 from igpt.order import Codec
 from numbered_shards import GREYS, add, picture, write_shards, write_tar
 
@@ -390,11 +401,31 @@ def test_mistakes_about_streams_are_one_clear_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_only_pretraining_reads_a_stream(
-    igpt, folder: Path, tmp_path: Path, tiny_run: Path
+def test_only_pretraining_reads_a_stream(igpt, tmp_path: Path, tiny_run: Path) -> None:
+    shards = ["--data", "s3://bucket/*.tar"]
+    for words in (["eval", tiny_run], ["finetune", tiny_run, "--out", tmp_path / "classes"]):
+        result = igpt(*words, *shards)
+        assert_mistake(result, "`igpt prepare` and `igpt pretrain --streaming` read it")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "pictures"])
+def test_what_a_stream_held_out_of_a_single_split_is_for_testing(
+    folder: Path, tmp_path: Path, kind: str
 ) -> None:
-    words = [tiny_run, "--out", tmp_path / "classes", "--data", folder / "tar"]
-    result = igpt("finetune", *words, "data.streaming=true")
-    assert_mistake(result, "does not read a stream")
-    result = igpt("eval", tiny_run, "--data", "s3://bucket/*.tar")
-    assert_mistake(result, "`igpt prepare` and `igpt pretrain --streaming` read it")
+    if kind == "pictures":
+        for number in range(30):
+            path = tmp_path / f"{number // 9}" / f"{number:02}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(picture(number))
+        source = tmp_path
+    else:
+        source = folder / kind
+    config = DataConfig(source=str(source), streaming=True, validation_pictures=4)
+    train, _ = open_streams(config)
+    held_out = next_pictures(train.read(), 4, SIZE, fit_square).images
+    opened = open_data(config)
+    with pytest.warns(UserWarning, match="no split 'test'"):
+        tested = decode_all(pictures_to_test(opened, config, seed=0), SIZE).images
+    assert np.array_equal(tested, held_out)
+    learned, _ = training_splits(opened, config, seed=0)
+    assert len(learned) == 26

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from conftest import write_classes
 from igpt.config import ParallelConfig
+from igpt.interop.files import read_metadata
 from igpt.parallel.processes import in_turn, processes, rank
 
 
@@ -71,8 +72,8 @@ def test_a_probe_is_the_same(
             assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.004)  # a picture of 297
     assert shared["layer"] == alone["layer"]
     assert json.loads((tmp_path / "two" / "results.json").read_text()) == shared
-    headers = (json.loads((tmp_path / n / "probe.json").read_text()) for n in ("one", "two"))
-    assert len({header["made_for"]["weights"] for header in headers}) == 1
+    headers = [read_metadata(tmp_path / n / "probe.safetensors")["probe"] for n in ("one", "two")]
+    assert len({json.loads(header)["made_for"]["weights"] for header in headers}) == 1
 
 
 def test_a_probe_on_crops_is_the_same_and_names_what_any_process_cannot_read(

@@ -14,12 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import igpt
-from conftest import load_model
+from conftest import load_model, silent
 from igpt.config import ACTIVATIONS, ModelConfig, UserError
+from igpt.finetune import default_recipe, finetune
 from igpt.folder import save_model
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
+from igpt.recipes import parse_recipe, recipe_yaml
 from igpt.sample import Sampling, generate
 from parity.differences import assert_agree
 
@@ -168,8 +170,13 @@ def test_their_classifier_reads_unshifted_tokens_and_so_does_ours_of_it(tmp_path
     with torch.inference_mode():
         ours = model.classify(model.trunk(tokens))
         assert_agree("their classifier here", ours, theirs(input_ids=tokens).logits)
-    with pytest.raises(UserError, match="predicts no next pixel"):
-        pipeline.sample(1)
+    pixels = np.zeros((1, pipeline.image_size, pipeline.image_size, 3), np.uint8)
+    for ask in (pipeline.nll, pipeline.surprise, lambda _: pipeline.sample(1)):
+        with pytest.raises(UserError, match="predicts no next pixel"):
+            ask(pixels)
+    recipe = parse_recipe(recipe_yaml(default_recipe(tmp_path)), ["data.source=digits"], "test")
+    with pytest.raises(UserError, match="gen_weight=0 trains its classes alone"):
+        finetune(recipe, tmp_path / "run", resume=False, say=silent)
 
 
 def test_a_classifier_of_ours_is_theirs_with_the_start_token_first(tmp_path: Path) -> None:

@@ -89,7 +89,10 @@ def test_a_fit_is_kept_until_its_probe_is(
         assert_mistake(igpt("probe", tiny_run, *words), "no space left")
     resumed = igpt("probe", tiny_run, *words, "--resume")
     assert "SGD goes on at step 4 of 4" in resumed.err
-    assert [(tmp_path / name).exists() for name in (UNFINISHED, "probe.json")] == [False, True]
+    assert [(tmp_path / name).exists() for name in (UNFINISHED, "probe.safetensors")] == [
+        False,
+        True,
+    ]
 
 
 def test_what_is_left_of_a_fit_may_be_broken(igpt, tiny_run: Path, tmp_path: Path) -> None:

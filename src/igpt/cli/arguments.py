@@ -64,6 +64,15 @@ def add_features(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def number_of_labels(word: str) -> int | None:
+    """The type of `--labels-per-class`; None for all."""
+    if word == "all":
+        return None
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"expected numbers from 1 or all, got {word}")
+    return int(word)
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="default 1; 0: greedy")
     parser.add_argument("--top-k", type=int, metavar="K", help="only the K most likely colours")
@@ -90,28 +99,20 @@ def data_config(args: argparse.Namespace) -> DataConfig:
     """
     from dataclasses import replace
 
-    from igpt.checkpoint import RunDirectory
-    from igpt.config import DataConfig
+    from igpt.checkpoint import recipe_of
+    from igpt.config import Recipe
+    from igpt.data import data_of
 
-    run = RunDirectory(args.run)
-    if not args.data and not run.exists():
+    recipe = recipe_of(args.run)
+    if not args.data and not recipe:
         raise UserError(f"{args.run} has no recipe that names its data: give --data")
-    config = run.recipe().data if run.exists() else DataConfig()
-    if args.data and not _is_same_source(args.data, config.source):
-        # Columns and splits of the run's own data mean nothing in another set.
-        config = DataConfig(source=args.data, augmentation=config.augmentation)
+    config = data_of((recipe or Recipe()).data, args.data or None)
     return replace(
         config,
         image_column=args.image_column or config.image_column,
         label_column=args.label_column or config.label_column,
         test_split=args.split or config.test_split,
     )
-
-
-def _is_same_source(a: str, b: str) -> bool:
-    """Whether two words for a source mean the same: a path may be spelled in several ways."""
-    paths = Path(a), Path(b)
-    return a == b or (all(p.exists() for p in paths) and paths[0].resolve() == paths[1].resolve())
 
 
 def load_task(args: argparse.Namespace, size: int) -> Task:
@@ -122,26 +123,23 @@ def load_task(args: argparse.Namespace, size: int) -> Task:
     from igpt.data import open_data, open_task
 
     config = data_config(args)
-    return open_task(open_data(config), config, size, _run_seed(args.run))
+    return open_task(open_data(config), config, size, _split_seed(args.run))
 
 
 def load_large_task(args: argparse.Namespace, codec: Codec) -> LargeTask:
-    """The same of pictures that memory need not hold; `--augmentation` may say how they are cut."""
-    from dataclasses import replace
-
+    """The same of pictures that memory need not hold."""
     from igpt.data import open_data, open_large_task
 
     config = data_config(args)
-    config = replace(config, augmentation=args.augmentation or config.augmentation)
-    return open_large_task(open_data(config), config, codec, _run_seed(args.run))
+    return open_large_task(open_data(config), config, codec, _split_seed(args.run))
 
 
-def _run_seed(path: Path) -> int:
+def _split_seed(model: Path) -> int:
     """What the run's held-out pictures were drawn from."""
-    from igpt.checkpoint import RunDirectory
+    from igpt.checkpoint import recipe_of
 
-    run = RunDirectory(path)
-    return run.recipe().train.seed if run.exists() else 0
+    recipe = recipe_of(model)
+    return recipe.split_seed if recipe else 0
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:
     """
     import numpy as np
 
-    from igpt.checkpoint import RunDirectory
+    from igpt.checkpoint import recipe_of
     from igpt.data import evaluation_fit, open_files
 
     files = getattr(args, "images", None)
@@ -197,8 +195,8 @@ def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:
         if args.limit < 1:
             raise UserError(f"--limit must be at least 1, got {args.limit}")
         pictures = pictures.select(np.arange(min(args.limit, len(pictures))))
-    run = RunDirectory(args.run)
-    return pictures, evaluation_fit(run.recipe().data.augmentation if run.exists() else "none")
+    recipe = recipe_of(args.run)
+    return pictures, evaluation_fit(recipe.data.augmentation if recipe else "none")
 
 
 def open_unlabelled(args: argparse.Namespace) -> Pictures:
@@ -207,18 +205,18 @@ def open_unlabelled(args: argparse.Namespace) -> Pictures:
     from igpt.study import unlabelled
 
     config = data_config(argparse.Namespace(**{**vars(args), "split": None}))
-    train, _ = training_splits(open_data(config), config, _run_seed(args.run))
+    train, _ = training_splits(open_data(config), config, _split_seed(args.run))
     return train.select(unlabelled(len(train)))
 
 
 def _open_split(args: argparse.Namespace) -> Pictures:
-    from igpt.checkpoint import RunDirectory
+    from igpt.checkpoint import recipe_of
     from igpt.data import evaluation_split, open_data, pictures_to_test
 
-    config, run = data_config(args), RunDirectory(args.run)
+    config, recipe = data_config(args), recipe_of(args.run)
     source = open_data(config)
-    if run.exists() and run.recipe().data.source == config.source:
-        return pictures_to_test(source, config, _run_seed(args.run))
+    if recipe and recipe.data.source == config.source:
+        return pictures_to_test(source, config, recipe.split_seed)
     return evaluation_split(source, config.test_split)
 
 

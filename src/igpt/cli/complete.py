@@ -31,9 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
-    from igpt.plots import completion_sheet, save_image
+    from igpt.plots import completion_sheet, require_picture, save_image
 
     refuse_two_sources(args)
+    require_picture(args.out)
     pipeline = load(args.run)
     images = load_pictures(args, pipeline.image_size)
     completed = pipeline.continue_from(images, args.keep, args.n, sampling(args))

@@ -50,7 +50,7 @@ def _scores(pipeline: Pipeline, recipe: Recipe) -> dict[str, float]:
     from igpt.data import decode_all, open_source, training_splits
 
     source, size = open_source(recipe.data.source), pipeline.image_size
-    train, held_out = training_splits(source, recipe.data, recipe.train.seed)
+    train, held_out = training_splits(source, recipe.data, recipe.split_seed)
     test = decode_all(source.split(recipe.data.test_split), size).images
     sets = [decode_all(split, size).images for split in (train, held_out)]
     a, b, c = (pipeline.codec.raster_tokens(images) for images in (*sets, test))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from igpt.cli.arguments import add_run
 from igpt.cli.report import Report
-from igpt.config import Say, UserError
+from igpt.config import Say
 
 EXAMPLE = "igpt export onnx runs/digits --out digits-onnx"
 
@@ -23,11 +23,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, say: Say) -> Report:
     import numpy as np
 
+    from igpt.disk import require_new_folder
     from igpt.interop.onnx import export_onnx
     from igpt.pipeline import load
 
-    if args.out.exists() and (args.out.is_file() or any(args.out.iterdir())):
-        raise UserError(f"{args.out} is not empty: give a new folder")
+    require_new_folder(args.out)
     pipeline = load(args.run)
     # Under another name until all of it is there and was compared.
     temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")

@@ -46,13 +46,16 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.finetune import default_recipe, finetune
     from igpt.recipes import parse_recipe, recipe_yaml
 
-    changes, out = [*overrides(args, SHORT), *args.words], args.out
+    given = [*overrides(args, SHORT), *args.words]
+    changes = [word for word in given if word != "finetune.labels_per_class=all"]  # the default
+    out = args.out
     if out is None:
         out = Path("runs") / f"{args.run.name}-classes"
     if args.resume:
         recipe = resumed_recipe(out, changes)
     else:
-        text = recipe_yaml(default_recipe(args.run))
+        source = dict(word.split("=", 1) for word in changes if "=" in word).get("data.source")
+        text = recipe_yaml(default_recipe(args.run, source))
         recipe = parse_recipe(text, changes, f"of {args.run}")
     done = finetune(recipe, out, resume=args.resume, say=say)
     outcome = done.outcome

@@ -27,15 +27,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
+    from igpt.disk import require_new_folder
     from igpt.folder import model_codec, save_model
     from igpt.interop.download import CLUSTERS
     from igpt.interop.openai import read_openai
     from igpt.palette import Palette
 
-    if args.out.is_file():
-        raise UserError(f"{args.out} is a file: give a new folder")
-    if args.out.exists() and any(args.out.iterdir()):
-        raise UserError(f"{args.out} is not empty: give a new folder")
+    require_new_folder(args.out)
     beside = args.checkpoint.with_name(CLUSTERS)
     if args.clusters is None and not beside.is_file():
         raise UserError(f"no colour clusters: {beside} is not there, and no --clusters given")

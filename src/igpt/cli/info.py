@@ -48,8 +48,8 @@ def _preset(args: argparse.Namespace) -> tuple[ModelConfig, int]:
 
 def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int]:
     """As `_preset`, of a run, a model folder or a Hub id."""
-    from igpt.checkpoint import RunDirectory
-    from igpt.config import TrainConfig
+    from igpt.checkpoint import recipe_of
+    from igpt.config import Recipe
     from igpt.disk import read_json
     from igpt.interop.files import local_folder, read_weights
     from igpt.interop.huggingface import config_from_hf
@@ -64,9 +64,8 @@ def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int]:
         )
     weights, _ = read_weights(folder)  # they tell whether there are biases and a classifier
     config, _ = config_from_hf(read_json(folder / "config.json"), weights)
-    directory = RunDirectory(folder)
-    train = directory.recipe().train if directory.exists() else TrainConfig()
-    return config, train.batch_size
+    recipe = recipe_of(folder) or Recipe()
+    return config, recipe.train.batch_size
 
 
 def _values(config: ModelConfig, batch_size: int) -> dict[str, Any]:

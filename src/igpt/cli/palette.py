@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from igpt.cli.report import Report
-from igpt.config import Say
+from igpt.config import Say, UserError
 
 EXAMPLE = "igpt palette --data digits --size 8 --colors 16 --out palette.npy"
 
@@ -27,15 +27,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import DataConfig, PaletteConfig
     from igpt.data import decode_all, evaluation_split, open_source
+    from igpt.disk import require_file
     from igpt.order import need_pixels
     from igpt.palette import Palette
     from igpt.parallel import launch
-    from igpt.plots import palette_sheet, save_image
+    from igpt.plots import palette_sheet, require_picture, save_image
 
     if not launch.is_first():  # k-means is the work of one process, and the others end here
         return Report("", {})
     DataConfig(image_size=args.size)  # the ranges are checked there
     PaletteConfig(colors=args.colors)
+    if args.seed < 0:
+        raise UserError(f"--seed must not be negative, got {args.seed}")
+    require_file(args.out)
+    if args.sheet:
+        require_picture(args.sheet)
     source = open_source(args.data, image_column=args.image_column)
     images = need_pixels(decode_all(evaluation_split(source, args.split), args.size).images)
     say(f"fitting {args.colors} colours on {len(images):,} pictures")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +171,8 @@ def _text(args: argparse.Namespace, recipe: Recipe, values: dict[str, Any]) -> s
     ]
     if fitting is None:
         return "\n".join([*lines, "nothing fits: take more GPUs, or larger ones"])
-    return "\n".join([*lines, f"igpt pretrain {args.words[0]} {' '.join(_words(fitting))}"])
+    words = ["igpt", "pretrain", *args.words, *_words(fitting), "--out", "RUN"]
+    return "\n".join([*lines, shlex.join(words)])
 
 
 def _v100_row(days: dict[str, Any]) -> str:
@@ -187,8 +189,7 @@ def _words(plan: dict[str, Any]) -> list[str]:
         words.append(f"parallel.tensor={division['tensor']}")
     if division["accumulates"]:
         words.append(f"train.micro_batch_size={division['rows']}")
-    if division["checkpointing"]:
-        words.append("train.activation_checkpointing=true")
+    words.append(f"train.activation_checkpointing={str(division['checkpointing']).lower()}")
     return words
 
 

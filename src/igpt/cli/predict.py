@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.classify import as_classes, report
     from igpt.device import compute_dtype
-    from igpt.disk import write_atomically, write_csv
+    from igpt.disk import require_file, write_atomically, write_csv
     from igpt.pipeline import load
     from igpt.plots import confusion_figure
 
@@ -51,6 +51,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         raise UserError(f"--masks must be at least 1, got {args.masks}")
     if args.confusion and args.confusion.suffix.lower() != ".png":
         raise UserError(f"--confusion draws a .png, not {args.confusion.name}")
+    for path in filter(None, (args.csv, args.confusion)):
+        require_file(path)
     pipeline = load(args.run)
     classifier = _classifier(pipeline, args)
     pictures = load_named(args, pipeline.image_size)

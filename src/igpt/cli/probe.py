@@ -17,6 +17,7 @@ from igpt.cli.arguments import (
     data_config,
     load_large_task,
     load_task,
+    number_of_labels,
     refuse_given,
 )
 from igpt.cli.report import Report
@@ -63,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels-per-class",
         nargs="+",
-        type=_size,
+        type=number_of_labels,
         default=[None],
         metavar="N",
         help="numbers of labels, or all; default all",
@@ -111,15 +112,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default RUN/probe")
 
 
-def _size(word: str) -> int | None:
-    """A number of labels; None for all."""
-    if word == "all":
-        return None
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"expected numbers from 1 or all, got {word}")
-    return int(word)
-
-
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import ParallelConfig
     from igpt.parallel.processes import processes
@@ -147,17 +139,26 @@ def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Repo
     on_first(lambda: require_folder(folder))
     road = _streamed if args.solver == "sgd" else _kept
     probe, others, chosen = road(features, args, say)
-    trials = compare([probe, *others], probe.task, chosen, say)
-    summaries = summarise(trials)
-    kept = max(trials[: len(chosen)], key=lambda trial: len(trial.subset.indices))  # the probe's
+    trials = compare([probe], probe.task, chosen, say)
+    kept = max(trials, key=lambda trial: len(trial.subset.indices))
     assert isinstance(kept.fit, ProbeFit)
     fitted = kept.fit.probe
-    values = {**_told(args, features), **_values(fitted, trials, summaries, folder)}
     saved = _saved(fitted, features, probe.task.train.class_names)
-    on_first(lambda: _write(folder, saved, fitted, values, summaries))
+
+    def write() -> Report:
+        """What there is so far."""
+        summaries = summarise(trials)
+        values = {**_told(args, features), **_values(fitted, trials, summaries, folder)}
+        on_first(lambda: _write(folder, saved, fitted, values, summaries))
+        return Report(_text(args.metric, fitted, kept.subset, summaries, folder), values)
+
+    report = write()
     if args.solver == "sgd":
         on_first(lambda: (folder / UNFINISHED).unlink(missing_ok=True))
-    return Report(_text(args.metric, fitted, kept.subset, summaries, folder), values)
+    for other in others:  # some take hours
+        trials += compare([other], probe.task, chosen, say)
+        report = write()
+    return report
 
 
 def _folder(args: argparse.Namespace) -> Path:
@@ -222,7 +223,7 @@ def _kept(
     features: ModelFeatures, args: argparse.Namespace, say: Say
 ) -> tuple[ProbeMethod, list[Method], list[Subset]]:
     """The probe on features that are kept, what it is compared with, and the labels they learn."""
-    from igpt.device import total_memory
+    from igpt.device import require_memory
     from igpt.parallel.processes import together
     from igpt.study import AttentionMethod, LinearMethod, needed_pictures, subsets
 
@@ -232,14 +233,13 @@ def _kept(
     chosen = subsets(task, sizes, args.seeds or SEEDS)
     _introduce(task, say)
     if args.head == "attention":
-        return AttentionMethod(features, task, args.metric), [], chosen
+        attentive = AttentionMethod(features, task, args.metric)
+        require_memory(attentive.bytes(chosen), "fewer labels (--labels-per-class)")
+        return attentive, [], chosen
     needed = needed_pictures(task, chosen)
     kept = features.bytes(len(needed) + len(task.validation) + len(task.test))
-    if kept > total_memory():
-        raise UserError(
-            f"the features take {kept / 1e9:,.1f} GB, and this machine has "
-            f"{total_memory() / 1e9:,.1f}: fewer --layer, a coarser --pool, or --solver sgd"
-        )
+    networks = 2 if args.baselines else 1  # the untrained one's are kept too
+    require_memory(networks * kept, "fewer --layer, a coarser --pool, or --solver sgd")
     linear = LinearMethod(
         "linear probe", features, task, needed, components=args.pca, metric=args.metric
     )
@@ -336,10 +336,10 @@ def _write(
     """The probe of the most labels, all numbers, and the figures that they make."""
     from igpt.disk import write_atomically, write_json
     from igpt.plots import few_labels_figure, layers_figure
-    from igpt.probe.store import save_probe
+    from igpt.probe.store import RESULTS, save_probe
 
     save_probe(folder, saved)
-    write_json(folder / "results.json", values)
+    write_json(folder / RESULTS, values)
     figures = [folder / "accuracy_by_layer.png", folder / "few_labels.png"]
     for figure in figures:  # an earlier probe's
         figure.unlink(missing_ok=True)

@@ -21,8 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
-    from igpt.plots import picture_sheet, save_image
+    from igpt.plots import picture_sheet, require_picture, save_image
 
+    require_picture(args.out)
     pipeline = load(args.run)
     save_image(picture_sheet(pipeline.paint(args.n, sampling(args))), args.out)
     return Report(f"{args.n} samples: {args.out}", {"out": str(args.out), "count": args.n})

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = "igpt score runs/digits --split test --ood FOLDER --out scores"
 
-SHOWN = 8  # pictures on the surprise sheet
 LISTED = 20  # pictures that the report names
 
 
@@ -38,6 +37,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="pictures to tell apart from these: anything that --data takes",
     )
     parser.add_argument("--ood-split", metavar="S", help="of OTHER; default test")
+    parser.add_argument(
+        "--maps",
+        type=int,
+        default=8,
+        metavar="N",
+        help="first pictures whose surprise is drawn; default 8",
+    )
     parser.add_argument(
         "--top", type=int, default=8, metavar="N", help="pictures on each end; default 8"
     )
@@ -76,8 +82,9 @@ def _check(args: argparse.Namespace) -> None:
     refuse_two_sources(args)
     if args.ood_split and not args.ood:
         raise UserError("--ood-split is of --ood's pictures: give --ood")
-    if args.top < 1:
-        raise UserError(f"--top must be at least 1, got {args.top}")
+    for name in ("maps", "top"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
 
 
 def _load_other(args: argparse.Namespace, size: int) -> Named:
@@ -95,8 +102,10 @@ def _sheets(
     """Draw the surprise of the first pictures and, of two or more, the extremes."""
     from igpt.plots import extremes_sheet, save_image, surprise_sheet
 
-    first = images[:SHOWN]
+    first = images[: args.maps]
     surprise, extremes = args.out / "surprise.png", args.out / "extremes.png"
+    for figure in (extremes, args.out / "ood.png"):  # of an earlier call
+        figure.unlink(missing_ok=True)
     save_image(surprise_sheet(pipeline.quantize(first), pipeline.surprise(first)), surprise)
     top = min(args.top, len(images) // 2)  # no picture stands on both ends
     if top == 0:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from igpt.cli.arguments import number_of_labels
 from igpt.cli.report import Report, stopped
 from igpt.config import Say, UserError
 from igpt.recipes import shipped_recipes
@@ -42,7 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of the runs; the same goes on; default runs/sweep-RECIPE",
     )
     parser.add_argument(
-        "--labels-per-class", type=int, metavar="N", help="that the probe is given; default all"
+        "--labels-per-class",
+        type=number_of_labels,
+        metavar="N",
+        help="that the probe is given; default all",
     )
 
 
@@ -55,8 +59,6 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     changes = [word for word in args.words if "=" in word]
     if len(names) != 1:
         raise UserError(f"expected one recipe, got {' '.join(names) or 'none'}")
-    if args.labels_per_class is not None and args.labels_per_class < 1:
-        raise UserError(f"--labels-per-class must be at least 1, got {args.labels_per_class}")
     if args.out is None:
         args.out = Path("runs") / f"sweep-{Path(names[0]).stem}"
     points = make_points(names[0], args.grid, changes, args.out)

@@ -3,6 +3,7 @@
 from igpt.data.augment import augmented_view, imagenet_crop, move_pixels, move_tokens
 from igpt.data.decode import (
     Decoded,
+    Fit,
     decode_all,
     encode_all,
     evaluation_fit,
@@ -33,8 +34,9 @@ from igpt.data.loader import (
 )
 from igpt.data.pictures import Pictures, Source, UnreadablePicture, open_files
 from igpt.data.pieces import Cut, Item, cut_source
-from igpt.data.shards import Stream, next_pictures, open_streams
+from igpt.data.shards import Stream, is_shards, next_pictures, open_streams
 from igpt.data.sources import (
+    data_of,
     evaluation_split,
     open_data,
     open_source,
@@ -48,6 +50,7 @@ __all__ = [
     "Batch",
     "Cut",
     "Decoded",
+    "Fit",
     "Item",
     "Labelled",
     "LargeTask",
@@ -64,6 +67,7 @@ __all__ = [
     "UnreadablePicture",
     "augmented_view",
     "cut_source",
+    "data_of",
     "decode_all",
     "encode_all",
     "epoch_order",
@@ -73,6 +77,7 @@ __all__ = [
     "fit_square",
     "imagenet_centre",
     "imagenet_crop",
+    "is_shards",
     "labelled",
     "move_pixels",
     "move_tokens",

@@ -122,7 +122,7 @@ def _split_pictures(
         data = item["bytes"]
         return Image.open(io.BytesIO(Path(item["path"]).read_bytes() if data is None else data))
 
-    labels, class_names = _labels(splits, split, name, label_column)
+    labels, class_names = _labels(splits, split, spec, column, label_column)
     return Pictures(len(dataset), open_image, name_of, labels, class_names)
 
 
@@ -146,13 +146,16 @@ def label_column_of(features: Any, spec: str, name: str | None) -> str | None:
     return column
 
 
-def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Classes:
+def _labels(
+    splits: Any, split: str, spec: str, image_column: str, label_column: str | None
+) -> Classes:
     import datasets
 
+    name = f"{spec}/{split}"
     features = splits[split].features
     column = label_column_of(features, name, label_column)
     if column is None:
-        return None, None
+        return _class_folders(splits, split, spec, image_column)
     kind, values = features[column], splits[split][column][:]
     if "string" in kind.dtype:
         # Of all splits, so that an index means the same class in each.
@@ -160,6 +163,45 @@ def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Cla
         return _indexed(values, classes - {None})
     numbers = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     return numbers, tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
+
+
+def _class_folders(splits: Any, split: str, spec: str, column: str) -> Classes:
+    """The classes of a folder some of whose splits have class folders: `train/cat/1.png`.
+
+    The library gives all splits labels or, as soon as one of them has none, no split.
+    """
+    root = Path(spec)
+    if not root.is_dir() or len(splits) == 1:
+        return None, None
+    classes = {
+        name: [_class_folder(path, root) for path in _paths(part, column)]
+        for name, part in splits.items()
+    }
+    labelled = {name: folders for name, folders in classes.items() if None not in folders}
+    names = {folder for folders in labelled.values() for folder in folders}
+    if split not in labelled or len(names) < 2:
+        return None, None
+    return _indexed(labelled[split], {str(name) for name in names})
+
+
+def _class_folder(path: str | None, root: Path) -> str | None:
+    """`cat` of root/train/cat/1.png; None of root/test/1.png, and of what is no file there."""
+    if path is None or root.absolute() not in Path(path).parents:
+        return None
+    parts = Path(path).relative_to(root.absolute()).parts
+    return parts[-2] if len(parts) > 2 else None
+
+
+def _paths(dataset: Any, column: str) -> list[str | None]:
+    """The files that a split's pictures lie in; None for those that lie in the data set."""
+    import datasets
+    import pyarrow.compute as pc
+
+    pictures = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    paths: list[str | None] = pc.struct_field(
+        pictures.with_format("arrow")[:][column], "path"
+    ).to_pylist()
+    return paths
 
 
 def _indexed(values: Iterable[str | None], classes: set[str]) -> Classes:

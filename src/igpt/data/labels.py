@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -164,7 +165,13 @@ def _classified(name: str, parts: dict[str, Pictures], config: DataConfig) -> li
     found = [
         labelled(part, f"{name}, {split} split", names, config) for split, part in parts.items()
     ]
-    if len(np.unique(found[0].labels)) < 2:
+    learned, *others = (np.unique(part.labels) for part in found)
+    for label in np.setdiff1d(np.concatenate(others), learned).tolist():
+        warnings.warn(
+            f"{name}: no picture to train on is of class {names[label]}, so none is taken for it",
+            stacklevel=2,
+        )
+    if len(learned) < 2:
         raise UserError(f"{name}: all pictures are of one class, there is nothing to learn")
     return found
 
@@ -177,7 +184,10 @@ def labelled(
     A model trained on ImageNet's random crops is given the centre crop (paper, section 3.1).
     """
     if pictures.labels is None or not (pictures.labels >= 0).any():
-        raise UserError(f"{name}: the pictures have no labels (--label-column names their column)")
+        raise UserError(
+            f"{name}: the pictures have no labels (--label-column names their column; in a folder, "
+            "two subfolders or more are classes)"
+        )
     unlabelled = int((pictures.labels < 0).sum())
     if unlabelled:
         warnings.warn(f"{name}: left out {unlabelled} pictures without a label", stacklevel=2)
@@ -196,17 +206,20 @@ def _class_names(name: str, splits: tuple[Pictures, ...]) -> tuple[str, ...]:
     return tuple(str(i) for i in range(largest + 1))
 
 
-def few_labels(labels: Labels, per_class: int, seed: int) -> npt.NDArray[np.int64]:
+def few_labels(
+    labels: Labels, per_class: int, seed: int, names: Sequence[str] = ()
+) -> npt.NDArray[np.int64]:
     """Indices of `per_class` random pictures of each class that occurs, sorted.
 
-    Raises UserError that names a class with fewer.
+    Raises UserError that tells a class with fewer, by its name in `names`, if it has one.
     """
     chosen = []
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
         if len(of_class) < per_class:
             raise UserError(
-                f"class {label} has {len(of_class)} labelled pictures to train on, "
+                f"class {names[label] if names else label} has {len(of_class)} labelled pictures "
+                "to train on, "
                 f"{per_class} were asked for"
             )
         rng = numpy_rng(seed, "labels", int(label))

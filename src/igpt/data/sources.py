@@ -54,6 +54,22 @@ def is_hub_id(spec: str) -> bool:
     return spec.count("/") == 1 and not spec.startswith((".", "/"))
 
 
+def data_of(config: DataConfig, source: str | None) -> DataConfig:
+    """The data section for `source`: `config` itself for the same one, spelled in any way, or None.
+
+    Columns, splits and what was held out mean nothing in another set.
+    """
+    if source is None or _is_same(source, config.source):
+        return config
+    return DataConfig(source=source, image_size=config.image_size, augmentation=config.augmentation)
+
+
+def _is_same(a: str, b: str) -> bool:
+    """Whether two words for a source mean the same."""
+    paths = Path(a), Path(b)
+    return a == b or (all(p.exists() for p in paths) and paths[0].resolve() == paths[1].resolve())
+
+
 def open_data(config: DataConfig) -> Source:
     """The source that a recipe's data section names; UserError as `open_source`."""
     return open_source(
@@ -68,13 +84,16 @@ def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pict
     """Training and validation pictures; the test split is not opened.
 
     The validation split is the one named, else the source's (unless that is for testing, as
-    ImageNet's is), else a part of train drawn from `seed` (paper, section 3.1: 4 % or 10 %).
+    ImageNet's is), else a part of train drawn from `seed` (paper, section 3.1: 4 % or 10 %). Of
+    what pretraining read as a stream, which cannot be drawn from, it is the beginning.
     """
     check_split_names(config)
     train = source.split(config.train_split)
     name = validation_name(source.splits, config)
     if name is not None:
         return train, source.split(name)
+    if config.streaming:
+        return _hold_out_first(source.name, train, config.validation_pictures)
     return _hold_out(source.name, train, config.validation_fraction, seed)
 
 
@@ -126,6 +145,17 @@ def _hold_out(
     shuffled = numpy_rng(seed, "validation").permutation(len(pictures))
     rest, held = np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
     return pictures.select(rest), pictures.select(held)
+
+
+def _hold_out_first(name: str, pictures: Pictures, n: int) -> tuple[Pictures, Pictures]:
+    """The pictures without, and those of, the first `n`; UserError for too few.
+
+    A stream's are the first `n` that are readable; with those between them that are not, they are
+    these or more.
+    """
+    if n >= len(pictures):
+        raise UserError(f"{name}: {len(pictures)} pictures are too few to hold {n} out")
+    return pictures.select(np.arange(n, len(pictures))), pictures.select(np.arange(n))
 
 
 def check_split_names(config: DataConfig) -> None:

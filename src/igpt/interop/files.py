@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,6 +29,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"no weights: {path} does not exist") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is truncated or not a safetensors file ({error})") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file's header says beside its tensors; UserError as `read_tensors`."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is truncated or not a safetensors file ({error})") from error
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from igpt.config import ModelConfig, UserError
+from igpt.config import ModelConfig, UserError, first_line
 from igpt.model import NORM_EPS
 
 # Fields of their configuration that ours can represent with one value only.
@@ -82,7 +82,9 @@ def config_to_hf(
 
 def class_names_from_hf(theirs: Mapping[str, Any], n_classes: int) -> tuple[str, ...]:
     """Names of the classes from `config.json`; their numbers where it has none."""
-    names = theirs.get("id2label") or {}
+    names = theirs.get("id2label")
+    if not isinstance(names, Mapping):
+        names = {}
     return tuple(str(names.get(str(i), i)) for i in range(n_classes))
 
 
@@ -97,10 +99,10 @@ def config_from_hf(
         value = theirs.get(name, expected)
         if value != expected:
             raise UserError(f"config.json: {name} is {value!r}, only {expected!r} is supported")
-    ours = theirs.get("igpt", {})
-    classifier = CLASSIFIER in (theirs.get("architectures") or ())
     n_classes = len(weights[SCORE]) if SCORE in weights else 0
     try:
+        ours = dict(theirs.get("igpt") or {})
+        classifier = CLASSIFIER in (theirs.get("architectures") or ())
         config = ModelConfig(
             n_layer=int(theirs["n_layer"]),
             n_head=int(theirs["n_head"]),
@@ -116,6 +118,8 @@ def config_from_hf(
         )
     except KeyError as error:
         raise UserError(f"config.json: field {error.args[0]} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.json: {first_line(error)}") from error
     if theirs.get("n_inner") not in (None, 4 * config.n_embd):
         raise UserError(
             f"config.json: n_inner is {theirs['n_inner']}, only 4 * n_embd is supported"
@@ -242,4 +246,7 @@ def clusters_from_hf(theirs: Mapping[str, Any]) -> npt.NDArray[np.float32]:
     """Clusters [K, 3] of `preprocessor_config.json`; UserError when there are none."""
     if theirs.get("clusters") is None:
         raise UserError("preprocessor_config.json has no clusters")
-    return np.asarray(theirs["clusters"], dtype=np.float32)
+    try:
+        return np.asarray(theirs["clusters"], dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"preprocessor_config.json: clusters: {first_line(error)}") from error

@@ -8,7 +8,13 @@ from igpt.plots.curves import (
     sweep_figure,
 )
 from igpt.plots.scores import extremes_sheet, ood_figure, surprise_sheet
-from igpt.plots.sheets import completion_sheet, palette_sheet, picture_sheet, save_image
+from igpt.plots.sheets import (
+    completion_sheet,
+    palette_sheet,
+    picture_sheet,
+    require_picture,
+    save_image,
+)
 
 __all__ = [
     "completion_sheet",
@@ -20,6 +26,7 @@ __all__ = [
     "ood_figure",
     "palette_sheet",
     "picture_sheet",
+    "require_picture",
     "save_image",
     "surprise_sheet",
     "sweep_figure",

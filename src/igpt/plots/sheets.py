@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from igpt.config import UserError
+from igpt.disk import require_file, write_atomically
 from igpt.types import Pixels
 
 GUTTER = 4  # pixels between the pictures of a sheet
@@ -20,16 +21,26 @@ PAPER, INK, HIDDEN = (238, 239, 241), (70, 70, 70), (205, 208, 213)
 CELL = 96  # pixels that a picture is enlarged to, or the next whole multiple of its side
 
 
+def picture_format(path: Path) -> str:
+    """The format of a picture to be written; UserError for a suffix that is none."""
+    file_format = Image.registered_extensions().get(path.suffix.lower())
+    if file_format is None or file_format not in Image.SAVE:
+        raise UserError(f"cannot write a picture as '{path.name}': expected a name like sheet.png")
+    return file_format
+
+
+def require_picture(path: Path) -> None:
+    """UserError unless `save_image` can write there; to be said before the picture is made."""
+    picture_format(path)
+    require_file(path)
+
+
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a picture whole or not at all, in the format of its suffix.
 
     Raises UserError for a suffix that is no picture format and a disk that does not take it.
     """
-    from igpt.disk import write_atomically
-
-    file_format = Image.registered_extensions().get(path.suffix.lower())
-    if file_format is None or file_format not in Image.SAVE:
-        raise UserError(f"cannot write a picture as '{path.name}': expected a name like sheet.png")
+    file_format = picture_format(path)
     write_atomically(path, lambda temporary: image.save(temporary, format=file_format))
 
 

@@ -25,6 +25,7 @@ from numpy.lib import format as npy
 from igpt.config import Say, UserError
 from igpt.data import Pictures, decode_all, fit_square
 from igpt.data.decode import Fit
+from igpt.device import require_memory
 from igpt.disk import write_atomically
 from igpt.model import ImageGPT
 from igpt.order import Codec
@@ -123,6 +124,9 @@ def export_features(
     bases = None
     if components:
         assert known is not None, "components are those of known pictures"
+        numbers = len(known) * len(layers) * pool_width(reduce, model.config)
+        held = numbers * np.dtype(np.float32).itemsize
+        require_memory(held, "fewer layers, or a coarser pool")
         bases = _fit_bases(make(_read(known, codec, fit, say)), components)
         width = bases[0].width
     else:
@@ -157,8 +161,9 @@ def _require_space(out: Path, needed: int) -> None:
 
 def _fit_bases(rows: Iterator[Rows], components: int) -> list[Basis]:
     """What standardises and projects each column."""
-    features = np.concatenate([part.features for part in rows])  # [N, columns, width]
-    return [Basis.fit(features[:, i], components) for i in range(features.shape[1])]
+    parts = [part.features for part in rows]  # [n, columns, width] each
+    columns = range(parts[0].shape[1])
+    return [Basis.fit(np.concatenate([p[:, i] for p in parts]), components) for i in columns]
 
 
 def _extract_rows(

@@ -162,12 +162,22 @@ def pooled_features(
 def draw_mask(
     model: ImageGPT, tokens: Tensor, masking: Masking, start: int, number: int
 ) -> Tensor | None:
-    """The positions [B, T] hidden from a BERT model, by the first picture's place and the pass."""
+    """The positions [B, T] hidden from a BERT model, by each picture's place and the pass.
+
+    They are drawn for BATCH places at a time, whichever of them are asked for.
+    """
     if model.config.causal or masking.count == 0:
         return None
-    generator = torch_rng(masking.seed, "mask", "features", start, number)
-    draws = torch.rand(tokens.shape, generator=generator)
-    return (draws < model.config.mask_probability).to(tokens.device)
+    n, n_tokens = tokens.shape
+    first = start // BATCH * BATCH
+    draws = [
+        torch.rand(
+            (BATCH, n_tokens), generator=torch_rng(masking.seed, "mask", "features", block, number)
+        )
+        for block in range(first, start + n, BATCH)
+    ]
+    masked = torch.cat(draws)[start - first : start - first + n] < model.config.mask_probability
+    return masked.to(tokens.device)
 
 
 def _pooled(

@@ -1,21 +1,23 @@
 """A probe on the disk, and the mark of the model that it was made for.
 
-probe.safetensors   weight [C, F], bias [C]
-probe.json          layers, pooling, names of the classes, the model's mark
+One file holds it, so that it is whole or not there: probe.safetensors, with weight [C, F] and bias
+[C], or an attentive probe's tensors, and in its header layers, pooling, names of the classes and
+the model's mark.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from igpt.config import UserError
-from igpt.disk import read_json, write_atomically, write_json
-from igpt.interop.files import read_tensors
+from igpt.config import UserError, first_line
+from igpt.disk import write_atomically
+from igpt.interop.files import read_metadata, read_tensors
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.parallel.processes import from_first
@@ -23,7 +25,8 @@ from igpt.parallel.sharding import whole
 from igpt.probe.attention import AttentionHead
 from igpt.probe.linear import LinearProbe, Probe
 
-WEIGHTS, HEADER = "probe.safetensors", "probe.json"
+PROBE, HEADER = "probe.safetensors", "probe"  # the file, and the key of its header
+RESULTS = "results.json"  # beside it: what it reached
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def mark(model: ImageGPT, codec: Codec) -> Mark:
 
 
 def save_probe(folder: Path, saved: SavedProbe) -> None:
-    """Write the probe; the weights come last, so that a folder with weights is whole."""
+    """Write the probe, whole or not at all."""
     probe = saved.probe
     header = {
         "head": "linear" if isinstance(probe, LinearProbe) else "attention",
@@ -69,28 +72,30 @@ def save_probe(folder: Path, saved: SavedProbe) -> None:
         "class_names": list(saved.class_names),
         "made_for": asdict(saved.mark),
     }
-    write_json(folder / HEADER, header)
     if isinstance(probe, LinearProbe):
         arrays = {"weight": probe.weight, "bias": probe.bias}
         tensors = {name: torch.from_numpy(a).contiguous() for name, a in arrays.items()}
     else:
         assert isinstance(probe, AttentionHead)
         tensors = probe.state_dict()
-    write_atomically(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary))
+    metadata = {HEADER: json.dumps(header)}
+    write_atomically(folder / PROBE, lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def load_probe(folder: Path, expected: Mark) -> SavedProbe:
     """Read a probe; UserError when there is none, it is broken, or made for something else."""
-    if not (folder / WEIGHTS).is_file():
+    path = folder / PROBE
+    if not path.is_file():
         raise UserError(f"no probe in {folder}: `igpt probe` makes one")
-    header, tensors = read_json(folder / HEADER), read_tensors(folder / WEIGHTS)
+    tensors, metadata = read_tensors(path), read_metadata(path)
     try:
+        header = json.loads(metadata[HEADER])
         made_for = Mark(**header["made_for"])
         probe = _build(header["head"], tensors)
         layers, names = tuple(header["layers"]), tuple(header["class_names"])
         saved = SavedProbe(probe, layers, header["pool"], names, made_for)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{folder} does not hold a probe: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is not a probe: {first_line(error)}") from error
     for part, what in (
         ("image_size", "pictures of another size"),
         ("palette", "another palette"),

@@ -131,8 +131,14 @@ class ModelFeatures:
         return Extractor(model, codec, make_pool(self.pool, codec), self.groups(), dtype)
 
     def __call__(self, images: Pixels | Encoded) -> dict[str, Features]:
-        parts = list(self.extractor.every(self.pipeline.codec.raster_tokens(images)))
-        return {name: np.concatenate([part[name] for part in parts]) for name in self.groups()}
+        found, done = dict[str, Features](), 0
+        for part in self.extractor.every(self.pipeline.codec.raster_tokens(images)):
+            for name, rows in part.items():
+                if name not in found:  # once the room that `bytes` says, not twice
+                    found[name] = np.empty((len(images), rows.shape[1]), np.float32)
+                found[name][done : done + len(rows)] = rows
+            done += len(rows)
+        return found
 
 
 def pixel_features(images: Pixels | Encoded) -> dict[str, Features]:
@@ -250,6 +256,12 @@ class AttentionMethod:
         for name, group in features.groups().items():
             if len(group) > 1:
                 raise UserError(f"layer {name}: an attentive probe takes single layers")
+
+    def bytes(self, chosen: Sequence[Subset]) -> int:
+        """What the positions of a layer take that are held at once."""
+        task, one = self.task, replace(self.features, layers=["0"])
+        learned = max(len(subset.indices) for subset in chosen) + len(task.validation)
+        return one.bytes(max(learned, len(task.test)))
 
     def fit(self, subset: Subset) -> ProbeFit:
         choices = [self._fit_layer(layer, subset) for layer in self.features.groups()]

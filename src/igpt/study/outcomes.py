@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,9 @@ def subsets(task: AnyTask, sizes: Sequence[int | None], seeds: int) -> list[Subs
 
     Raises UserError when a class has too few.
     """
-    every = np.arange(len(task.train))
+    every, few = np.arange(len(task.train)), partial(few_labels, names=task.train.class_names)
     return [
-        Subset(size, seed, every if size is None else few_labels(task.train.labels, size, seed))
+        Subset(size, seed, every if size is None else few(task.train.labels, size, seed))
         for size in sizes
         for seed in range(1 if size is None else seeds)
     ]
