@@ -289,7 +289,7 @@ def test_a_wrong_option_is_told_by_fit(
         ("picture.png", "one picture: put it into a list"),
         ([], "array"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_picture_is_refused(pipeline: igpt.Pipeline, x: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -27,6 +27,10 @@ _HOMES = {
 __all__ = ["ImageGPT", "ModelConfig", "Palette", "Pipeline", "UserError", "load"]
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "sklearn", "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     if name == "sklearn":  # a room of its own, which imports scikit-learn
         return import_module("igpt.sklearn")

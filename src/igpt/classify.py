@@ -85,6 +85,7 @@ class Classifier(Protocol):
     """Classes of pictures given as tokens."""
 
     class_names: tuple[str, ...]
+    learned_from: str  # mark of the pictures, where it is not the run that names them
 
     def predict(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Prediction:
         """Of pictures `tokens` [N, T] in the model's order."""
@@ -101,7 +102,7 @@ class HeadClassifier:
         masking: Masking | None = None,
         ensemble: Ensemble = "modal",
     ) -> None:
-        self.model, self.class_names = model, class_names
+        self.model, self.class_names, self.learned_from = model, class_names, ""
         self.masking, self.ensemble = masking or Masking(count=MASKS), ensemble
 
     def predict(
@@ -144,7 +145,7 @@ class ProbeClassifier:
         masks: int = MASKS,
     ) -> None:
         self.model, self.codec, self.saved = model, codec, saved
-        self.class_names = saved.class_names
+        self.class_names, self.learned_from = saved.class_names, saved.learned_from
         self.ensemble, self.passes = ensemble, Masking(count=masks).passes(model.config)
 
     def predict(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Prediction:

@@ -16,6 +16,9 @@ from safetensors import SafetensorError
 
 from igpt.config import UserError
 
+UMASK = os.umask(0)
+os.umask(UMASK)  # which can only be read by setting it
+
 
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
@@ -35,6 +38,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        temporary.chmod(0o666 & ~UMASK)  # safetensors' own writer gives it to its owner alone
         flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)

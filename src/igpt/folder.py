@@ -174,16 +174,24 @@ def require_fit(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: 
             raise UserError(f"{source}: {name} has shape {shape}, the config asks for {expected}")
 
 
+def require_model(folder: Path) -> None:
+    """UserError for a folder that is no model's, and for a run that has none yet."""
+    if not folder.is_dir():
+        raise UserError(f"no run at {folder}: expected a folder that `igpt pretrain` made")
+    if not (folder / "config.json").is_file():
+        if (folder / "recipe.yaml").is_file():
+            expected = "the run's first validation makes its model"
+        else:
+            expected = "expected a run or an ImageGPT model folder"
+        raise UserError(f"no file {folder / 'config.json'}: {expected}")
+
+
 def open_model(folder: Path) -> StoredModel:
     """The model of a run or a local Hugging Face ImageGPT folder, its weights still on the disk.
 
     Raises UserError, one line, for anything that is missing, broken or of another kind.
     """
-    if not folder.is_dir():
-        raise UserError(f"no run at {folder}: expected a folder that `igpt pretrain` made")
-    if not (folder / "config.json").is_file():
-        expected = "expected a run or an ImageGPT model folder"
-        raise UserError(f"no file {folder / 'config.json'}: {expected}")
+    require_model(folder)
     theirs = read_json(folder / "config.json")
     weights, weights_path = read_weights(folder)
     if (folder / GENERATIVE_HEAD).is_file():

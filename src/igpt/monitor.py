@@ -111,7 +111,7 @@ class Monitor:
             self._file.write(json.dumps(finite).encode() + b"\n")
         except OSError as error:
             complaint = f"cannot write {self.path}: {error.strerror}"
-            raise UserError(f"{complaint}; the last checkpoint is intact") from error
+            raise UserError(f"{complaint}; the last checkpoint, if any, is intact") from error
         step = int(row["step"])
         for name, value in row.items():
             if name != "step":

@@ -54,6 +54,12 @@ class Palette:
     def n_colors(self) -> int:
         return len(self.clusters)
 
+    @property
+    def colors(self) -> Pixels:
+        """The clusters as colours, uint8 [K, 3]."""
+        unit = self.clusters.astype(np.float64)
+        return np.clip(np.rint(127.5 * (unit + 1)), 0, 255).astype(np.uint8)
+
     def __repr__(self) -> str:
         return f"Palette({self.n_colors} colours)"
 
@@ -74,6 +80,8 @@ class Palette:
         bins. With fewer distinct colours than `n_colors` the palette is those colours, and a
         warning says so.
         """
+        if n_colors < 1:
+            raise UserError(f"a palette has at least 1 colour, got {n_colors}")
         packed, counts = np.unique(_pack(_checked(images).reshape(-1, 3)), return_counts=True)
         colors = _unpack(packed)  # [U, 3]
         if len(colors) <= n_colors:
@@ -116,24 +124,23 @@ class Palette:
                 list(pool.map(encode_part, starts))
         return tokens.reshape(len(images), -1)
 
-    def decode(self, tokens: npt.NDArray[Any], height: int | None = None) -> Pixels:
-        """Pixels uint8 [B, H, W, 3] of raster tokens [B, H*W]; square unless `height` is given.
+    def decode(self, tokens: npt.NDArray[Any]) -> Pixels:
+        """Pixels uint8 [B, S, S, 3] of raster tokens [B, S*S].
 
-        Raises UserError for a token outside the palette and for a length that is no picture.
+        Raises UserError for a token outside the palette and for a length that is no square.
         """
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.n_colors):
             bad = tokens.min() if tokens.min() < 0 else tokens.max()
             raise UserError(f"token {bad} is outside the palette of {self.n_colors} colours")
-        rows = height or round(tokens.shape[1] ** 0.5)
-        if tokens.shape[1] % rows or (height is None and rows * rows != tokens.shape[1]):
-            raise UserError(f"{tokens.shape[1]} tokens are not a picture of {rows} rows")
-        colors = np.clip(np.rint(127.5 * (self.clusters.astype(np.float64) + 1)), 0, 255)
-        return colors.astype(np.uint8)[tokens].reshape(len(tokens), rows, -1, 3)
+        side = round(tokens.shape[1] ** 0.5)
+        if side * side != tokens.shape[1]:
+            raise UserError(f"{tokens.shape[1]} tokens are not a square picture")
+        return self.colors[tokens].reshape(len(tokens), side, side, 3)
 
     def psnr(self, images: Pixels) -> float:
         """How near the palette's colours come to those of `images` [B, H, W, 3], in dB."""
-        decoded = self.decode(self.encode(images), images.shape[1])
-        error = np.mean((decoded.astype(np.float32) - images) ** 2, dtype=np.float64)
+        nearest = self.colors[self.encode(images)].astype(np.float32)  # [B, H*W, 3]
+        error = np.mean((nearest - images.reshape(nearest.shape)) ** 2, dtype=np.float64)
         return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
     def save(self, path: str | Path) -> None:

@@ -58,6 +58,15 @@ class Pipeline:
         self.parallel = parallel or ParallelConfig()  # how processes hold it between them
         self.fit = fit  # what brings a picture to the model's size, as when it was trained
 
+    def __repr__(self) -> str:
+        config, size = self.model.config, self.image_size
+        kind = "autoregressive" if config.causal else "BERT"
+        classes = f", {len(self.class_names)} classes" if self.class_names else ""
+        return (
+            f"Pipeline({kind}, L={config.n_layer}, d={config.n_embd}, {size}x{size} pixels of "
+            f"{self.palette.n_colors} colours{classes}, {self.folder})"
+        )
+
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Pipeline:
         """`igpt.load`, by the name that it has elsewhere."""

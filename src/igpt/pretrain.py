@@ -32,6 +32,7 @@ from igpt.data import (
     warn_skipped,
 )
 from igpt.device import compute_dtype, default_device
+from igpt.disk import require_folder
 from igpt.evaluate import likelihood
 from igpt.folder import save_model
 from igpt.model import ImageGPT
@@ -300,6 +301,8 @@ def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, s
     run, config = trainer.run, recipe.train
     checkpoint = run.latest_checkpoint(say) if resume else None
     require_same("checkpoints", checkpoint and checkpoint.progress.step)
+    if resume and checkpoint is None:
+        say(f"no checkpoint in {run.path} to go on from: beginning at step 0")
     if checkpoint is not None:
         trainer.resume(checkpoint)
         say(f"resuming at step {trainer.step} of {config.steps}")
@@ -331,6 +334,7 @@ def settle_recipe(
         if _command_of(recipe) != command:
             raise UserError(f"the recipe is one of `igpt {_command_of(recipe)}`")
         run.require_free()
+        require_folder(run.path)
         return recipe
     if not resume:
         raise UserError(f"{run.path} holds a run already: add --resume, or choose another --out")

@@ -355,6 +355,6 @@ def _result(coming: Future[Batch], stop: Stop) -> Batch | None:
 
 def _diverged(what: str, step: int, rate: float) -> UserError:
     return UserError(
-        f"the {what} at step {step}, with learning rate {rate:.3g}; the last checkpoint is intact: "
-        "try a smaller train.lr or train.grad_clip=1"
+        f"the {what} at step {step}, with learning rate {rate:.3g}; the last checkpoint, if any, "
+        "is intact: try a smaller train.lr or train.grad_clip=1"
     )

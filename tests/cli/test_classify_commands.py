@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from conftest import assert_mistake, is_sheet, picture_bytes, silent, tiny_recipe
+from conftest import (
+    assert_mistake,
+    is_sheet,
+    picture_bytes,
+    silent,
+    tiny_recipe,
+    write_classes,
+)
 from igpt.interop.files import read_metadata, read_tensors
 from igpt.pretrain import pretrain
 
@@ -48,10 +55,34 @@ def test_probe_chooses_a_layer_and_predict_uses_it(igpt, run: Path, tmp_path: Pa
         rows = list(csv.DictReader(file))
     assert len(rows) == 297
     assert rows[0] == {k: str(v) for k, v in predicted["predictions"][0].items()}
+    right = [row["label"] == row["true"] for row in rows]
+    assert np.mean(right) == pytest.approx(predicted["accuracy"])
+    assert sum(float(rows[0][f"p_{digit}"]) for digit in range(10)) == pytest.approx(1, abs=1e-4)
     assert is_sheet(matrix)
     text = igpt(*words).out
     assert "277 more" in text
     assert "accuracy" in text
+
+
+def test_what_a_probe_learned_from_is_not_what_it_is_tested_on(
+    igpt, run: Path, tmp_path: Path
+) -> None:
+    pictures, probe = write_classes(tmp_path / "pictures", 40, 0), tmp_path / "probe"
+    values = json.loads(igpt("probe", run, "--data", pictures, "--out", probe, "--json").out)
+    found = igpt("predict", run, "--data", pictures, "--probe", probe, "--json")
+    predicted = json.loads(found.out)
+    assert predicted["count"] == 4  # the tenth that was set apart
+    assert predicted["accuracy"] == pytest.approx(values["summaries"][0]["accuracy"][0])
+    learned = igpt(
+        "predict", run, "--data", pictures, "--probe", probe, "--split", "train", "--json"
+    )
+    names = [{row["picture"] for row in json.loads(r.out)["predictions"]} for r in (found, learned)]
+    assert len(names[0] | names[1]) == 40
+    assert not names[0] & names[1]
+    # What it did not learn from is taken whole.
+    others = write_classes(tmp_path / "others", 12, 0)
+    elsewhere = igpt("predict", run, "--data", others, "--probe", probe, "--json")
+    assert json.loads(elsewhere.out)["count"] == 12
 
 
 def test_few_labels_beside_every_baseline(igpt, run: Path, tmp_path: Path) -> None:
@@ -101,6 +132,7 @@ def test_finetune_then_predict_files(igpt, run: Path, tmp_path: Path) -> None:
     words = ("finetune", run, "--out", out, *FAST, "--freeze", 1, "finetune.label_smoothing=0.1")
     values = json.loads(igpt(*words, "--json").out)
     assert values["step"] == 6
+    assert is_sheet(out / "figures" / "loss.png")
     assert 0 < values["best_val_accuracy"] <= 1
     assert json.loads(igpt("finetune", run, "--out", out, "--resume", "--json").out)["step"] == 6
     recipe = (out / "recipe.yaml").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import TINY, assert_mistake, is_sheet, picture_bytes
+from conftest import TINY, assert_mistake, is_sheet, picture_bytes, write_classes
 from igpt.cli import COMMANDS
+from igpt.disk import UMASK
 
 
 def test_help_lists_every_command_and_each_has_an_example(igpt) -> None:
@@ -122,6 +124,9 @@ MISTAKES = [
     (["pretrain", "digits", "--out", "{tmp}/r", "--model", "vit"], "unknown model preset"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--data", "{tmp}/nothing"], "no data at"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--data", "{tmp}/empty"], "no pictures"),
+    (["pretrain", "digits", "--out", "{tmp}/text.npy"], "cannot write into"),
+    (["pretrain", "digits", "--out", "{tmp}/r", "--colors", "1"], "palette.colors must be 2"),
+    (["eval", "{run}", "--data", "{tmp}/one", "--split", "tst"], "no split 'tst'"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--palette", "{tmp}/no.npy"], "no palette file"),
     (["pretrain", "--out", "{tmp}/r", "--resume"], "no run"),
     (["eval", "{tmp}/nothing"], "no run at"),
@@ -137,6 +142,7 @@ MISTAKES = [
     (["complete", "{run}", "--limit", "1", "--keep", "1", "--out", "{tmp}/s.png"], "keep"),
     (["sample", "{run}", "--temperature", "nan", "--out", "{tmp}/s.png"], "temperature"),
     (["sample", "{run}", "--temperature", "1e-38", "--out", "{tmp}/s.png"], "temperature"),
+    (["sample", "{run}", "--out", "{run}"], "is not empty"),
     (["sample", "{run}", "--out", "{tmp}/empty/../text.npy/s.png"], "cannot write into"),
     (["palette", "--data", "digits", "--size", "0", "--out", "{tmp}/p.npy"], "image_size"),
     (["palette", "--data", "digits", "--size", "8", "--seed", "-1", "--out", "{tmp}/p.npy"],
@@ -155,9 +161,44 @@ def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.npy").write_text("hello")
+    write_classes(tmp_path / "one", 6, 0)
     result = igpt(*[word.format(tmp=tmp_path, run=tiny_run) for word in argv])
     assert_mistake(result, complaint)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "text.npy"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "one", "text.npy"]
+
+
+def test_a_run_without_a_model_says_so(igpt, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("{}")
+    for command in ("eval", "sample", "info"):
+        assert_mistake(igpt(command, tmp_path), "first validation makes its model")
+    (tmp_path / "empty.yaml").write_text("")
+    words = ["pretrain", tmp_path / "empty.yaml", "--out", tmp_path / "run"]
+    assert_mistake(igpt(*words), "empty.yaml is empty")
+
+
+def test_what_no_memory_holds_is_one_line(
+    igpt, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def large(*_args: object) -> None:
+        raise MemoryError("Unable to allocate 63.3 GiB")
+
+    monkeypatch.setattr("igpt.pipeline.Pipeline.likelihood", large)
+    assert_mistake(igpt("eval", tiny_run), "not enough memory: Unable to allocate 63.3 GiB")
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    words = [sys.executable, "-m", "igpt", "info", "igpt-s"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        assert command.stderr is not None
+        command.stdout.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == 0
+
+
+def test_others_may_read_what_is_written(tiny_run: Path) -> None:
+    for name in ("model.safetensors", "config.json", "palette.npy"):
+        assert stat.S_IMODE((tiny_run / name).stat().st_mode) == 0o666 & ~UMASK
 
 
 def test_what_is_no_run_is_not_written_over(igpt, tmp_path: Path) -> None:

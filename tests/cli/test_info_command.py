@@ -58,6 +58,10 @@ def test_a_run_is_described_as_it_is(igpt, tiny_run: Path) -> None:
     assert values["parameters"] == sum(p.numel() for p in model.parameters())
     assert values["batch_size"] == 8
     assert (values["n_layer"], values["n_embd"], values["n_positions"]) == (2, 16, 64)
+    training = values["training"]
+    assert (training["data"], training["steps"]) == ("digits", "12 of 12")
+    assert 0 < float(training["best_val_loss"]) < 3
+    assert "best val loss" in igpt("info", tiny_run).out
 
 
 @pytest.mark.parametrize("change", [{}, {"causal": False}, {"n_classes": 3}, {"bias": True}])
@@ -84,10 +88,10 @@ def test_a_folder_of_transformers_is_described(
     ("words", "complaint"),
     [
         (["igpt-z"], "no preset of that name: igpt-s, igpt-m"),
-        (["{tmp}"], "no weights"),
+        (["{tmp}"], "expected a run or an ImageGPT model folder"),
         (["{run}", "--size", "8"], "are for presets"),
         (["igpt-s", "--size", "-3"], "image_size must be at least 1"),
-        (["igpt-s", "--colors", "0"], "colors must be 1 to 65535"),
+        (["igpt-s", "--colors", "0"], "colors must be 2 to 65535"),
         ([], "MODEL"),
     ],
 )

@@ -183,7 +183,7 @@ def test_training_never_touches_the_test_split_and_holds_out_a_seeded_tenth() ->
 
 def test_the_test_split_cannot_be_trained_or_validated_on() -> None:
     for config in (DataConfig(train_split="test"), DataConfig(validation_split="test")):
-        with pytest.raises(UserError, match="for testing"):
+        with pytest.raises(UserError, match="cannot be trained on and tested on"):
             training_splits(open_source("digits"), config, seed=0)
 
 

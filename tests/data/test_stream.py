@@ -389,7 +389,7 @@ def write_texts(path: Path) -> None:
         (["data.shuffle_buffer=0"], "data.shuffle_buffer must be at least 1"),
         (["--image-column", "photo"], "no column 'photo', only: image"),
         (["data.validation_split=dev"], "has no split 'dev', only: train"),
-        (["data.train_split=test"], "split 'test' is for testing"),
+        (["data.train_split=test"], "split 'test' cannot be trained on"),
     ],
 )
 def test_mistakes_about_streams_are_one_clear_line(

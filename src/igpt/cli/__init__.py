@@ -10,6 +10,7 @@ import argparse
 import atexit
 import gc
 import json
+import os
 import signal
 import sys
 import warnings
@@ -98,8 +99,16 @@ def _run(name: str, argv: list[str]) -> int:
         )
     report: Report = import_module(f"igpt.cli.{name}").run(args, _say)
     if launch.is_first():
-        print(json.dumps(report.values) if args.json else report.text)
+        _print(json.dumps(report.values) if args.json else report.text)
     return report.status
+
+
+def _print(text: str) -> None:
+    """On stdout, whose reader may have gone, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -120,6 +129,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
             raise
         _tell(f"igpt {name}: error: {error}")
         status = LOST_PROCESS if isinstance(error, launch.LostProcess) else USER_ERROR
+    except MemoryError as error:
+        if "--debug" in argv:
+            raise
+        _tell(f"igpt {name}: error: not enough memory: {error}")
+        status = USER_ERROR
     except KeyboardInterrupt:
         _say("interrupted")
         status = INTERRUPTED

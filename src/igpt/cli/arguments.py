@@ -86,6 +86,16 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_pictures_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("sheet.png"),
+        help="a sheet, a new folder (a name without a suffix) for a .png of each, or .npz; "
+        "default sheet.png",
+    )
+
+
 def sampling(args: argparse.Namespace) -> Sampling:
     from igpt.sample import Sampling
 
@@ -152,11 +162,11 @@ class Named:
     class_names: tuple[str, ...] | None  # of the labels, where the source names them
 
 
-def load_named(args: argparse.Namespace, size: int) -> Named:
+def load_named(args: argparse.Namespace, size: int, learned_from: str = "") -> Named:
     """The pictures of `open_pictures`, all in memory."""
     from igpt.data import decode_all
 
-    pictures, fit = open_pictures(args)
+    pictures, fit = open_pictures(args, learned_from)
     decoded = decode_all(pictures, size, fit)
     names = [pictures.name(int(i)) for i in decoded.kept]
     labels = None if pictures.labels is None else pictures.labels[decoded.kept]
@@ -178,11 +188,12 @@ def refuse_given(args: argparse.Namespace, when: bool, why: str, *names: str) ->
         raise UserError(f"{flags}: not {why}")
 
 
-def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:
+def open_pictures(args: argparse.Namespace, learned_from: str = "") -> tuple[Pictures, Fit]:
     """The files of `args.images`, or else the pictures that `add_data`'s arguments name.
 
-    With what brings them to the model's size: a run trained on ImageNet's random crops is given the
-    centre crop (paper, section 3.1).
+    Of a source that the run or the probe learned from, which `learned_from` marks, without those
+    that it learned from. With what brings them to the model's size: a run trained on ImageNet's
+    random crops is given the centre crop (paper, section 3.1).
     """
     import numpy as np
 
@@ -190,7 +201,7 @@ def open_pictures(args: argparse.Namespace) -> tuple[Pictures, Fit]:
     from igpt.data import evaluation_fit, open_files
 
     files = getattr(args, "images", None)
-    pictures = open_files(files) if files else _open_split(args)
+    pictures = open_files(files) if files else _open_split(args, learned_from)
     if args.limit is not None:
         if args.limit < 1:
             raise UserError(f"--limit must be at least 1, got {args.limit}")
@@ -209,14 +220,17 @@ def open_unlabelled(args: argparse.Namespace) -> Pictures:
     return train.select(unlabelled(len(train)))
 
 
-def _open_split(args: argparse.Namespace) -> Pictures:
+def _open_split(args: argparse.Namespace, learned_from: str) -> Pictures:
     from igpt.checkpoint import recipe_of
     from igpt.data import evaluation_split, open_data, pictures_to_test
+    from igpt.probe.store import source_mark
 
     config, recipe = data_config(args), recipe_of(args.run)
     source = open_data(config)
-    if recipe and recipe.data.source == config.source:
-        return pictures_to_test(source, config, recipe.split_seed)
+    if (recipe and recipe.data.source == config.source) or (
+        learned_from == source_mark(config.source)
+    ):
+        return pictures_to_test(source, config, _split_seed(args.run))
     return evaluation_split(source, config.test_split)
 
 

@@ -1,4 +1,4 @@
-"""`igpt complete`: several ways to go on from a picture's first part, as a sheet."""
+"""`igpt complete`: several ways to go on from a picture's first part, as a sheet or one by one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from igpt.cli.arguments import (
     add_data,
+    add_pictures_out,
     add_run,
     add_sampling,
     load_pictures,
@@ -21,26 +22,35 @@ EXAMPLE = "igpt complete runs/digits --images photo.png --keep 0.5 -n 4 --out sh
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
+    parser.add_argument(
+        "files", nargs="*", metavar="IMAGES", type=Path, help="the same as --images"
+    )
     parser.add_argument("--images", nargs="+", type=Path, help="picture files or folders of them")
     add_data(parser)
     parser.add_argument("--keep", type=float, default=0.5, help="part that is given; default 0.5")
     parser.add_argument("-n", type=int, default=4, help="completions a picture; default 4")
     add_sampling(parser)
-    parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="default sheet.png")
+    add_pictures_out(parser)
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
-    from igpt.plots import completion_sheet, require_picture, save_image
+    from igpt.plots import completion_sheet, require_pictures, save_pictures
 
+    args.images = [*(args.images or []), *args.files]
     refuse_two_sources(args)
-    require_picture(args.out)
+    require_pictures(args.out)
     pipeline = load(args.run)
     images = load_pictures(args, pipeline.image_size)
     completed = pipeline.continue_from(images, args.keep, args.n, sampling(args))
-    sheet = completion_sheet(pipeline.known(args.keep), completed, pipeline.quantize(images))
-    save_image(sheet, args.out)
-    count = len(images)
+    count, known = len(images), pipeline.known(args.keep)
+    names = [f"{i:05}-{variant}" for i in range(count) for variant in range(args.n)]
+    save_pictures(
+        completed.reshape(-1, *completed.shape[2:]),
+        names,
+        args.out,
+        lambda: completion_sheet(known, completed, pipeline.quantize(images)),
+    )
     return Report(
         f"{args.n} completions of {count} pictures: {args.out}",
         {"out": str(args.out), "count": count, "n": args.n},

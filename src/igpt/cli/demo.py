@@ -82,7 +82,7 @@ def _figures(
     completed = pipeline.continue_from(originals, 0.5, VARIANTS, Sampling())
     sheet = completion_sheet(pipeline.known(0.5), completed, pipeline.quantize(originals))
     save_image(sheet, completions)
-    save_image(palette_sheet(pipeline.palette.clusters), palette)
+    save_image(palette_sheet(pipeline.palette.colors), palette)
     levels = {
         "independent pixels": values["position_histogram"] * math.log(2),
         "left and upper neighbour": values["context_model"] * math.log(2),

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from igpt.cli.arguments import add_run, add_short_flags, overrides, resumed_recipe
-from igpt.cli.report import Report, stopped
+from igpt.cli.report import Report, draw_losses, stopped
 from igpt.config import Say
 
 EXAMPLE = "igpt finetune runs/digits --out runs/digits-classes --steps 300 finetune.layer_decay=0.8"
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         recipe = parse_recipe(text, changes, f"of {args.run}")
     done = finetune(recipe, out, resume=args.resume, say=say)
     outcome = done.outcome
+    draw_losses(out)
     values = {"run": str(out), "step": outcome.step, f"best_val_{done.metric}": done.best}
     if outcome.signal is not None:
         again = f"igpt finetune {args.run} --out {out} --resume"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igpt.cli.report import Report
@@ -29,9 +30,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    config, batch_size = _preset(args) if args.model in PRESETS else _trained(args)
+    preset = args.model in PRESETS
+    config, batch_size = _preset(args) if preset else _trained(args)
     values = _values(config, batch_size)
-    return Report(_text(args.model, config, values), {"model": args.model, **values})
+    trained = {} if preset else _training(Path(args.model))
+    text = _text(args.model, config, values)
+    if trained:
+        told = [_row(name.replace("_", " "), str(value)) for name, value in trained.items()]
+        text = "\n".join([text, "", *told])
+    return Report(text, {"model": args.model, **values, "training": trained})
 
 
 def _preset(args: argparse.Namespace) -> tuple[ModelConfig, int]:
@@ -51,6 +58,7 @@ def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int]:
     from igpt.checkpoint import recipe_of
     from igpt.config import Recipe
     from igpt.disk import read_json
+    from igpt.folder import require_model
     from igpt.interop.files import local_folder, read_weights
     from igpt.interop.huggingface import config_from_hf
 
@@ -62,10 +70,34 @@ def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int]:
             f"no run, model folder or Hub id '{args.model}', and no preset of that name: "
             f"{', '.join(PRESETS)}"
         )
+    require_model(folder)
     weights, _ = read_weights(folder)  # they tell whether there are biases and a classifier
     config, _ = config_from_hf(read_json(folder / "config.json"), weights)
     recipe = recipe_of(folder) or Recipe()
     return config, recipe.train.batch_size
+
+
+def _training(model: Path) -> dict[str, Any]:
+    """What is known of how a run was trained; nothing of a model folder without a recipe."""
+    from igpt.checkpoint import RunDirectory, recipe_of
+    from igpt.interop.files import local_folder
+    from igpt.monitor import read_metrics
+
+    recipe = recipe_of(model)
+    if recipe is None:
+        return {}
+    rows = read_metrics(RunDirectory(local_folder(model)).metrics)
+    done = max((int(row["step"] or 0) for row in rows), default=0)
+    known = {
+        "data": recipe.data.source,
+        "order": recipe.order,
+        "steps": f"{done:,} of {recipe.train.steps:,}",
+    }
+    for metric, best in (("val_loss", min), ("val_accuracy", max), ("val_balanced_accuracy", max)):
+        values = [value for row in rows if (value := row.get(metric)) is not None]
+        if values:
+            known[f"best_{metric}"] = f"{best(values):.4f}"
+    return known
 
 
 def _values(config: ModelConfig, batch_size: int) -> dict[str, Any]:

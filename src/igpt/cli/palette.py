@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     psnr = palette.psnr(images)
     palette.save(args.out)
     if args.sheet:
-        save_image(palette_sheet(palette.clusters), args.sheet)
+        save_image(palette_sheet(palette.colors), args.sheet)
     return Report(
         f"{palette.n_colors} colours, {psnr:.1f} dB PSNR: {args.out}",
         {"out": str(args.out), "colors": palette.n_colors, "psnr": psnr if psnr < 1e9 else None},

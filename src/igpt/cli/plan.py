@@ -172,7 +172,8 @@ def _text(args: argparse.Namespace, recipe: Recipe, values: dict[str, Any]) -> s
     if fitting is None:
         return "\n".join([*lines, "nothing fits: take more GPUs, or larger ones"])
     words = ["igpt", "pretrain", *args.words, *_words(fitting), "--out", "RUN"]
-    return "\n".join([*lines, shlex.join(words)])
+    how = "torchrun starts a process for each GPU (docs/scaling.md) of:"
+    return "\n".join([*lines, how, shlex.join(words)])
 
 
 def _v100_row(days: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from igpt.config import Say, UserError
 if TYPE_CHECKING:
     from igpt import classify
     from igpt.pipeline import Pipeline
+    from igpt.types import Labels
 
 EXAMPLE = "igpt predict runs/digits --data digits --split test --confusion confusion.png"
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         require_file(path)
     pipeline = load(args.run)
     classifier = _classifier(pipeline, args)
-    pictures = load_named(args, pipeline.image_size)
+    pictures = load_named(args, pipeline.image_size, classifier.learned_from)
     known = pictures.labels
     if known is not None:
         source = args.data or str(args.run)
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     say(f"{len(pictures.images):,} pictures, {len(classifier.class_names)} classes")
     dtype = compute_dtype(args.precision, pipeline.model.wte.device)
     prediction = classifier.predict(pipeline.tokens(pictures.images), dtype)
-    rows = _rows(pictures.names, prediction)
+    rows = _rows(pictures.names, prediction, known)
     values: dict[str, Any] = {"count": len(rows), "predictions": rows}
     lines = [*_table(rows)]
     if known is not None and (known >= 0).any():
@@ -95,14 +96,23 @@ def _classifier(pipeline: Pipeline, args: argparse.Namespace) -> classify.Classi
     return pipeline.classifier(args.probe, args.mask_ensemble or "modal", args.masks or MASKS)
 
 
-def _rows(pictures: Sequence[str], prediction: classify.Prediction) -> list[dict[str, Any]]:
-    chosen = zip(
-        pictures, prediction.names, prediction.labels, prediction.probabilities, strict=True
-    )
-    return [
-        {"picture": picture, "label": name, "probability": round(float(p[label]), 6)}
-        for picture, name, label, p in chosen
-    ]
+def _rows(
+    pictures: Sequence[str], prediction: classify.Prediction, known: Labels | None
+) -> list[dict[str, Any]]:
+    """A row a picture: what it is taken for, what it is, where that is known, and all classes."""
+    rows, names = [], prediction.class_names
+    chosen = zip(pictures, prediction.labels, prediction.probabilities, strict=True)
+    for i, (picture, label, p) in enumerate(chosen):
+        row = {"picture": picture, "label": names[label], "probability": _rounded(p[label])}
+        if known is not None:
+            row["true"] = names[known[i]] if known[i] >= 0 else ""
+        every = {f"p_{name}": _rounded(value) for name, value in zip(names, p, strict=True)}
+        rows.append(row | every)
+    return rows
+
+
+def _rounded(probability: float) -> float:
+    return round(float(probability), 6)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:

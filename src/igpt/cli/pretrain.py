@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 
 from igpt.cli.arguments import add_short_flags, overrides, resumed_recipe
-from igpt.cli.report import Report, stopped
+from igpt.cli.report import Report, draw_losses, stopped
 from igpt.config import PRESETS, Say, UserError
-from igpt.parallel import launch
 from igpt.recipes import load_recipe, shipped_recipes
 
 EXAMPLE = "igpt pretrain digits --out runs/digits --steps 200 train.grad_clip=1"
@@ -56,10 +55,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    from igpt.checkpoint import RunDirectory
-    from igpt.disk import write_atomically
-    from igpt.monitor import read_metrics
-    from igpt.plots import loss_figure
     from igpt.pretrain import pretrain
 
     name, changes = _recipe_and_changes(args)
@@ -67,12 +62,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         raise UserError(f"name a recipe: a .yaml file or one of {', '.join(shipped_recipes())}")
     recipe = load_recipe(name, changes) if name else resumed_recipe(args.out, changes)
     done = pretrain(recipe, args.out, resume=args.resume, say=say)
-    outcome, folder = done.outcome, RunDirectory(args.out)
-    if launch.is_first():
-        write_atomically(
-            folder.figures / "loss.png",
-            lambda path: loss_figure(read_metrics(folder.metrics), path),
-        )
+    outcome = done.outcome
+    draw_losses(args.out)
     values = {
         "run": str(args.out),
         "step": outcome.step,

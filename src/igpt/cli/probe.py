@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
 
 SEEDS = 5  # where the command line gives none
+FEW = 50  # pictures that are too few to tell methods apart
 EXAMPLE = "igpt probe runs/digits --labels-per-class 1 4 10 all --baselines"
 
 
@@ -143,7 +144,7 @@ def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Repo
     kept = max(trials, key=lambda trial: len(trial.subset.indices))
     assert isinstance(kept.fit, ProbeFit)
     fitted = kept.fit.probe
-    saved = _saved(fitted, features, probe.task.train.class_names)
+    saved = _saved(fitted, features, probe.task.train.class_names, data_config(args).source)
 
     def write() -> Report:
         """What there is so far."""
@@ -256,6 +257,9 @@ def _introduce(task: AnyTask, say: Say) -> None:
         f"{len(task.train):,} pictures to train on, {len(task.validation):,} to choose with, "
         f"{len(task.test):,} to test on; {task.train.n_classes} classes"
     )
+    least = min(len(task.validation), len(task.test))
+    if least < FEW:
+        say(f"warning: of {least} pictures one is {100 / least:.0f} points of accuracy")
 
 
 def _augmentation(args: argparse.Namespace) -> str:
@@ -310,11 +314,11 @@ def _values(
 
 
 def _saved(
-    fitted: FittedProbe, features: ModelFeatures, class_names: tuple[str, ...]
+    fitted: FittedProbe, features: ModelFeatures, class_names: tuple[str, ...], source: str
 ) -> SavedProbe:
     """The chosen probe, and what it was made for."""
     from igpt.probe.attention import AttentionHead
-    from igpt.probe.store import SavedProbe, mark
+    from igpt.probe.store import SavedProbe, mark, source_mark
 
     pipeline = features.pipeline
     return SavedProbe(
@@ -323,6 +327,7 @@ def _saved(
         "flatten" if isinstance(fitted.probe, AttentionHead) else features.pool,
         class_names,
         mark(pipeline.model, pipeline.codec),
+        source_mark(source),
     )
 
 

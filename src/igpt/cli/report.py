@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from igpt.parallel import launch
 
 LOST_PROCESS, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit statuses
 
@@ -16,6 +19,19 @@ class Report:
     text: str  # for stdout
     values: dict[str, Any]  # for stdout with --json
     status: int = 0  # exit status
+
+
+def draw_losses(run: Path) -> None:
+    """The run's figure of its losses, by the first of several processes."""
+    from igpt.checkpoint import RunDirectory
+    from igpt.disk import write_atomically
+    from igpt.monitor import read_metrics
+    from igpt.plots import loss_figure
+
+    folder = RunDirectory(run)
+    if launch.is_first():
+        rows = read_metrics(folder.metrics)
+        write_atomically(folder.figures / "loss.png", lambda path: loss_figure(rows, path))
 
 
 def stopped(caught: signal.Signals, where: str, again: str, values: dict[str, Any]) -> Report:

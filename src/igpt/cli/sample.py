@@ -1,11 +1,10 @@
-"""`igpt sample`: new pictures, as a sheet."""
+"""`igpt sample`: new pictures, as a sheet or one by one."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from igpt.cli.arguments import add_run, add_sampling, sampling
+from igpt.cli.arguments import add_pictures_out, add_run, add_sampling, sampling
 from igpt.cli.report import Report
 from igpt.config import Say
 
@@ -16,14 +15,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("-n", type=int, default=16, help="pictures; default 16")
     add_sampling(parser)
-    parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="default sheet.png")
+    add_pictures_out(parser)
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
-    from igpt.plots import picture_sheet, require_picture, save_image
+    from igpt.plots import picture_sheet, require_pictures, save_pictures
 
-    require_picture(args.out)
-    pipeline = load(args.run)
-    save_image(picture_sheet(pipeline.paint(args.n, sampling(args))), args.out)
+    require_pictures(args.out)
+    painted = load(args.run).paint(args.n, sampling(args))
+    names = [f"{i:05}" for i in range(args.n)]
+    save_pictures(painted, names, args.out, lambda: picture_sheet(painted))
     return Report(f"{args.n} samples: {args.out}", {"out": str(args.out), "count": args.n})

@@ -112,7 +112,13 @@ def task_training_splits(
 
 
 def pictures_to_test(source: Source, config: DataConfig, seed: int) -> Pictures:
-    """The test split or, of a source with a single split, what training held out of that."""
+    """The test split or, of a source with a single split, what training held out of that.
+
+    Where that one is asked for by its name: all of it but these.
+    """
+    if tuple(source.splits) == (config.test_split,):
+        train, _ = training_splits(source, replace(config, test_split=DataConfig.test_split), seed)
+        return train
     if not _is_single(source, config.test_split):
         return source.split(config.test_split)
     _, test = _set_apart(source, config, seed)
@@ -131,8 +137,9 @@ def _set_apart(source: Source, config: DataConfig, seed: int) -> tuple[Pictures,
 
 
 def _is_single(source: Source, test_split: str) -> bool:
-    """Whether a source's only split must serve for testing too."""
-    return test_split not in source.splits and len(source.splits) == 1
+    """Whether a source's only split must serve for testing too, as no other was asked for."""
+    default = test_split in (DataConfig.train_split, DataConfig.test_split)
+    return default and test_split not in source.splits and len(source.splits) == 1
 
 
 def _hold_out(
@@ -161,7 +168,7 @@ def _hold_out_first(name: str, pictures: Pictures, n: int) -> tuple[Pictures, Pi
 def check_split_names(config: DataConfig) -> None:
     """UserError when a recipe would train on its test split."""
     if config.test_split in (config.train_split, config.validation_split):
-        raise UserError(f"split '{config.test_split}' is for testing: it cannot be trained on")
+        raise UserError(f"split '{config.test_split}' cannot be trained on and tested on")
 
 
 def validation_name(splits: Sequence[str], config: DataConfig) -> str | None:

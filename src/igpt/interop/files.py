@@ -137,7 +137,10 @@ def fetch_folder(
     except RepositoryNotFoundError as error:
         raise UserError(f"no model '{model_id}' on the Hub, or no access to it") from error
     except LocalEntryNotFoundError as error:
-        raise UserError(f"{model_id} is not in the cache, and the Hub is out of reach") from error
+        raise UserError(
+            f"no folder {model_id}, and as a Hub model it is not in the cache, and the Hub is out "
+            "of reach"
+        ) from error
     except Exception as error:  # other errors of the Hub, or of the HTTP library that it uses
         raise UserError(f"cannot fetch {model_id}: {first_line(error)}") from error
     return Path(folder)

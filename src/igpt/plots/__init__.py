@@ -13,7 +13,9 @@ from igpt.plots.sheets import (
     palette_sheet,
     picture_sheet,
     require_picture,
+    require_pictures,
     save_image,
+    save_pictures,
 )
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "palette_sheet",
     "picture_sheet",
     "require_picture",
+    "require_pictures",
     "save_image",
+    "save_pictures",
     "surprise_sheet",
     "sweep_figure",
 ]

@@ -19,16 +19,20 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by the colour-blind.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+DODGE = 1.04  # of a method beside the one before, so that none hides another
 CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#D55E00", "#56B4E9", GREY)
 
 
 def loss_figure(
     rows: Sequence[Mapping[str, Any]], path: Path, references: Mapping[str, float] | None = None
 ) -> None:
-    """Training and validation loss of a run's metric rows, in nats a pixel, as a PNG.
+    """Training and validation loss of a run's metric rows as a PNG.
 
+    In nats a pixel; of a fine-tuning the sum of its losses, and its metric on validation in %.
     `references` are levels to compare with, by name.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure()
     train = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
     held_out = [(row["step"], row["val_loss"]) for row in rows if row.get("val_loss") is not None]
@@ -54,11 +58,26 @@ def loss_figure(
             fontsize=9,
             color="#555555",
         )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
-    axes.set_ylabel("nats / pixel")
+    metric = next((key for row in rows for key in row if key.startswith("val_")), "val_loss")
+    axes.set_ylabel("nats / pixel" if metric == "val_loss" else "loss")
+    if metric != "val_loss":
+        _draw_metric(axes, [(r["step"], r[metric]) for r in rows if metric in r], metric)
     if train or held_out:
         axes.legend(frameon=False, loc="lower left" if references else "upper right")
     figure.savefig(path, format="png", dpi=150)
+
+
+def _draw_metric(axes: Axes, values: Sequence[tuple[int, float]], name: str) -> None:
+    """What a fine-tuning is chosen by, on an axis of its own at the right."""
+    steps, heights = np.array(values, dtype=float).T
+    right = axes.twinx()
+    right.plot(steps, 100 * heights, color=ORANGE, marker="o", markersize=4)
+    right.set_ylabel(
+        f"{name.removeprefix('val_').replace('_', ' ')} on validation, %", color=ORANGE
+    )
+    right.spines[["top", "left"]].set_visible(False)
 
 
 def layers_figure(by_layer: Mapping[str, float], path: Path) -> None:
@@ -71,10 +90,11 @@ def layers_figure(by_layer: Mapping[str, float], path: Path) -> None:
     axes.annotate(
         f"{100 * by_layer[best]:.1f}",
         (best, 100 * by_layer[best]),
-        xytext=(0, -16),
+        xytext=(0, 7),
         textcoords="offset points",
         ha="center",
     )
+    axes.margins(y=0.12)  # for the number above the best
     axes.set_xlabel("layer")
     axes.set_ylabel("probe on validation, %")
     figure.savefig(path, format="png", dpi=150)
@@ -85,11 +105,12 @@ def few_labels_figure(summaries: Sequence[Summary], path: Path, metric: str) -> 
     figure, axes = _figure()
     methods = list(dict.fromkeys(row.method for row in summaries))
     sizes = [row.labels_per_class for row in summaries if row.labels_per_class is not None]
-    for method, color in zip(methods, itertools.cycle(CYCLE)):
+    for place, (method, color) in enumerate(zip(methods, itertools.cycle(CYCLE))):
         rows = [row for row in summaries if row.method == method]
         # "All labels" stands to the right of the numbers, ten times the largest.
         x = [10 * max(sizes, default=1) if r.labels_per_class is None else r.labels_per_class
              for r in rows]  # fmt: skip
+        x = [size * DODGE ** (place - (len(methods) - 1) / 2) for size in x]
         means, spreads = np.array([getattr(row, metric) for row in rows]).T * 100
         axes.errorbar(x, means, spreads, color=color, marker="o", markersize=3, label=method,
                       linewidth=2 if method == methods[0] else 1, capsize=2)  # fmt: skip

@@ -125,7 +125,8 @@ def ood_figure(raw: Signal, corrected: Signal, inside: str, outside: str, path: 
 
 
 def _histograms(axes: Axes, signal: Signal, title: str, labels: tuple[str, str]) -> None:
-    edges = np.histogram_bin_edges(np.concatenate((signal.inside, signal.outside)), BINS).tolist()
+    both = np.concatenate((signal.inside, signal.outside))
+    edges = np.histogram_bin_edges(both, min(BINS, max(5, len(both) // 10))).tolist()
     sets = (signal.inside, signal.outside)
     for values, label, color in zip(sets, labels, (BLUE, ORANGE), strict=True):
         share = np.full(len(values), 100 / len(values))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +10,15 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from igpt.config import UserError
-from igpt.disk import require_file, write_atomically
+from igpt.disk import require_file, require_folder, require_new_folder, write_atomically
 from igpt.types import Pixels
 
 GUTTER = 4  # pixels between the pictures of a sheet
 MARGIN = 12
 TITLE = 20  # height of the titles of columns
 # The paper is a light grey, so that a white picture has an edge.
-PAPER, INK, HIDDEN = (238, 239, 241), (70, 70, 70), (205, 208, 213)
+PAPER, INK = (238, 239, 241), (70, 70, 70)
+HIDDEN = ((205, 208, 213), (228, 230, 233))  # by turns, as what is transparent is shown elsewhere
 CELL = 96  # pixels that a picture is enlarged to, or the next whole multiple of its side
 
 
@@ -44,9 +45,42 @@ def save_image(image: Image.Image, path: Path) -> None:
     write_atomically(path, lambda temporary: image.save(temporary, format=file_format))
 
 
-def picture_sheet(images: Pixels, columns: int | None = None) -> Image.Image:
+def require_pictures(path: Path) -> None:
+    """UserError unless `save_pictures` can write there; to be said before they are made."""
+    if not path.suffix:
+        require_new_folder(path)
+        require_folder(path)
+    elif path.suffix.lower() == ".npz":
+        require_file(path)
+    else:
+        require_picture(path)
+
+
+def save_pictures(
+    images: Pixels, names: Sequence[str], path: Path, sheet: Callable[[], Image.Image]
+) -> None:
+    """Pictures [N, H, W, 3] as what `path` says, in their own size or as a sheet.
+
+    A name without a suffix is a folder of .png files called `names`; .npz has the array `images`;
+    any other is the `sheet`.
+    """
+    if not path.suffix:
+        for name, pixels in zip(names, images, strict=True):
+            save_image(Image.fromarray(pixels), path / f"{name}.png")
+    elif path.suffix.lower() == ".npz":
+        write_atomically(path, lambda temporary: _save_array(temporary, images))
+    else:
+        save_image(sheet(), path)
+
+
+def _save_array(path: Path, images: Pixels) -> None:
+    with path.open("wb") as file:  # numpy would add .npz to the name
+        np.savez_compressed(file, images=images)
+
+
+def picture_sheet(images: Pixels) -> Image.Image:
     """Pictures [N, H, W, 3] in rows, enlarged without blur."""
-    columns = columns or int(np.ceil(np.sqrt(len(images))))
+    columns = int(np.ceil(np.sqrt(len(images))))
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     return grid(rows)
 
@@ -61,7 +95,8 @@ def completion_sheet(
         completions: [N, n, H, W, 3]
         originals: [N, H, W, 3]
     """
-    given = np.where(known[..., None], originals, np.array(HIDDEN, np.uint8))
+    board = np.indices(known.shape).sum(axis=0) % 2  # [H, W]
+    given = np.where(known[..., None], originals, np.array(HIDDEN, np.uint8)[board])
     rows = [
         np.concatenate((g[None], c, o[None]))
         for g, c, o in zip(given, completions, originals, strict=True)
@@ -92,9 +127,8 @@ def grid(rows: Sequence[Pixels], titles: Mapping[int, str] | None = None) -> Ima
     return sheet
 
 
-def palette_sheet(clusters: npt.NDArray[np.float32]) -> Image.Image:
-    """The colours [K, 3] in [-1, 1] as swatches, in the order of their tokens."""
-    colors = np.clip(np.rint(127.5 * (clusters + 1)), 0, 255).astype(np.uint8)
+def palette_sheet(colors: Pixels) -> Image.Image:
+    """Colours uint8 [K, 3] as swatches, in the order of their tokens."""
     columns = int(np.ceil(np.sqrt(2 * len(colors))))
     side = max(8, min(36, 640 // columns))
     rows = -(-len(colors) // columns)

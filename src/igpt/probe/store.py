@@ -48,6 +48,14 @@ class SavedProbe:
     pool: str
     class_names: tuple[str, ...]
     mark: Mark
+    learned_from: str = ""  # `source_mark` of the pictures
+
+
+def source_mark(source: str) -> str:
+    """What tells a source of pictures from another, and does not tell its name."""
+    path = Path(source)
+    name = str(path.resolve()) if path.exists() else source
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def mark(model: ImageGPT, codec: Codec) -> Mark:
@@ -71,6 +79,7 @@ def save_probe(folder: Path, saved: SavedProbe) -> None:
         "pool": saved.pool,
         "class_names": list(saved.class_names),
         "made_for": asdict(saved.mark),
+        "learned_from": saved.learned_from,
     }
     if isinstance(probe, LinearProbe):
         arrays = {"weight": probe.weight, "bias": probe.bias}
@@ -88,12 +97,15 @@ def load_probe(folder: Path, expected: Mark) -> SavedProbe:
     if not path.is_file():
         raise UserError(f"no probe in {folder}: `igpt probe` makes one")
     tensors, metadata = read_tensors(path), read_metadata(path)
+    if HEADER not in metadata:
+        raise UserError(f"{path} is not a probe, or an earlier version's: `igpt probe` makes one")
     try:
         header = json.loads(metadata[HEADER])
         made_for = Mark(**header["made_for"])
         probe = _build(header["head"], tensors)
         layers, names = tuple(header["layers"]), tuple(header["class_names"])
-        saved = SavedProbe(probe, layers, header["pool"], names, made_for)
+        learned_from = header["learned_from"]
+        saved = SavedProbe(probe, layers, header["pool"], names, made_for, learned_from)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a probe: {first_line(error)}") from error
     for part, what in (

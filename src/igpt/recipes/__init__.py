@@ -31,9 +31,12 @@ def recipe_text(name: str) -> str:
         if not path.is_file():
             raise UserError(f"no recipe file {name}")
         try:
-            return path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{name} is not a YAML text file") from error
+        if not text.strip():
+            raise UserError(f"recipe {name} is empty")
+        return text
     if name not in shipped_recipes():
         shipped = ", ".join(shipped_recipes())
         raise UserError(f"unknown recipe '{name}', expected a .yaml file or one of: {shipped}")
