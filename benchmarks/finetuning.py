@@ -4,11 +4,11 @@ python benchmarks/finetuning.py RUN [--labels-per-class 100] [--seeds 3] --out r
     [--rates 0.0003 0.001 0.003] [--variants "L_CLF" "L_GEN + L_CLF"] [section.field=value ...]
 
 Variants: L_CLF alone and L_GEN + L_CLF, from the pretrained weights and from scratch, each at the
-learning rate that the validation of seed 0 likes best, as the paper searches it again. Every
-fine-tuning of a BERT model is tested with one mask, five masks' modal class, and five masks' mean
-logits. Runs that are there are gone on with, so that the campaign may be interrupted. All results
-in --out are drawn into its finetuning.png, beside the probes that --probes, a file of density.py,
-has of the same models.
+learning rate that the validation of seed 0 likes best, as the paper searches it again. A seed draws
+the validation pictures too. Every fine-tuning of a BERT model is tested with one mask, five masks'
+modal class, and five masks' mean logits. Runs that are there are gone on with, so that the campaign
+may be interrupted. All results in --out are drawn into its finetuning.png, beside the probes that
+--probes, a file of density.py, has of the same models.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def fit(args: argparse.Namespace, variant: str, rate: float, seed: int) -> tuple
         *args.overrides,
         f"train.lr={rate}",
         f"train.seed={seed}",
+        f"data.split_seed={seed}",
         f"finetune.labels_per_class={args.labels_per_class}",
         f"finetune.metric={args.metric}",
     ]
