@@ -60,6 +60,9 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "deep.png")
     rgb = np.asarray(to_rgb(Image.open(tmp_path / "deep.png")))
     assert rgb[0, :, 0].tolist() == [0, 1, 128, 255]
+    Image.fromarray(values // 16).save(tmp_path / "microscope.png")
+    with pytest.warns(UserWarning, match="scale pictures of 12 bits"):
+        to_rgb(Image.open(tmp_path / "microscope.png"))
 
 
 def test_pictures_are_turned_upright(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ Fit = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size, 3]
 # With antialiasing, as the Hugging Face ImageGPT processor; the paper does not state its filter.
 FILTER = Image.Resampling.BILINEAR
 CROP = 224  # ImageNet's crop before the reduction (paper, section 3.1)
+TWELVE_BITS = 1 << 12  # what microscopes write into files of 16
 NAMED = 3  # unreadable pictures that a warning names
 # Pictures a thread takes at a time: handing out one costs almost as much as decoding a small one.
 CHUNK = 64
@@ -49,6 +50,12 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     Floats do not tell their white: it is the first of 1, 255 and 65535 that no pixel exceeds.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))  # [H, W]
+    if image.mode != "F" and 0 < values.max() < TWELVE_BITS:
+        warnings.warn(
+            "a 16-bit picture has no value above 4,095, so it is nearly black: scale pictures of "
+            "12 bits to 65,535 first",
+            stacklevel=2,
+        )
     whites = (1, 255, 65535) if image.mode == "F" else (65535,)
     white = next((w for w in whites if values.max() <= w), 65535)
     grey = np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
