@@ -167,6 +167,16 @@ def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "one", "text.npy"]
 
 
+def test_a_run_on_the_hub_names_its_data(
+    igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("igpt.interop.files.fetch_folder", lambda *_args, **_options: tiny_run)
+    here, there = (igpt("eval", run, "--limit", 5) for run in (tiny_run, "me/digits"))
+    assert there.status == 0, there.err
+    assert there.out == here.out
+
+
 def test_a_run_without_a_model_says_so(igpt, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("{}")
     for command in ("eval", "sample", "info"):
