@@ -337,7 +337,8 @@ def settle_recipe(
         require_folder(run.path)
         return recipe
     if not resume:
-        raise UserError(f"{run.path} holds a run already: add --resume, or choose another --out")
+        what = "a run" if run.checkpoints.exists() else "a run without checkpoints"
+        raise UserError(f"{run.path} holds {what} already: add --resume, or choose another --out")
     saved = run.recipe()
     if _command_of(saved) != command:
         raise UserError(f"{run.path} is a run of `igpt {_command_of(saved)}`: resume it there")
