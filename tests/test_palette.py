@@ -148,7 +148,7 @@ def test_a_token_outside_the_palette_is_named() -> None:
     for bad in (20, -1):
         with pytest.raises(UserError, match=f"token {bad} is outside the palette of 20"):
             palette.decode(np.array([[0, bad, 1, 2]]))
-    with pytest.raises(UserError, match="not a picture"):
+    with pytest.raises(UserError, match="not a square picture"):
         palette.decode(np.zeros((1, 5), int))
 
 
