@@ -36,7 +36,7 @@ def main() -> None:
     add_data(parser)
     args = parser.parse_args()
     pipeline = load(args.run)
-    images = load_pictures(args, pipeline.image_size)
+    images = load_pictures(args, pipeline)
     quantized = pipeline.quantize(images)
     print(f"{len(images)} pictures, {pipeline.palette.n_colors} colours", file=sys.stderr)
     counts = np.bincount(pipeline.tokens(images).numpy().ravel())

@@ -35,7 +35,7 @@ def main() -> None:
     parser.set_defaults(data=None, split=None, image_column=None, label_column=None)
     args = parser.parse_args()
     pipeline = load(args.run)
-    tokens = pipeline.tokens(load_pictures(args, pipeline.image_size))
+    tokens = pipeline.tokens(load_pictures(args, pipeline))
     for precision in ("float32", "bfloat16", "int8"):
         decoder = new_decoder(pipeline.model, precision)
         nats = nats_per_pixel(decoder, tokens)

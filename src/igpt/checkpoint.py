@@ -74,7 +74,10 @@ class Checkpoint:
 
 
 def recipe_of(model: Path) -> Recipe | None:
-    """The recipe of a run, by its path or Hub id; None of a model folder without one."""
+    """The recipe of a run, by its path or Hub id; None of a model folder without one.
+
+    Raises UserError for a recipe that is broken, and for a Hub id that names nothing.
+    """
     run = RunDirectory(local_folder(model))
     return run.recipe() if run.exists() else None
 

@@ -123,17 +123,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
     warnings.showwarning = lambda message, *_args, **_kwargs: _say(f"warning: {message}")
     try:
         status = _run(name, argv[1:])
-    except (UserError, OSError, launch.LostProcess) as error:
-        # A full disk or a forbidden folder is no bug of ours.
+    except (UserError, OSError, MemoryError, launch.LostProcess) as error:
+        # A full disk, a forbidden folder or too little memory is no bug of ours.
         if "--debug" in argv:
             raise
-        _tell(f"igpt {name}: error: {error}")
+        lacking = "not enough memory: " if isinstance(error, MemoryError) else ""
+        _tell(f"igpt {name}: error: {lacking}{error}")
         status = LOST_PROCESS if isinstance(error, launch.LostProcess) else USER_ERROR
-    except MemoryError as error:
-        if "--debug" in argv:
-            raise
-        _tell(f"igpt {name}: error: not enough memory: {error}")
-        status = USER_ERROR
     except KeyboardInterrupt:
         _say("interrupted")
         status = INTERRUPTED

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from igpt.config import DataConfig, Recipe
     from igpt.data import LargeTask, Pictures, Task
-    from igpt.data.decode import Fit
     from igpt.order import Codec, Encoded
+    from igpt.pipeline import Pipeline
     from igpt.sample import Sampling
 
 
@@ -162,12 +162,12 @@ class Named:
     class_names: tuple[str, ...] | None  # of the labels, where the source names them
 
 
-def load_named(args: argparse.Namespace, size: int, learned_from: str = "") -> Named:
-    """The pictures of `open_pictures`, all in memory."""
+def load_named(args: argparse.Namespace, pipeline: Pipeline, learned_from: str = "") -> Named:
+    """The pictures of `open_pictures`, all in memory, as the model takes them."""
     from igpt.data import decode_all
 
-    pictures, fit = open_pictures(args, learned_from)
-    decoded = decode_all(pictures, size, fit)
+    pictures = open_pictures(args, learned_from)
+    decoded = decode_all(pictures, pipeline.image_size, pipeline.fit)
     names = [pictures.name(int(i)) for i in decoded.kept]
     labels = None if pictures.labels is None else pictures.labels[decoded.kept]
     return Named(decoded.images, names, labels, pictures.class_names)
@@ -188,17 +188,15 @@ def refuse_given(args: argparse.Namespace, when: bool, why: str, *names: str) ->
         raise UserError(f"{flags}: not {why}")
 
 
-def open_pictures(args: argparse.Namespace, learned_from: str = "") -> tuple[Pictures, Fit]:
+def open_pictures(args: argparse.Namespace, learned_from: str = "") -> Pictures:
     """The files of `args.images`, or else the pictures that `add_data`'s arguments name.
 
     Of a source that the run or the probe learned from, which `learned_from` marks, without those
-    that it learned from. With what brings them to the model's size: a run trained on ImageNet's
-    random crops is given the centre crop (paper, section 3.1).
+    that it learned from.
     """
     import numpy as np
 
-    from igpt.checkpoint import recipe_of
-    from igpt.data import evaluation_fit, open_files
+    from igpt.data import open_files
 
     files = getattr(args, "images", None)
     pictures = open_files(files) if files else _open_split(args, learned_from)
@@ -206,8 +204,7 @@ def open_pictures(args: argparse.Namespace, learned_from: str = "") -> tuple[Pic
         if args.limit < 1:
             raise UserError(f"--limit must be at least 1, got {args.limit}")
         pictures = pictures.select(np.arange(min(args.limit, len(pictures))))
-    recipe = recipe_of(args.run)
-    return pictures, evaluation_fit(recipe.data.augmentation if recipe else "none")
+    return pictures
 
 
 def open_unlabelled(args: argparse.Namespace) -> Pictures:
@@ -234,9 +231,9 @@ def _open_split(args: argparse.Namespace, learned_from: str) -> Pictures:
     return evaluation_split(source, config.test_split)
 
 
-def load_pictures(args: argparse.Namespace, size: int) -> npt.NDArray[np.uint8] | Encoded:
-    """The pictures [N, size, size, 3], or encoded ones, of `load_named`."""
-    return load_named(args, size).images
+def load_pictures(args: argparse.Namespace, pipeline: Pipeline) -> npt.NDArray[np.uint8] | Encoded:
+    """The pictures [N, S, S, 3] of the model's size S, or encoded ones, of `load_named`."""
+    return load_named(args, pipeline).images
 
 
 # short flag -> the recipe's field that it stands for, and its help

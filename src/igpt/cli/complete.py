@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     refuse_two_sources(args)
     require_pictures(args.out)
     pipeline = load(args.run)
-    images = load_pictures(args, pipeline.image_size)
+    images = load_pictures(args, pipeline)
     completed = pipeline.continue_from(images, args.keep, args.n, sampling(args))
     count, known = len(images), pipeline.known(args.keep)
     names = [f"{i:05}-{variant}" for i in range(count) for variant in range(args.n)]

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     with processes(parallel):
         pipeline = load(args.run, parallel=parallel)
         with together():
-            images = load_pictures(args, pipeline.image_size)
+            images = load_pictures(args, pipeline)
         require_same("pictures", len(images))
         say(f"{len(images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
         dtype = compute_dtype(args.precision, pipeline.model.wte.device)

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     with processes(parallel):
         pipeline = load(args.run, parallel=parallel)
         with together():
-            pictures, fit = open_pictures(args)
+            pictures = open_pictures(args)
             known = open_unlabelled(args) if args.pca else None
         require_same("pictures", len(pictures))
         done = export_features(
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
             pool=args.pool,
             components=args.pca or 0,
             known=known,
-            fit=fit,
+            fit=pipeline.fit,
             dtype=compute_dtype(args.precision, pipeline.model.wte.device),
             say=say,
         )

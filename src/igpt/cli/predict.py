@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         require_file(path)
     pipeline = load(args.run)
     classifier = _classifier(pipeline, args)
-    pictures = load_named(args, pipeline.image_size, classifier.learned_from)
+    pictures = load_named(args, pipeline, classifier.learned_from)
     known = pictures.labels
     if known is not None:
         source = args.data or str(args.run)

@@ -60,8 +60,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     _check(args)
     require_folder(args.out)
     pipeline = load(args.run)
-    given = load_named(args, pipeline.image_size)
-    other = _load_other(args, pipeline.image_size) if args.ood else None
+    given = load_named(args, pipeline)
+    other = _load_other(args, pipeline) if args.ood else None
     say(f"{len(given.images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
     scores = score(pipeline, given.images, given.names)
     outside = score(pipeline, other.images, other.names) if other else None
@@ -87,13 +87,13 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
 
 
-def _load_other(args: argparse.Namespace, size: int) -> Named:
+def _load_other(args: argparse.Namespace, pipeline: Pipeline) -> Named:
     """The pictures of --ood, loaded as those of --data are."""
     columns = {"image_column": None, "label_column": None}
     other = argparse.Namespace(
         run=args.run, data=args.ood, split=args.ood_split, limit=args.limit, **columns
     )
-    return load_named(other, size)
+    return load_named(other, pipeline)
 
 
 def _sheets(
