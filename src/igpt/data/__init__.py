@@ -41,6 +41,7 @@ from igpt.data.sources import (
     open_data,
     open_source,
     pictures_to_test,
+    source_name,
     task_training_splits,
     training_splits,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "open_training",
     "pictures_to_test",
     "prefetch",
+    "source_name",
     "task_training_splits",
     "to_rgb",
     "training_splits",

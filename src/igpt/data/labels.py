@@ -217,9 +217,9 @@ def few_labels(
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
         if len(of_class) < per_class:
+            name = names[label] if names else label
             raise UserError(
-                f"class {names[label] if names else label} has {len(of_class)} labelled pictures "
-                "to train on, "
+                f"class {name} has {len(of_class)} labelled pictures to train on, "
                 f"{per_class} were asked for"
             )
         rng = numpy_rng(seed, "labels", int(label))

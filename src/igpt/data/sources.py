@@ -59,15 +59,15 @@ def data_of(config: DataConfig, source: str | None) -> DataConfig:
 
     Columns, splits and what was held out mean nothing in another set.
     """
-    if source is None or _is_same(source, config.source):
+    if source is None or source_name(source) == source_name(config.source):
         return config
     return DataConfig(source=source, image_size=config.image_size, augmentation=config.augmentation)
 
 
-def _is_same(a: str, b: str) -> bool:
-    """Whether two words for a source mean the same."""
-    paths = Path(a), Path(b)
-    return a == b or (all(p.exists() for p in paths) and paths[0].resolve() == paths[1].resolve())
+def source_name(spec: str) -> str:
+    """The one name of a source, however its path is spelled."""
+    path = Path(spec)
+    return str(path.resolve()) if path.exists() else spec
 
 
 def open_data(config: DataConfig) -> Source:

@@ -22,7 +22,7 @@ HIDDEN = ((205, 208, 213), (228, 230, 233))  # by turns, as what is transparent 
 CELL = 96  # pixels that a picture is enlarged to, or the next whole multiple of its side
 
 
-def picture_format(path: Path) -> str:
+def _picture_format(path: Path) -> str:
     """The format of a picture to be written; UserError for a suffix that is none."""
     file_format = Image.registered_extensions().get(path.suffix.lower())
     if file_format is None or file_format not in Image.SAVE:
@@ -32,7 +32,7 @@ def picture_format(path: Path) -> str:
 
 def require_picture(path: Path) -> None:
     """UserError unless `save_image` can write there; to be said before the picture is made."""
-    picture_format(path)
+    _picture_format(path)
     require_file(path)
 
 
@@ -41,7 +41,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 
     Raises UserError for a suffix that is no picture format and a disk that does not take it.
     """
-    file_format = picture_format(path)
+    file_format = _picture_format(path)
     write_atomically(path, lambda temporary: image.save(temporary, format=file_format))
 
 

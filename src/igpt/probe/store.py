@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from igpt.config import UserError, first_line
+from igpt.data import source_name
 from igpt.disk import write_atomically
 from igpt.interop.files import read_metadata, read_tensors
 from igpt.model import ImageGPT
@@ -53,9 +54,7 @@ class SavedProbe:
 
 def source_mark(source: str) -> str:
     """What tells a source of pictures from another, and does not tell its name."""
-    path = Path(source)
-    name = str(path.resolve()) if path.exists() else source
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
+    return hashlib.sha256(source_name(source).encode()).hexdigest()[:16]
 
 
 def mark(model: ImageGPT, codec: Codec) -> Mark:
