@@ -19,7 +19,6 @@ from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, Say, UserError
 from igpt.data import (
     decode_all,
-    evaluation_fit,
     few_labels,
     is_shards,
     open_data,
@@ -179,11 +178,10 @@ def measure(point: Point, outcome: Outcome, labels_per_class: int | None, say: S
     """What the finished run of `point` cost and reached."""
     recipe, pipeline = point.recipe, load(point.run.path)
     data, config, size = recipe.data, pipeline.model.config, pipeline.image_size
-    fit = evaluation_fit(data.augmentation)
     test = pictures_to_test(open_data(data), data, recipe.split_seed)
     assert outcome.best is not None  # the last step validates
     validation = Likelihood(outcome.best, 1, pipeline.codec.n_tokens)
-    likelihood = pipeline.likelihood(decode_all(test, size, fit).images)
+    likelihood = pipeline.likelihood(decode_all(test, size, pipeline.fit).images)
     return Result(
         point.name,
         parameters=n_parameters(config),
