@@ -32,7 +32,7 @@ from igpt.finetune import default_recipe, finetune
 from igpt.pipeline import load
 from igpt.plots.curves import CYCLE
 from igpt.probe.linear import METRICS, score
-from igpt.recipes import parse_recipe, recipe_yaml
+from igpt.recipes import changed
 
 VARIANTS = {
     "L_CLF from scratch": ("finetune.gen_weight=0", "finetune.from_scratch=true"),
@@ -82,7 +82,7 @@ def fit(args: argparse.Namespace, variant: str, rate: float, seed: int) -> tuple
         f"finetune.labels_per_class={args.labels_per_class}",
         f"finetune.metric={args.metric}",
     ]
-    recipe = parse_recipe(recipe_yaml(default_recipe(args.run)), options, "benchmark")
+    recipe = changed(default_recipe(args.run), options, "benchmark")
     done = finetune(recipe, out, resume=out.exists(), say=say)
     if done.outcome.signal is not None:
         raise SystemExit(130)

@@ -41,6 +41,7 @@ ROOMS = [
     "classify",
     "baselines",
     "train",
+    "start",
     "pretrain",
     "finetune",
     "decode",

@@ -26,7 +26,7 @@ from igpt.finetune import class_weights, default_recipe, finetune, parameter_gro
 from igpt.monitor import read_metrics
 from igpt.objectives import AR, Joint
 from igpt.pretrain import pretrain
-from igpt.recipes import parse_recipe, recipe_yaml
+from igpt.recipes import changed, recipe_yaml
 from test_model import AR as AR_CONFIG
 from test_model import random_model
 
@@ -42,7 +42,7 @@ FAST = (
 
 
 def recipe(start: Path, *changes: str) -> Recipe:
-    return parse_recipe(recipe_yaml(default_recipe(start)), [*FAST, *changes], "test")
+    return changed(default_recipe(start), [*FAST, *changes], "test")
 
 
 def losses(out: Path) -> list[object]:
@@ -74,10 +74,10 @@ def test_the_loss_is_the_sum_of_both_and_each_can_be_left_out() -> None:
 def test_balanced_weights_make_rare_classes_count_as_much() -> None:
     labels = np.array([0, 0, 0, 1, 0, 0, 0, 3])
     train = Labelled(np.zeros((8, 2, 2, 3), np.uint8), labels, ("a", "b", "never", "c"))
-    weights = class_weights(train, FinetuneConfig(start="", class_weights="balanced"))
+    weights = class_weights(train, FinetuneConfig(class_weights="balanced"))
     shares = np.bincount(labels, weights[labels].numpy())
     assert shares == pytest.approx([8 / 3, 8 / 3, 0, 8 / 3])
-    assert class_weights(train, FinetuneConfig(start="")).tolist() == [1, 1, 1, 1]
+    assert class_weights(train, FinetuneConfig()).tolist() == [1, 1, 1, 1]
 
 
 def test_a_model_learns_the_digits_and_the_best_one_is_kept(tiny_run: Path, tmp_path: Path) -> None:
@@ -180,9 +180,9 @@ def test_a_run_on_imagenet_crops_is_fine_tuned_on_them_and_goes_on_to_the_bit(
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ("order=column", "those of the model it starts from"),
-        ("data.image_size=9", "those of the model it starts from"),
-        ("model.n_layer=3", "those of the model it starts from"),
+        ("order=column", "those of the model that it starts from"),
+        ("data.image_size=9", "those of the model that it starts from"),
+        ("model.n_layer=3", "those of the model that it starts from"),
         ("finetune.freeze=3", "the model has 2 blocks"),
         ("finetune.labels_per_class=999", "class 0 has"),
         ("finetune.gen_weight=0,finetune.clf_weight=0", "nothing to learn"),

@@ -213,7 +213,6 @@ class TrainConfig:
 class FinetuneConfig:
     """L_GEN + lambda L_CLF from a pretrained model (paper, sections 2.3 and 3.4)."""
 
-    start: str = ""  # the run or model folder that it starts from
     from_scratch: bool = False  # the same network with new weights, to compare with
     clf_weight: float = 1.0  # lambda
     gen_weight: float = 1.0  # 0: L_CLF alone
@@ -283,6 +282,7 @@ class ParallelConfig:
 class Recipe:
     """All that a run is told."""
 
+    start: str | None = None  # a trained model to go on from: a run, a model folder or a Hub id
     data: DataConfig = field(default_factory=DataConfig)
     palette: PaletteConfig = field(default_factory=PaletteConfig)
     order: str = "raster"  # the permutation pi of the pixels (paper, section 2.1)

@@ -15,28 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from igpt.checkpoint import RunDirectory, recipe_of
+from igpt.checkpoint import RunDirectory
 from igpt.classify import HeadClassifier
-from igpt.config import (
-    DataConfig,
-    FinetuneConfig,
-    ModelChoice,
-    Recipe,
-    Say,
-    TrainConfig,
-    UserError,
-)
-from igpt.data import (
-    Labelled,
-    Undecoded,
-    data_of,
-    few_labels,
-    open_data,
-    open_training,
-)
+from igpt.config import FinetuneConfig, Recipe, Say, TrainConfig, UserError
+from igpt.data import Labelled, Undecoded, few_labels, open_data, open_training
 from igpt.device import compute_dtype, default_device
-from igpt.folder import StoredModel, open_model, save_model
-from igpt.interop.files import local_folder
+from igpt.folder import StoredModel, save_model
 from igpt.model import ImageGPT
 from igpt.objectives import Joint, generative_objective, require_likelihood
 from igpt.order import Codec
@@ -45,6 +29,7 @@ from igpt.parallel.processes import name_skipped, processes, require_same, toget
 from igpt.pretrain import check_recipe, new_model, settle_recipe, train_run
 from igpt.probe.features import Masking
 from igpt.probe.linear import score
+from igpt.start import open_start, recipe_from, shape_from
 from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
 
 # What a fine-tuning is told unless the command line says otherwise: the paper searches the rate
@@ -67,34 +52,22 @@ def default_recipe(start: Path, source: str | None = None) -> Recipe:
     Its pictures are those of `source` or, by default, of the pretraining, less what that held out.
     Raises UserError when there is no model.
     """
-    stored = open_model(local_folder(start))
-    config, codec = stored.config, stored.codec
-    theirs = recipe_of(start) or Recipe(data=DataConfig(source=""))
-    own = replace(theirs.data, image_size=codec.image_size, split_seed=theirs.split_seed)
-    return replace(
-        theirs,
-        data=data_of(own, source),
-        order=codec.order,
-        objective="ar" if config.causal else "bert",
-        mask_probability=config.mask_probability,
-        palette=replace(theirs.palette, colors=codec.vocab_size, path=None),
-        model=ModelChoice(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd),
-        train=TrainConfig(
-            steps=STEPS,
-            batch_size=BATCH_SIZE,
-            lr=theirs.train.lr * RATE_FACTOR,
-            warmup_steps=50,
-            schedule="constant",
-            patience=PATIENCE,
-            grad_clip=1.0,
-            eval_every=EVAL_EVERY,
-            checkpoint_every=EVAL_EVERY,
-            compile=theirs.train.compile,
-            precision=theirs.train.precision,
-            seed=theirs.train.seed,
-        ),
-        finetune=FinetuneConfig(start=str(start)),
+    theirs = recipe_from(start, source)
+    train = TrainConfig(
+        steps=STEPS,
+        batch_size=BATCH_SIZE,
+        lr=theirs.train.lr * RATE_FACTOR,
+        warmup_steps=50,
+        schedule="constant",
+        patience=PATIENCE,
+        grad_clip=1.0,
+        eval_every=EVAL_EVERY,
+        checkpoint_every=EVAL_EVERY,
+        compile=theirs.train.compile,
+        precision=theirs.train.precision,
+        seed=theirs.train.seed,
     )
+    return replace(theirs, train=train, finetune=FinetuneConfig())
 
 
 def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Finetuned:
@@ -107,6 +80,8 @@ def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Fin
     recipe = settle_recipe(recipe, run, resume, "finetune")
     options = recipe.finetune
     assert options is not None  # it is a recipe of this command
+    if recipe.start is None:
+        raise UserError("the recipe of a fine-tuning names the model that it starts from: no start")
     with processes(recipe.parallel):
         check_recipe(recipe)
         return _finetune(recipe, options, run, resume, say)
@@ -117,8 +92,8 @@ def _finetune(
 ) -> Finetuned:
     config = recipe.train
     with together():
-        start = open_model(local_folder(options.start))
-        _check(recipe, options, start)
+        start = open_start(recipe)
+        _check(options, start)
         codec = start.codec
         train, validation = _open_pictures(recipe, options, codec, say)
         loader = train.loader(codec, config.batch_size, config.seed, recipe.data.augmentation)
@@ -178,25 +153,15 @@ def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[Parameter
     ]
 
 
-def _check(recipe: Recipe, options: FinetuneConfig, start: StoredModel) -> None:
-    """UserError for a recipe that asks for another model than the one it starts from."""
-    config, codec, data = start.config, start.codec, recipe.data
-    asked = recipe.model_config(config.vocab_size, config.n_positions)
-    sizes = ("n_layer", "n_head", "n_embd", "causal")
-    if any(getattr(asked, name) != getattr(config, name) for name in sizes) or (
-        (recipe.order, data.image_size) != (codec.order, codec.image_size)
-    ):
-        raise UserError(
-            "objective, order, size and model of a fine-tuning are those of the model it starts "
-            f"from, {options.start}"
-        )
+def _check(options: FinetuneConfig, start: StoredModel) -> None:
+    """UserError for options that do not suit the model that is fine-tuned."""
     if options.gen_weight:
         try:
-            require_likelihood(config)
+            require_likelihood(start.config)
         except UserError as error:
             raise UserError(f"{error}: finetune.gen_weight=0 trains its classes alone") from error
-    if options.freeze > config.n_layer:
-        raise UserError(f"finetune.freeze: the model has {config.n_layer} blocks")
+    if options.freeze > start.config.n_layer:
+        raise UserError(f"finetune.freeze: the model has {start.config.n_layer} blocks")
 
 
 def _open_pictures(
@@ -204,8 +169,6 @@ def _open_pictures(
 ) -> tuple[Labelled | Undecoded, Labelled]:
     """Training pictures, held as tokens unless random crops are decoded anew, and validation's."""
     data = recipe.data
-    if not data.source:
-        raise UserError(f"{options.start} names no data: give --data")
     pictures, held_out = open_training(open_data(data), data, recipe.split_seed)
     crops = data.augmentation == "imagenet"
     train: Labelled | Undecoded = pictures if crops else pictures.encode(codec)
@@ -223,9 +186,7 @@ def _open_pictures(
 
 def _build(recipe: Recipe, options: FinetuneConfig, start: StoredModel, n_classes: int) -> ImageGPT:
     """The starting model with a head of zeros for the classes."""
-    masked = recipe.mask_probability
-    shape = replace(start.config, n_classes=n_classes, mask_probability=masked)
-    model = new_model(shape, recipe)
+    model = new_model(shape_from(start, recipe, n_classes), recipe)
     if not options.from_scratch:
         start.copy_into(model, but=("clf.weight",))
     return model

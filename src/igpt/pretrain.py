@@ -34,10 +34,10 @@ from igpt.data import (
 from igpt.device import compute_dtype, default_device
 from igpt.disk import require_folder
 from igpt.evaluate import likelihood
-from igpt.folder import save_model
+from igpt.folder import StoredModel, save_model
 from igpt.model import ImageGPT
 from igpt.monitor import Monitor, Row
-from igpt.objectives import generative_objective
+from igpt.objectives import generative_objective, require_likelihood
 from igpt.order import Codec, Encoded, permutation
 from igpt.palette import Palette
 from igpt.parallel.meeting import is_restart
@@ -57,6 +57,7 @@ from igpt.parallel.processes import (
 from igpt.parallel.sharding import DrawOnProcessor, build
 from igpt.recipes import DIVISION, differing_fields
 from igpt.rng import numpy_rng, torch_rng
+from igpt.start import open_start, shape_from
 from igpt.train import Callbacks, Outcome, Trainer, Validation
 
 # Pictures that a palette is fitted on when they do not all fit in memory.
@@ -264,11 +265,13 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pretrained:
-    prepared = prepare(recipe, run.palette() if resume else None, say)
+    with together():
+        start = None if recipe.start is None else open_start(recipe)
+    begun = run.palette() if resume else None
+    prepared = prepare(recipe, start.codec.palette if start else begun, say)
     codec, config = prepared.codec, recipe.train
-    shape = recipe.model_config(codec.vocab_size, codec.n_tokens)
-    model = new_model(shape, recipe)
-    held_out = generative_objective(shape, config.seed, stream="evaluate")
+    model = _first_model(recipe, codec, start)
+    held_out = generative_objective(model.config, config.seed, stream="evaluate")
     dtype = compute_dtype(config.precision, default_device())
 
     def validate(check: Callable[[], None]) -> Validation:
@@ -285,7 +288,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
 
     trainer = Trainer(
         model,
-        generative_objective(shape, config.seed, stream="train"),
+        generative_objective(model.config, config.seed, stream="train"),
         prepared.loader,
         config,
         run,
@@ -294,6 +297,16 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
     with closing(prepared.loader):
         outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
     return Pretrained(outcome, name_skipped({*prepared.skipped, *prepared.loader.skipped}, say))
+
+
+def _first_model(recipe: Recipe, codec: Codec, start: StoredModel | None) -> ImageGPT:
+    """A new model of the codec's tokens, or the one that the run goes on from."""
+    if start is None:
+        return new_model(recipe.model_config(codec.vocab_size, codec.n_tokens), recipe)
+    require_likelihood(start.config)
+    model = new_model(shape_from(start, recipe), recipe)
+    start.copy_into(model)
+    return model
 
 
 def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, say: Say) -> Outcome:
@@ -346,7 +359,9 @@ def settle_recipe(
         return saved
     changed = [name for name in differing_fields(recipe, saved) if not name.startswith(DIVISION)]
     if changed:
-        raise UserError(f"cannot resume {run.path}: {', '.join(changed)} differ from its recipe")
+        fields = ", ".join(changed)
+        hint = ": --start goes on from its model" if command == "pretrain" else ""
+        raise UserError(f"cannot resume {run.path}: {fields} differ from its recipe{hint}")
     return recipe
 
 

@@ -115,6 +115,8 @@ MISTAKES = [
     (["paint"], "invalid choice: 'paint'"),
     (["pretrain", "--out", "{tmp}/r"], "name a recipe"),
     (["pretrain", "digits"], "--out"),
+    (["pretrain", "digits", "--start", "{run}", "--out", "{tmp}/r"], "a recipe or --start"),
+    (["pretrain", "--start", "{tmp}/nothing", "--out", "{tmp}/r"], "no run at"),
     (["pretrain", "cifar", "--out", "{tmp}/r"], "unknown recipe 'cifar'"),
     (["pretrain", "digits", "emoji32", "--out", "{tmp}/r"], "expected one recipe"),
     (["pretrain", "digits", "--out", "{tmp}/r", "train.lrr=1"], "unknown field 'train.lrr'"),

@@ -21,7 +21,7 @@ from igpt.folder import save_model
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
-from igpt.recipes import parse_recipe, recipe_yaml
+from igpt.recipes import changed
 from igpt.sample import Sampling, generate
 from parity.differences import assert_agree
 
@@ -174,7 +174,7 @@ def test_their_classifier_reads_unshifted_tokens_and_so_does_ours_of_it(tmp_path
     for ask in (pipeline.nll, pipeline.surprise, lambda _: pipeline.sample(1)):
         with pytest.raises(UserError, match="predicts no next pixel"):
             ask(pixels)
-    recipe = parse_recipe(recipe_yaml(default_recipe(tmp_path)), ["data.source=digits"], "test")
+    recipe = changed(default_recipe(tmp_path), ["data.source=digits"], "test")
     with pytest.raises(UserError, match="gen_weight=0 trains its classes alone"):
         finetune(recipe, tmp_path / "run", resume=False, say=silent)
 

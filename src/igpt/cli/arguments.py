@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -251,18 +251,20 @@ def overrides(args: argparse.Namespace, short: ShortFlags) -> list[str]:
     return [f"{name}={value}" for name, value in given if value is not None]
 
 
+def started_recipe(
+    make: Callable[[Path, str | None], Recipe], start: Path, changes: Sequence[str]
+) -> Recipe:
+    """The recipe that `make` derives from a trained model and a source, and what `changes` say."""
+    from igpt.recipes import changed
+
+    source = dict(word.split("=", 1) for word in changes if "=" in word).get("data.source")
+    return changed(make(start, source), changes, f"of {start}")
+
+
 def resumed_recipe(out: Path, changes: Sequence[str]) -> Recipe | None:
-    """The recipe of the run in `out`, if there is one, divided over processes as `changes` say.
-
-    Raises UserError for a change of anything else.
-    """
+    """The recipe of the run in `out`, if there is one, and what `changes` say of it."""
     from igpt.checkpoint import RunDirectory
-    from igpt.recipes import DIVISION, parse_recipe, recipe_yaml
+    from igpt.recipes import changed
 
-    for change in changes:
-        if not change.startswith(DIVISION):
-            raise UserError(f"--resume repeats the run's own recipe: {change} cannot change it")
     run = RunDirectory(out)
-    if not run.exists():
-        return None
-    return parse_recipe(recipe_yaml(run.recipe()), changes, f"of {out}")
+    return changed(run.recipe(), changes, f"of {out}") if run.exists() else None

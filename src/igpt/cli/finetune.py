@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from igpt.cli.arguments import add_run, add_short_flags, overrides, resumed_recipe
+from igpt.cli.arguments import (
+    add_run,
+    add_short_flags,
+    overrides,
+    resumed_recipe,
+    started_recipe,
+)
 from igpt.cli.report import Report, draw_losses, stopped
 from igpt.config import Say
 
@@ -44,7 +50,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.finetune import default_recipe, finetune
-    from igpt.recipes import parse_recipe, recipe_yaml
 
     given = [*overrides(args, SHORT), *args.words]
     changes = [word for word in given if word != "finetune.labels_per_class=all"]  # the default
@@ -54,9 +59,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     if args.resume:
         recipe = resumed_recipe(out, changes)
     else:
-        source = dict(word.split("=", 1) for word in changes if "=" in word).get("data.source")
-        text = recipe_yaml(default_recipe(args.run, source))
-        recipe = parse_recipe(text, changes, f"of {args.run}")
+        recipe = started_recipe(default_recipe, args.run, changes)
     done = finetune(recipe, out, resume=args.resume, say=say)
     outcome = done.outcome
     draw_losses(out)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from igpt.cli.arguments import add_short_flags, overrides, resumed_recipe
+from igpt.cli.arguments import add_short_flags, overrides, resumed_recipe, started_recipe
 from igpt.cli.report import Report, draw_losses, stopped
 from igpt.config import PRESETS, Say, UserError
 from igpt.recipes import load_recipe, shipped_recipes
+
+if TYPE_CHECKING:
+    from igpt.config import Recipe
 
 EXAMPLE = "igpt pretrain digits --out runs/digits --steps 200 train.grad_clip=1"
 
@@ -35,13 +39,22 @@ SHORT = {
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "igpt pretrain [RECIPE] --out RUN [options] [section.field=value ...]"
+    parser.usage = (
+        "igpt pretrain RECIPE|--start MODEL --out RUN [options] [section.field=value ...]"
+    )
     parser.add_argument(
         "words",
         metavar="RECIPE",
         nargs="*",
         help=f"a .yaml file or one of: {', '.join(shipped_recipes())}; then any field of it by its "
         "dotted name, like train.grad_clip=1",
+    )
+    parser.add_argument(
+        "--start",
+        metavar="MODEL",
+        type=Path,
+        help="go on from a trained model, by the recipe that it was trained with: a run, a model "
+        "folder or a Hub id",
     )
     parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="run directory")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
@@ -57,10 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pretrain import pretrain
 
-    name, changes = _recipe_and_changes(args)
-    if name is None and not args.resume:
-        raise UserError(f"name a recipe: a .yaml file or one of {', '.join(shipped_recipes())}")
-    recipe = load_recipe(name, changes) if name else resumed_recipe(args.out, changes)
+    recipe = _recipe(args)
     done = pretrain(recipe, args.out, resume=args.resume, say=say)
     outcome = done.outcome
     draw_losses(args.out)
@@ -79,11 +89,23 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     return Report(f"{args.out}: {outcome.step} steps{loss}{skipped}", values)
 
 
-def _recipe_and_changes(args: argparse.Namespace) -> tuple[str | None, list[str]]:
-    """The recipe's name, and "field=value" for all that the command line says."""
+def _recipe(args: argparse.Namespace) -> Recipe | None:
+    """The recipe that the command line makes up; None to resume what is there."""
+    from igpt.start import recipe_from
+
     names = [word for word in args.words if "=" not in word]
-    if len(names) > 1:
-        raise UserError(f"expected one recipe, got {' '.join(names)}")
     dotted = [word for word in args.words if "=" in word]
     streaming = ["data.streaming=true"] if args.streaming else []
-    return (names[0] if names else None), overrides(args, SHORT) + streaming + dotted
+    changes = overrides(args, SHORT) + streaming + dotted
+    if len(names) > 1:
+        raise UserError(f"expected one recipe, got {' '.join(names)}")
+    if names and args.start is not None:
+        raise UserError(f"give a recipe or --start, not both: {args.start} has a recipe of its own")
+    if names:
+        return load_recipe(names[0], changes)
+    if args.start is not None:
+        return started_recipe(recipe_from, args.start, changes)
+    if args.resume:
+        return resumed_recipe(args.out, changes)
+    shipped = ", ".join(shipped_recipes())
+    raise UserError(f"name a recipe: a .yaml file or one of {shipped}; or give --start MODEL")

@@ -96,6 +96,11 @@ def recipe_yaml(recipe: Recipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
+def changed(recipe: Recipe, overrides: Sequence[str], name: str) -> Recipe:
+    """The recipe with `overrides` like "train.lr=0.003"; UserError as `load_recipe`."""
+    return parse_recipe(recipe_yaml(recipe), overrides, name)
+
+
 def flat_fields(recipe: Recipe) -> dict[str, Any]:
     """Dotted names of all fields, and their values."""
 

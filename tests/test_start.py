@@ -1,0 +1,129 @@
+"""Pretraining that goes on from a trained model: its weights, palette, order, shape and splits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import igpt
+from conftest import load_model, silent, tiny_recipe
+from igpt.config import ModelConfig, Recipe, UserError
+from igpt.data import open_data, training_splits
+from igpt.finetune import finetune
+from igpt.folder import save_model
+from igpt.monitor import read_metrics
+from igpt.order import Codec
+from igpt.palette import Palette
+from igpt.pretrain import pretrain
+from igpt.recipes import changed, recipe_yaml
+from igpt.start import recipe_from
+from test_finetune import names
+from test_finetune import recipe as finetuning
+from test_model import random_model
+
+STILL = ("train.steps=1", "train.lr=1e-12", "train.batch_size=8")
+
+
+def go_on(start: Path, out: Path, *changes: str) -> Recipe:
+    recipe = changed(recipe_from(start), changes, "test")
+    pretrain(recipe, out, resume=False, say=silent)
+    return recipe
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    left, right = (load_model(folder)[0].state_dict() for folder in (a, b))
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.allclose(tensor, right[name], atol=1e-6), name
+
+
+def losses(out: Path) -> list[object]:
+    return [(row["step"], row.get("loss")) for row in read_metrics(out / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+def test_a_run_begins_where_the_model_ended(tmp_path: Path, objective: str) -> None:
+    start, out = tmp_path / "start", tmp_path / "out"
+    first = tiny_recipe(f"objective={objective}", "order=snake", "train.seed=3")
+    pretrain(first, start, resume=False, say=silent)
+    second = go_on(start, out, *STILL, "train.seed=4")
+    assert_same_weights(start, out)
+    codecs = [load_model(folder)[1] for folder in (start, out)]
+    assert np.array_equal(codecs[0].palette.clusters, codecs[1].palette.clusters)
+    assert codecs[1].order == "snake"
+    # What the model was chosen by is not learned from now.
+    held_out = [
+        names(training_splits(open_data(r.data), r.data, r.split_seed)[1]) for r in (first, second)
+    ]
+    assert held_out[0] == held_out[1]
+
+
+def test_more_steps_make_it_better(tiny_run: Path, tmp_path: Path) -> None:
+    go_on(tiny_run, tmp_path / "out", "train.steps=60")
+    before, after = (
+        [row["val_loss"] for row in read_metrics(run / "metrics.jsonl") if row.get("val_loss")]
+        for run in (tiny_run, tmp_path / "out")
+    )
+    assert after[-1] < before[-1] - 0.1
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_bit(tiny_run: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    recipe = go_on(tiny_run, whole)
+    go_on(tiny_run, parts, "train.steps=8")
+    (parts / "recipe.yaml").write_text(recipe_yaml(recipe))
+    (parts / "checkpoints" / "latest").write_text("step-00000004\n")
+    pretrain(None, parts, resume=True, say=silent)
+    assert losses(parts) == losses(whole)
+    assert_same_weights(parts, whole)
+
+
+def test_a_model_folder_made_elsewhere_keeps_its_shape(tmp_path: Path) -> None:
+    shape = ModelConfig(2, 2, 16, 11, 16, bias=True, activation="relu")
+    palette = Palette(np.linspace(-1, 1, 33, dtype=np.float32).reshape(11, 3))
+    save_model(tmp_path / "theirs", random_model(shape), Codec(palette, "raster", 4))
+    with pytest.raises(UserError, match="names no data: give --data"):
+        go_on(tmp_path / "theirs", tmp_path / "out")
+    go_on(tmp_path / "theirs", tmp_path / "out", *STILL, "data.source=digits")
+    assert load_model(tmp_path / "out")[0].config == shape
+    assert_same_weights(tmp_path / "theirs", tmp_path / "out")
+
+
+def test_a_classifier_becomes_a_model_of_pictures_again(tiny_run: Path, tmp_path: Path) -> None:
+    finetune(finetuning(tiny_run, "train.steps=4"), tmp_path / "c", resume=False, say=silent)
+    go_on(tmp_path / "c", tmp_path / "out", *STILL)
+    ours, theirs = (load_model(tmp_path / name)[0] for name in ("out", "c"))
+    assert ours.config == replace(theirs.config, n_classes=0)
+    assert torch.allclose(ours.wte, theirs.wte, atol=1e-6)
+    assert len(igpt.load(tmp_path / "out").sample(1)) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["order=column", "data.image_size=9", "model.n_layer=3", "palette.colors=5", "objective=bert"],
+)
+def test_what_the_model_settles_cannot_be_changed(
+    tiny_run: Path, tmp_path: Path, change: str
+) -> None:
+    with pytest.raises(UserError, match="are those of the model that it starts from"):
+        go_on(tiny_run, tmp_path / "out", change)
+    assert not (tmp_path / "out" / "recipe.yaml").exists()
+
+
+def test_a_finished_run_is_trained_on_by_the_command_line(
+    igpt, tiny_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "longer"
+    words = ("pretrain", "--start", tiny_run, "--steps", 4, "--out", out)
+    result = igpt(*words)
+    assert result.status == 0, result.err
+    assert f"start: {tiny_run}" in (out / "recipe.yaml").read_text()
+    assert f"{tiny_run}" in igpt("info", out).out
+    assert igpt(*words, "--resume").status == 0  # the same words, and nothing is left to do
+    longer = igpt("pretrain", "--out", out, "--resume", "--steps", 5)
+    assert longer.status == 2
+    assert "train.steps differ from its recipe: --start goes on from its model" in longer.err
