@@ -1,4 +1,4 @@
-# The two commands of the README. `.venv` is made once and anew when the dependencies change.
+# `.venv` is made once, and anew when the dependencies change.
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -22,15 +22,16 @@ from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe
 from igpt.monitor import Monitor
 from igpt.objectives import generative_objective
-from igpt.pretrain import new_model, prepare
+from igpt.pretrain import training_data
 from igpt.recipes import load_recipe
+from igpt.run import new_model
 from igpt.train import Callbacks, Trainer, Validation
 
 WARM_UP = 5  # steps, in which the compiler works
 
 
 def make_trainer(recipe: Recipe, run: Path) -> Trainer:
-    prepared = prepare(recipe, None, lambda line: print(line, file=sys.stderr))
+    prepared = training_data(recipe, None, lambda line: print(line, file=sys.stderr))
     shape = recipe.model_config(prepared.codec.vocab_size, prepared.codec.n_tokens)
     return Trainer(
         new_model(shape, recipe),

@@ -60,13 +60,13 @@ def read(folder: Path, streaming: str, pictures: int) -> None:
     """Read an epoch and print what it took."""
     import datasets  # noqa: F401
 
-    from igpt.pretrain import prepare
+    from igpt.pretrain import training_data
     from igpt.recipes import load_recipe
 
     before = peak()
     palette = folder.with_name("palette.npy")
     words = [f"data.source={folder}", f"data.streaming={streaming}", f"palette.path={palette}"]
-    loader = prepare(load_recipe("digits", [*WORDS, *words]), None, lambda _: None).loader
+    loader = training_data(load_recipe("digits", [*WORDS, *words]), None, lambda _: None).loader
     for step in range((pictures - HELD_OUT) // BATCH):
         loader.batch(step, range(BATCH))
     loader.close()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from igpt.config import PRESETS, ModelChoice, ModelConfig, UserError
+from igpt.config import ModelChoice, ModelConfig, UserError
 from igpt.model import ImageGPT
 
 AR = ModelConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=11, n_positions=9)
@@ -84,36 +84,6 @@ def test_the_initialisation_follows_its_generator() -> None:
         model.init_weights(torch.Generator().manual_seed(seed))
     assert torch.equal(a.wte, b.wte)
     assert not torch.equal(a.wte, c.wte)
-
-
-# Parameters at 32x32 (48x48, 64x64 for l-48 and xl) and 512 colours, counted by hand:
-# blocks L (12 d^2 + 2 d), embeddings and head 2 * 512 d, positions T d, start d, final norm d.
-EXACT = {
-    "igpt-s": 24 * (12 * 512**2 + 2 * 512) + (2 * 512 + 1024 + 2) * 512,
-    "igpt-m": 36 * (12 * 1024**2 + 2 * 1024) + (2 * 512 + 1024 + 2) * 1024,
-    "igpt-l": 48 * (12 * 1536**2 + 2 * 1536) + (2 * 512 + 1024 + 2) * 1536,
-    "igpt-xl": 60 * (12 * 3072**2 + 2 * 3072) + (2 * 512 + 1024 + 2) * 3072,
-    "igpt-nano": 4 * (12 * 64**2 + 2 * 64) + (2 * 512 + 1024 + 2) * 64,
-    "igpt-micro": 6 * (12 * 128**2 + 2 * 128) + (2 * 512 + 1024 + 2) * 128,
-    "igpt-mini": 8 * (12 * 256**2 + 2 * 256) + (2 * 512 + 1024 + 2) * 256,
-}
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_has_its_exact_number_of_parameters(name: str) -> None:
-    with torch.device("meta"):
-        model = ImageGPT(ModelChoice(name).resolve(512, 1024, causal=True))
-    assert sum(p.numel() for p in model.parameters()) == EXACT[name]
-
-
-def test_the_papers_sizes_are_met_to_its_rounding() -> None:
-    # 76M and 455M are the paper's figures cut or rounded; XL has 10M more than its 6801M.
-    millions = {name: count / 1e6 for name, count in EXACT.items()}
-    assert 76 <= millions["igpt-s"] < 77
-    assert round(millions["igpt-m"]) == 455
-    assert round(millions["igpt-l"]) == 1362
-    at_64 = millions["igpt-xl"] + (4096 - 1024) * 3072 / 1e6
-    assert at_64 == pytest.approx(6801, rel=0.002)
 
 
 @pytest.mark.parametrize("change", [{"n_head": 3}, {"n_layer": 0}, {"vocab_size": 0}])

@@ -17,6 +17,7 @@ part of a checkpoint.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -111,7 +112,7 @@ class RunDirectory:
         path = self.path / "recipe.yaml"
         if not path.is_file():
             raise UserError(f"no run at {self.path}: {path.name} is missing")
-        return parse_recipe(path.read_text(encoding="utf-8"), (), str(path))
+        return parse_recipe(_as_now(path.read_text(encoding="utf-8")), (), str(path))
 
     def palette(self) -> Palette | None:
         """The palette this run began with, if it came so far."""
@@ -150,6 +151,11 @@ class RunDirectory:
             except UserError as error:
                 say(f"warning: {error}: going back to the checkpoint before it")
         raise UserError(f"{self.checkpoints}: no checkpoint is whole")
+
+
+def _as_now(recipe: str) -> str:
+    """A run's recipe with the names of today: `init_from` was `finetune.start`."""
+    return re.sub(r"^finetune:\n  start: (.*)\n", r"init_from: \1\nfinetune:\n", recipe, flags=re.M)
 
 
 class UnfinishedCheckpoint:

@@ -282,7 +282,7 @@ class ParallelConfig:
 class Recipe:
     """All that a run is told."""
 
-    start: str | None = None  # a trained model to go on from: a run, a model folder or a Hub id
+    init_from: str | None = None  # a trained model to go on from: a run, a model folder, a Hub id
     data: DataConfig = field(default_factory=DataConfig)
     palette: PaletteConfig = field(default_factory=PaletteConfig)
     order: str = "raster"  # the permutation pi of the pixels (paper, section 2.1)

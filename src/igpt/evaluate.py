@@ -17,7 +17,7 @@ from igpt.data import Batch
 from igpt.device import autocast
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, require_likelihood, token_nats
-from igpt.parallel.processes import share_of, total
+from igpt.parallel.processes import share_of, sum_over_processes_
 from igpt.rng import torch_rng
 
 
@@ -75,7 +75,7 @@ def picture_nats(
             values = objective(model, *objective.inputs(batch))
         if counts:
             nats[rows] = values
-    return total(nats).cpu()
+    return sum_over_processes_(nats).cpu()
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +25,15 @@ from igpt.folder import StoredModel, save_model
 from igpt.model import ImageGPT
 from igpt.objectives import Joint, generative_objective, require_likelihood
 from igpt.order import Codec
-from igpt.parallel.meeting import is_restart
-from igpt.parallel.processes import name_skipped, processes, require_same, together
-from igpt.pretrain import check_recipe, new_model, settle_recipe, train_run
+from igpt.parallel.processes import name_skipped, require_same, together
 from igpt.probe.features import Masking
 from igpt.probe.linear import score
-from igpt.start import open_start, recipe_from, shape_from
+from igpt.run import in_run, new_model, train_run
 from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
+from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
 
-# What a fine-tuning is told unless the command line says otherwise: the paper searches the rate
-# again and often ends ten times lower (section 3.4).
-STEPS, BATCH_SIZE, RATE_FACTOR, PATIENCE, EVAL_EVERY = 2000, 64, 0.1, 5, 100
+# What a fine-tuning is told unless the command line says otherwise.
+STEPS, BATCH_SIZE, PATIENCE, EVAL_EVERY = 2000, 64, 5, 100
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def default_recipe(start: Path, source: str | None = None) -> Recipe:
     Its pictures are those of `source` or, by default, of the pretraining, less what that held out.
     Raises UserError when there is no model.
     """
-    theirs = recipe_from(start, source)
+    theirs = inherited_recipe(start, source)
     train = TrainConfig(
         steps=STEPS,
         batch_size=BATCH_SIZE,
@@ -75,22 +74,12 @@ def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Fin
 
     Raises UserError as `pretrain` does, and for data without labels.
     """
-    run = RunDirectory(out)
-    resume = resume or (is_restart() and run.exists())
-    recipe = settle_recipe(recipe, run, resume, "finetune")
-    options = recipe.finetune
+    return in_run(recipe, out, resume, "finetune", partial(_finetune, say=say))
+
+
+def _finetune(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Finetuned:
+    options, config = recipe.finetune, recipe.train
     assert options is not None  # it is a recipe of this command
-    if recipe.start is None:
-        raise UserError("the recipe of a fine-tuning names the model that it starts from: no start")
-    with processes(recipe.parallel):
-        check_recipe(recipe)
-        return _finetune(recipe, options, run, resume, say)
-
-
-def _finetune(
-    recipe: Recipe, options: FinetuneConfig, run: RunDirectory, resume: bool, say: Say
-) -> Finetuned:
-    config = recipe.train
     with together():
         start = open_start(recipe)
         _check(options, start)
@@ -142,7 +131,9 @@ def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[Parameter
         depth = 0 if name in ("wte", "wpe", "start") else top
         if name.startswith("blocks."):
             depth = int(name.split(".")[1]) + 1
-        unused = name == "head.weight" and options.gen_weight == 0
+        unused = (name == "head.weight" and options.gen_weight == 0) or (
+            name == "start" and not model.config.shift
+        )
         if unused or (options.freeze and depth <= options.freeze):
             parameter.requires_grad_(False)
         else:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from igpt.checkpoint import RunDirectory
-from igpt.config import ModelConfig, Recipe, Say, UserError
+from igpt.config import Recipe, Say, TrainConfig, UserError
 from igpt.data import (
     Loader,
     PictureLoader,
@@ -32,42 +32,32 @@ from igpt.data import (
     warn_skipped,
 )
 from igpt.device import compute_dtype, default_device
-from igpt.disk import require_folder
 from igpt.evaluate import likelihood
 from igpt.folder import StoredModel, save_model
 from igpt.model import ImageGPT
-from igpt.monitor import Monitor, Row
 from igpt.objectives import generative_objective, require_likelihood
-from igpt.order import Codec, Encoded, permutation
+from igpt.order import Codec, Encoded
 from igpt.palette import Palette
-from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import (
     from_first,
     group,
     groups,
     name_skipped,
-    on_first,
-    processes,
-    rank,
     require_same,
     share_of_batch,
-    size,
     together,
 )
-from igpt.parallel.sharding import DrawOnProcessor, build
-from igpt.recipes import DIVISION, differing_fields
-from igpt.rng import numpy_rng, torch_rng
-from igpt.start import open_start, shape_from
+from igpt.rng import numpy_rng
+from igpt.run import in_run, new_model, train_run
 from igpt.train import Callbacks, Outcome, Trainer, Validation
+from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
 
 # Pictures that a palette is fitted on when they do not all fit in memory.
 PALETTE_SAMPLE = 20_000
 
-Command = Literal["pretrain", "finetune"]
-
 
 @dataclass(frozen=True)
-class Prepared:
+class TrainingData:
     """The data of a run as the loop takes it."""
 
     loader: Loader
@@ -76,15 +66,15 @@ class Prepared:
     skipped: list[str]  # unreadable pictures, by name
 
 
-def prepare(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
+def training_data(recipe: Recipe, palette: Palette | None, say: Say) -> TrainingData:
     """Open and decode the pictures, fit the palette unless there is one, encode."""
     data, seed = recipe.data, recipe.train.seed
     if data.streaming:
-        return _prepare_stream(recipe, palette, say)
+        return _data_of_stream(recipe, palette, say)
     with together():
         train, held_out = training_splits(open_data(data), data, recipe.split_seed)
     if data.augmentation == "imagenet":
-        return _prepare_crops(recipe, train, held_out, palette, say)
+        return _data_of_crops(recipe, train, held_out, palette, say)
     with together():
         decoded = decode_all(train, data.image_size)
         held_decoded = decode_all(held_out, data.image_size)
@@ -101,12 +91,12 @@ def prepare(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
     )
     require_same("training pictures", _fingerprint(loader.tokens))
     validation = _encode_held_out(codec, held_decoded.images)
-    return Prepared(loader, validation, codec, decoded.skipped + held_decoded.skipped)
+    return TrainingData(loader, validation, codec, decoded.skipped + held_decoded.skipped)
 
 
-def _prepare_crops(
+def _data_of_crops(
     recipe: Recipe, train: Pictures, held_out: Pictures, palette: Palette | None, say: Say
-) -> Prepared:
+) -> TrainingData:
     """Random crops change the colours, so the pictures are decoded anew at every step."""
     data, seed = recipe.data, recipe.train.seed
     if train.encoded is not None:
@@ -125,10 +115,10 @@ def _prepare_crops(
     loader = PictureLoader(train, codec, recipe.train.batch_size, seed, imagenet_crop)
     require_same("training pictures", len(train))
     validation = _encode_held_out(codec, held_decoded.images)
-    return Prepared(loader, validation, codec, held_decoded.skipped)
+    return TrainingData(loader, validation, codec, held_decoded.skipped)
 
 
-def _prepare_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Prepared:
+def _data_of_stream(recipe: Recipe, palette: Palette | None, say: Say) -> TrainingData:
     """A stream is read while training; its first pictures are read here, for what comes before."""
     data = recipe.data
     fit = evaluation_fit(data.augmentation)
@@ -168,7 +158,7 @@ def _prepare_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Prepar
         data.augmentation,
     )
     loader.skipped.update(held_out.skipped)  # they were named
-    return Prepared(loader, _encode_held_out(codec, held_out.images), codec, held_out.skipped)
+    return TrainingData(loader, _encode_held_out(codec, held_out.images), codec, held_out.skipped)
 
 
 def _all_held_out(name: str) -> str:
@@ -219,21 +209,6 @@ def make_palette(recipe: Recipe, images: npt.NDArray[np.uint8] | Encoded, say: S
     return palette
 
 
-def new_model(config: ModelConfig, recipe: Recipe) -> ImageGPT:
-    """A model of the shape as the run of `recipe` trains it, with the weights that its seed draws.
-
-    Built on meta, split over the processes, materialised, initialised: the same weights for any
-    number of processes and any device. Raises UserError when `recipe.parallel` asks for another
-    number of processes.
-    """
-    train, device = recipe.train, default_device()
-    dtype, checkpointing = compute_dtype(train.precision, device), train.activation_checkpointing
-    model = build(config, recipe.parallel, device, dtype, checkpointing=checkpointing)
-    with DrawOnProcessor():  # type: ignore[no-untyped-call]
-        model.init_weights(torch_rng(train.seed, "init"))
-    return model
-
-
 @dataclass(frozen=True)
 class Pretrained:
     """How a run ended, and which pictures it could not read."""
@@ -242,34 +217,44 @@ class Pretrained:
     skipped: list[str]  # by name, sorted
 
 
+def recipe_from(start: Path, source: str | None = None) -> Recipe:
+    """The recipe of a pretraining that goes on from `start`, before what the user changes in it.
+
+    It is trained as it was, at a tenth of the rate and with batches that it has not seen in that
+    order; a fine-tuned model, or one without a recipe, by the defaults. The rest is
+    `inherited_recipe`'s, and so are the errors.
+    """
+    theirs = inherited_recipe(start, source)
+    train = theirs.train
+    if theirs.finetune is not None:
+        train = TrainConfig(compile=train.compile, precision=train.precision, seed=train.seed)
+    again = replace(
+        train,
+        lr=train.lr * RATE_FACTOR,
+        seed=train.seed + 1,
+        micro_batch_size=None,
+        activation_checkpointing=False,
+    )
+    return replace(theirs, train=again, finetune=None)
+
+
 def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pretrained:
     """Train `recipe` into the run directory `out`, or go on with the run that is there.
 
     `recipe` may be None to resume: the run's own is used. Raises UserError for a directory that
     holds a run already, a recipe that differs from the run's, and all that can be wrong with data.
     """
-    run = RunDirectory(out)
-    resume = resume or (is_restart() and run.exists())
-    recipe = settle_recipe(recipe, run, resume, "pretrain")
-    with processes(recipe.parallel):
-        check_recipe(recipe)
-        return _pretrain(recipe, run, resume, say)
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """UserError for an unknown order, or work that the processes cannot share, before any of it."""
-    permutation(recipe.order, recipe.data.image_size)
-    recipe.parallel.mesh(size())
-    recipe.parallel.check_fit(recipe.model_config(1, 1))
-    share_of_batch(recipe.train.batch_size)
+    return in_run(recipe, out, resume, "pretrain", partial(_pretrain, say=say))
 
 
 def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pretrained:
     with together():
-        start = None if recipe.start is None else open_start(recipe)
+        start = None if recipe.init_from is None else open_start(recipe)
+        if start is not None:
+            require_likelihood(start.config)
     begun = run.palette() if resume else None
-    prepared = prepare(recipe, start.codec.palette if start else begun, say)
-    codec, config = prepared.codec, recipe.train
+    data = training_data(recipe, start.codec.palette if start else begun, say)
+    codec, config = data.codec, recipe.train
     model = _first_model(recipe, codec, start)
     held_out = generative_objective(model.config, config.seed, stream="evaluate")
     dtype = compute_dtype(config.precision, default_device())
@@ -278,8 +263,8 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
         total = likelihood(
             model,
             held_out,
-            prepared.validation,
-            config.micro_batch_size or config.batch_size,
+            data.validation,
+            config.micro_batch_size or len(share_of_batch(config.batch_size)),
             dtype,
             mask_batch=config.batch_size,
             check=check,
@@ -289,81 +274,20 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
     trainer = Trainer(
         model,
         generative_objective(model.config, config.seed, stream="train"),
-        prepared.loader,
+        data.loader,
         config,
         run,
         Callbacks(validate, lambda: save_model(run.path, model, codec)),
     )
-    with closing(prepared.loader):
+    with closing(data.loader):
         outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
-    return Pretrained(outcome, name_skipped({*prepared.skipped, *prepared.loader.skipped}, say))
+    return Pretrained(outcome, name_skipped({*data.skipped, *data.loader.skipped}, say))
 
 
 def _first_model(recipe: Recipe, codec: Codec, start: StoredModel | None) -> ImageGPT:
     """A new model of the codec's tokens, or the one that the run goes on from."""
     if start is None:
         return new_model(recipe.model_config(codec.vocab_size, codec.n_tokens), recipe)
-    require_likelihood(start.config)
     model = new_model(shape_from(start, recipe), recipe)
     start.copy_into(model)
     return model
-
-
-def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, say: Say) -> Outcome:
-    """Train to the end, from the run's newest checkpoint if it is resumed and has one."""
-    run, config = trainer.run, recipe.train
-    checkpoint = run.latest_checkpoint(say) if resume else None
-    require_same("checkpoints", checkpoint and checkpoint.progress.step)
-    if resume and checkpoint is None:
-        say(f"no checkpoint in {run.path} to go on from: beginning at step 0")
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
-        say(f"resuming at step {trainer.step} of {config.steps}")
-    on_first(lambda: run.begin(recipe, codec.palette))
-    with ExitStack() as stack:
-        log: Callable[[Row], None] = _ignore
-        with together():
-            if rank() == 0:
-                owed = trainer.owes_validation()
-                monitor = Monitor(run.path, trainer.step, config.steps, config.wandb, is_owed=owed)
-                log = stack.enter_context(monitor).log
-        return trainer.train(log)
-
-
-def _ignore(_row: Row) -> None:
-    """The log of a process that is not the first."""
-
-
-def settle_recipe(
-    recipe: Recipe | None, run: RunDirectory, resume: bool, command: Command
-) -> Recipe:
-    """The recipe of a new run, or the one that a run to resume was begun with by the same command.
-
-    How it is divided over processes and memory may change on the way.
-    """
-    if not run.exists():
-        if recipe is None:
-            raise UserError(f"no run at {run.path} to resume, and no recipe to begin one")
-        if _command_of(recipe) != command:
-            raise UserError(f"the recipe is one of `igpt {_command_of(recipe)}`")
-        run.require_free()
-        require_folder(run.path)
-        return recipe
-    if not resume:
-        what = "a run" if run.checkpoints.exists() else "a run without checkpoints"
-        raise UserError(f"{run.path} holds {what} already: add --resume, or choose another --out")
-    saved = run.recipe()
-    if _command_of(saved) != command:
-        raise UserError(f"{run.path} is a run of `igpt {_command_of(saved)}`: resume it there")
-    if recipe is None:
-        return saved
-    changed = [name for name in differing_fields(recipe, saved) if not name.startswith(DIVISION)]
-    if changed:
-        fields = ", ".join(changed)
-        hint = ": --start goes on from its model" if command == "pretrain" else ""
-        raise UserError(f"cannot resume {run.path}: {fields} differ from its recipe{hint}")
-    return recipe
-
-
-def _command_of(recipe: Recipe) -> Command:
-    return "pretrain" if recipe.finetune is None else "finetune"

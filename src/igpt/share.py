@@ -95,10 +95,10 @@ def push(
 
 def _without_paths(recipe: Recipe) -> Recipe:
     """The recipe without names of folders that mean nothing, or too much, elsewhere."""
-    path, start = recipe.palette.path, recipe.start
+    path, start = recipe.palette.path, recipe.init_from
     return replace(
         recipe,
-        start=start and _last_part(start),
+        init_from=start and _last_part(start),
         data=replace(recipe.data, source=_last_part(recipe.data.source)),
         palette=replace(recipe.palette, path=None if path is None else "palette.npy"),
     )
@@ -140,7 +140,7 @@ def card(
         f"{config.n_head} heads; {parameters:,} parameters",
         "pictures": f"{codec.image_size}x{codec.image_size}, {codec.vocab_size} colours, "
         f"order {codec.order}",
-        "started from": recipe and recipe.start,
+        "started from": recipe and recipe.init_from,
         "data": recipe and recipe.data.source,
         "training": recipe
         and f"{recipe.train.steps:,} steps of {recipe.train.batch_size} pictures",
@@ -176,7 +176,7 @@ def card(
             "```",
             "",
             "`recipe.yaml` repeats the training: `igpt pretrain recipe.yaml --out RUN`."
-            if recipe and not recipe.start
+            if recipe and not recipe.init_from
             else "",
         ]
     )

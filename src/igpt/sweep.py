@@ -32,8 +32,9 @@ from igpt.monitor import read_metrics, training_minutes
 from igpt.order import permutation
 from igpt.pipeline import Pipeline, load
 from igpt.plan import n_parameters, training_flops
-from igpt.pretrain import pretrain, settle_recipe
+from igpt.pretrain import pretrain
 from igpt.recipes import flat_fields, load_recipe
+from igpt.run import settle_recipe
 from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets, summarise
 from igpt.train import Outcome
 

@@ -1,4 +1,4 @@
-"""The only training loop and the only optimizer step.
+"""The only loop that trains an Image GPT, and its optimizer step.
 
 It knows a model, an objective and a loader that is addressed by step; it does not know pictures,
 foreign formats or how a model is split. All that it needs to go on after a kill is in the
@@ -37,7 +37,7 @@ from igpt.model import ImageGPT
 from igpt.monitor import Row
 from igpt.objectives import Objective
 from igpt.parallel.gradients import accumulate, average_gradients, clip_gradients
-from igpt.parallel.processes import largest, mean, share_of_batch, size, together
+from igpt.parallel.processes import largest, mean_over_processes_, share_of_batch, size, together
 from igpt.parallel.storage import all_finite
 
 WAIT = 0.5  # seconds of waiting for pictures after which signals are looked for
@@ -303,7 +303,7 @@ class Trainer:
         """
         if not self._pending:
             return []
-        losses = mean(torch.stack([loss for _, _, loss in self._pending])).tolist()
+        losses = mean_over_processes_(torch.stack([loss for _, _, loss in self._pending])).tolist()
         for (step, rate, _), loss in zip(self._pending, losses, strict=True):
             if not math.isfinite(loss):
                 raise _diverged(f"loss is {loss}", step, rate)

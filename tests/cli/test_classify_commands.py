@@ -134,7 +134,11 @@ def test_finetune_then_predict_files(igpt, run: Path, tmp_path: Path) -> None:
     assert values["step"] == 6
     assert is_sheet(out / "figures" / "loss.png")
     assert 0 < values["best_val_accuracy"] <= 1
-    assert json.loads(igpt("finetune", run, "--out", out, "--resume", "--json").out)["step"] == 6
+    assert json.loads(igpt(*words, "--resume", "--json").out)["step"] == 6
+    other = igpt("finetune", out, "--out", out, "--resume")
+    assert_mistake(other, "its recipe has another init_from")
+    fewer = igpt(*words, "--resume", "--labels-per-class", 3)
+    assert_mistake(fewer, "its recipe has another finetune.labels_per_class")
     recipe = (out / "recipe.yaml").read_text()
     for line in ("freeze: 1", "label_smoothing: 0.1", "schedule: constant"):
         assert line in recipe
@@ -180,7 +184,6 @@ MISTAKES = [
     (["finetune", "{run}", "--out", "{tmp}/r", "finetune.rate=1"], "unknown field 'finetune.rate'"),
     (["finetune", "{run}", "--out", "{tmp}/r", "--freeze", "5"], "2 blocks"),
     (["finetune", "{run}", "--out", "{run}"], "holds a run already"),
-    (["finetune", "{run}", "--out", "{tmp}/r", "--resume"], "no run"),
     (["finetune", "{tmp}/none", "--out", "{tmp}/r"], "no run at"),
     (["predict", "{run}", "--probe", "{tmp}/none"], "no probe in"),
     (["predict", "{run}", "--masks", "3"], "for a BERT model"),

@@ -255,9 +255,11 @@ def started_recipe(
     make: Callable[[Path, str | None], Recipe], start: Path, changes: Sequence[str]
 ) -> Recipe:
     """The recipe that `make` derives from a trained model and a source, and what `changes` say."""
+    from omegaconf import OmegaConf
+
     from igpt.recipes import changed
 
-    source = dict(word.split("=", 1) for word in changes if "=" in word).get("data.source")
+    source = OmegaConf.select(OmegaConf.from_dotlist(list(changes)), "data.source")
     return changed(make(start, source), changes, f"of {start}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from igpt.cli.arguments import (
@@ -49,17 +50,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
+    from igpt.data import source_name
     from igpt.finetune import default_recipe, finetune
 
     given = [*overrides(args, SHORT), *args.words]
-    changes = [word for word in given if word != "finetune.labels_per_class=all"]  # the default
+    changes = [word.replace("labels_per_class=all", "labels_per_class=null") for word in given]
     out = args.out
     if out is None:
         out = Path("runs") / f"{args.run.name}-classes"
-    if args.resume:
-        recipe = resumed_recipe(out, changes)
-    else:
+    recipe = resumed_recipe(out, changes) if args.resume else None
+    if recipe is None:
         recipe = started_recipe(default_recipe, args.run, changes)
+    else:
+        recipe = replace(recipe, init_from=source_name(str(args.run)))
     done = finetune(recipe, out, resume=args.resume, say=say)
     outcome = done.outcome
     draw_losses(out)

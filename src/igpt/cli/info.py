@@ -88,7 +88,7 @@ def _training(model: Path) -> dict[str, Any]:
         return {}
     rows = read_metrics(RunDirectory(local_folder(model)).metrics)
     done = max((int(row["step"] or 0) for row in rows), default=0)
-    known = {} if recipe.start is None else {"started_from": recipe.start}
+    known = {} if recipe.init_from is None else {"started_from": recipe.init_from}
     known |= {
         "data": recipe.data.source,
         "order": recipe.order,

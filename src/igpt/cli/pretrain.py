@@ -40,7 +40,7 @@ SHORT = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
-        "igpt pretrain RECIPE|--start MODEL --out RUN [options] [section.field=value ...]"
+        "igpt pretrain RECIPE|--init-from MODEL --out RUN [options] [section.field=value ...]"
     )
     parser.add_argument(
         "words",
@@ -50,11 +50,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "dotted name, like train.grad_clip=1",
     )
     parser.add_argument(
-        "--start",
+        "--init-from",
         metavar="MODEL",
         type=Path,
-        help="go on from a trained model, by the recipe that it was trained with: a run, a model "
-        "folder or a Hub id",
+        help="in place of a recipe, a trained model to go on from: a run, a model folder or a Hub "
+        "id; it is trained as it was, at a tenth of the rate",
     )
     parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="run directory")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 def _recipe(args: argparse.Namespace) -> Recipe | None:
     """The recipe that the command line makes up; None to resume what is there."""
-    from igpt.start import recipe_from
+    from igpt.pretrain import recipe_from
 
     names = [word for word in args.words if "=" not in word]
     dotted = [word for word in args.words if "=" in word]
@@ -99,13 +99,15 @@ def _recipe(args: argparse.Namespace) -> Recipe | None:
     changes = overrides(args, SHORT) + streaming + dotted
     if len(names) > 1:
         raise UserError(f"expected one recipe, got {' '.join(names)}")
-    if names and args.start is not None:
-        raise UserError(f"give a recipe or --start, not both: {args.start} has a recipe of its own")
+    if names and args.init_from is not None:
+        raise UserError(
+            f"give a recipe or --init-from, not both: {args.init_from} brings a recipe of its own"
+        )
     if names:
         return load_recipe(names[0], changes)
-    if args.start is not None:
-        return started_recipe(recipe_from, args.start, changes)
+    if args.init_from is not None:
+        return started_recipe(recipe_from, args.init_from, changes)
     if args.resume:
         return resumed_recipe(args.out, changes)
     shipped = ", ".join(shipped_recipes())
-    raise UserError(f"name a recipe: a .yaml file or one of {shipped}; or give --start MODEL")
+    raise UserError(f"name a recipe: a .yaml file or one of {shipped}; or give --init-from MODEL")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from igpt.parallel.processes import size, total
+from igpt.parallel.processes import size, sum_over_processes_
 from igpt.parallel.sharding import copies_of, is_split, local
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def clip_gradients(model: nn.Module, largest: float) -> None:
         clip_grad_norm_(model.parameters(), largest)
         return
     squares = [local(g).float().square().sum() / copies_of(g) for g in gradients]
-    norm = total(torch.stack(squares).sum()).sqrt()
+    norm = sum_over_processes_(torch.stack(squares).sum()).sqrt()
     factor = (largest / (norm + CLIP_EPS)).clamp(max=1)
     for gradient in gradients:
         local(gradient).mul_(factor)

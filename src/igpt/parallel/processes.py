@@ -130,16 +130,16 @@ def share_of(n: int) -> Iterator[tuple[int, bool]]:
 # --- telling each other --------------------------------------------------------------------------
 
 
-def total(values: Tensor) -> Tensor:
+def sum_over_processes_(values: Tensor) -> Tensor:
     """The sum of `values` over all processes, in place."""
     if size() > 1:
         dist.all_reduce(values)
     return values
 
 
-def mean(values: Tensor) -> Tensor:
+def mean_over_processes_(values: Tensor) -> Tensor:
     """The mean of `values` over all processes, in place."""
-    return total(values).div_(size()) if size() > 1 else values
+    return sum_over_processes_(values).div_(size()) if size() > 1 else values
 
 
 def largest(value: int) -> int:
@@ -158,10 +158,10 @@ def gather(value: Any) -> list[Any]:
     text = json.dumps(value).encode()
     lengths = torch.zeros(size(), dtype=torch.int64)
     lengths[rank()] = len(text)
-    total(lengths)
+    sum_over_processes_(lengths)
     texts = torch.zeros(size(), int(lengths.max()), dtype=torch.uint8)
     texts[rank(), : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    total(texts)
+    sum_over_processes_(texts)
     return [
         json.loads(bytes(row[:length].tolist()))
         for row, length in zip(texts, lengths.tolist(), strict=True)
@@ -173,7 +173,7 @@ def in_turn(part: Tensor) -> Iterator[Tensor]:
     lengths = gather(len(part))
     held = part.new_zeros(size(), max(lengths), *part.shape[1:])
     held[rank(), : len(part)] = part
-    for whole, length in zip(total(held), lengths, strict=True):
+    for whole, length in zip(sum_over_processes_(held), lengths, strict=True):
         if length:
             yield whole[:length]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from igpt.config import Say, UserError
 from igpt.data import Batch, Labelled, Loader, Undecoded, prefetch
 from igpt.order import Encoded
-from igpt.parallel.processes import mean, name_skipped, share_of_batch, together
+from igpt.parallel.processes import mean_over_processes_, name_skipped, share_of_batch, together
 from igpt.probe.features import Extractor, Features
 from igpt.probe.linear import Basis, FittedProbe, LinearProbe, score
 from igpt.probe.unfinished import Unfinished
@@ -228,7 +228,7 @@ def _train(
         own.sum().backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                mean(parameter.grad)
+                mean_over_processes_(parameter.grad)
         optimizer.step()
         optimizer.zero_grad()
         yield batch.step + 1

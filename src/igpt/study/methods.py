@@ -19,7 +19,6 @@ from igpt.data import LargeTask, Task
 from igpt.device import compute_dtype
 from igpt.order import Encoded, need_pixels
 from igpt.pipeline import Pipeline
-from igpt.pretrain import new_model
 from igpt.probe.attention import fit_attention
 from igpt.probe.features import Extractor, Features, make_pool, parse_layers, pool_width
 from igpt.probe.linear import (
@@ -34,6 +33,7 @@ from igpt.probe.sgd import SGD, fit_sgd, predict_all
 from igpt.probe.store import mark
 from igpt.probe.unfinished import Unfinished
 from igpt.rng import numpy_rng
+from igpt.run import new_model
 from igpt.types import Labels, Pixels
 
 Indices = npt.NDArray[np.int64]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 
 import igpt
 from conftest import load_model, silent, tiny_recipe
+from igpt.checkpoint import RunDirectory
 from igpt.config import ModelConfig, Recipe, UserError
 from igpt.data import open_data, training_splits
 from igpt.finetune import finetune
@@ -18,9 +21,8 @@ from igpt.folder import save_model
 from igpt.monitor import read_metrics
 from igpt.order import Codec
 from igpt.palette import Palette
-from igpt.pretrain import pretrain
+from igpt.pretrain import pretrain, recipe_from
 from igpt.recipes import changed, recipe_yaml
-from igpt.start import recipe_from
 from test_finetune import names
 from test_finetune import recipe as finetuning
 from test_model import random_model
@@ -50,7 +52,7 @@ def test_a_run_begins_where_the_model_ended(tmp_path: Path, objective: str) -> N
     start, out = tmp_path / "start", tmp_path / "out"
     first = tiny_recipe(f"objective={objective}", "order=snake", "train.seed=3")
     pretrain(first, start, resume=False, say=silent)
-    second = go_on(start, out, *STILL, "train.seed=4")
+    second = go_on(start, out, *STILL)
     assert_same_weights(start, out)
     codecs = [load_model(folder)[1] for folder in (start, out)]
     assert np.array_equal(codecs[0].palette.clusters, codecs[1].palette.clusters)
@@ -62,13 +64,33 @@ def test_a_run_begins_where_the_model_ended(tmp_path: Path, objective: str) -> N
     assert held_out[0] == held_out[1]
 
 
-def test_more_steps_make_it_better(tiny_run: Path, tmp_path: Path) -> None:
-    go_on(tiny_run, tmp_path / "out", "train.steps=60")
-    before, after = (
-        [row["val_loss"] for row in read_metrics(run / "metrics.jsonl") if row.get("val_loss")]
-        for run in (tiny_run, tmp_path / "out")
-    )
-    assert after[-1] < before[-1] - 0.1
+def test_it_is_trained_as_it_was_at_a_tenth_of_the_rate_with_other_batches(tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    division = ("train.micro_batch_size=4", "train.activation_checkpointing=true")
+    first = tiny_recipe("train.seed=3", "train.grad_clip=0.5", *division)
+    pretrain(first, start, resume=False, say=silent)
+    second = recipe_from(start)
+    expected = replace(
+        first.train, lr=first.train.lr / 10, seed=4, micro_batch_size=None,
+        activation_checkpointing=False,
+    )  # fmt: skip
+    assert replace(second.train, lr=expected.lr) == expected
+    assert second.train.lr == pytest.approx(expected.lr)
+    # A fine-tuning's patience and constant rate are not what pretraining takes.
+    finetune(finetuning(start, "train.steps=4"), tmp_path / "c", resume=False, say=silent)
+    third = recipe_from(tmp_path / "c").train
+    assert (third.patience, third.schedule, third.precision) == (None, "cosine", "float32")
+
+
+def test_a_run_is_not_gone_on_with_in_other_colours(tiny_run: Path, tmp_path: Path) -> None:
+    start, out = Path(shutil.copytree(tiny_run, tmp_path / "start")), tmp_path / "out"
+    go_on(start, out)
+    processor = start / "preprocessor_config.json"
+    described = json.loads(processor.read_text())
+    described["clusters"].reverse()
+    processor.write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"another palette than when .*out began"):
+        pretrain(None, out, resume=True, say=silent)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_bit(tiny_run: Path, tmp_path: Path) -> None:
@@ -104,7 +126,14 @@ def test_a_classifier_becomes_a_model_of_pictures_again(tiny_run: Path, tmp_path
 
 @pytest.mark.parametrize(
     "change",
-    ["order=column", "data.image_size=9", "model.n_layer=3", "palette.colors=5", "objective=bert"],
+    [
+        "order=column",
+        "data.image_size=9",
+        "model.n_layer=3",
+        "model.preset=igpt-l",
+        "palette.colors=5",
+        "objective=bert",
+    ],
 )
 def test_what_the_model_settles_cannot_be_changed(
     tiny_run: Path, tmp_path: Path, change: str
@@ -118,12 +147,22 @@ def test_a_finished_run_is_trained_on_by_the_command_line(
     igpt, tiny_run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "longer"
-    words = ("pretrain", "--start", tiny_run, "--steps", 4, "--out", out)
+    words = ("pretrain", "--init-from", tiny_run, "--steps", 4, "--out", out)
     result = igpt(*words)
     assert result.status == 0, result.err
-    assert f"start: {tiny_run}" in (out / "recipe.yaml").read_text()
+    assert f"init_from: {tiny_run}" in (out / "recipe.yaml").read_text()
     assert f"{tiny_run}" in igpt("info", out).out
     assert igpt(*words, "--resume").status == 0  # the same words, and nothing is left to do
     longer = igpt("pretrain", "--out", out, "--resume", "--steps", 5)
     assert longer.status == 2
-    assert "train.steps differ from its recipe: --start goes on from its model" in longer.err
+    assert "its recipe has another train.steps; --init-from goes on from its model" in longer.err
+
+
+def test_a_fine_tuning_of_an_earlier_version_is_read(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "classes"
+    finetune(finetuning(tiny_run, "train.steps=4"), out, resume=False, say=silent)
+    now = (out / "recipe.yaml").read_text()
+    first, _, rest = now.partition("\n")
+    then = rest.replace("finetune:\n", f"finetune:\n  start: {first.removeprefix('init_from: ')}\n")
+    (out / "recipe.yaml").write_text(then)
+    assert recipe_yaml(RunDirectory(out).recipe()) == now

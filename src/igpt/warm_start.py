@@ -1,6 +1,6 @@
 """A trained model that a run goes on from: to pretrain on other pictures or longer, to fine-tune.
 
-Its weights, palette, order and shape are the run's own from then on.
+Its weights, palette, order and shape become the run's. A run that was interrupted opens it again.
 """
 
 from __future__ import annotations
@@ -10,24 +10,31 @@ from pathlib import Path
 
 from igpt.checkpoint import recipe_of
 from igpt.config import (
+    PRESETS,
     DataConfig,
     ModelChoice,
     ModelConfig,
     PaletteConfig,
+    ParallelConfig,
+    Preset,
     Recipe,
     UserError,
 )
-from igpt.data import data_of
+from igpt.data import data_of, source_name
 from igpt.folder import StoredModel, open_model
 from igpt.interop.files import local_folder
 
+# Of the rate that a model was trained with: the paper searches it again to fine-tune, and often
+# ends ten times lower (section 3.4).
+RATE_FACTOR = 0.1
 
-def recipe_from(start: Path, source: str | None = None) -> Recipe:
-    """The recipe of a pretraining that goes on from `start`, before what the user changes in it.
 
-    `start` is a run, a model folder or a Hub id. The pictures are those of `source` or, by default,
-    its own, with what it held out held out again; how it is trained is its own too. Raises
-    UserError when there is no model.
+def inherited_recipe(start: Path, source: str | None = None) -> Recipe:
+    """What a run that goes on from `start` inherits: a run, a model folder or a Hub id.
+
+    The pictures are those of `source` or, by default, its own, with what it held out held out
+    again. How it was trained is told as it was, and how it was divided over processes is not.
+    Raises UserError when there is no model.
     """
     stored = open_model(local_folder(start))
     config, codec = stored.config, stored.codec
@@ -35,38 +42,41 @@ def recipe_from(start: Path, source: str | None = None) -> Recipe:
     own = replace(theirs.data, image_size=codec.image_size, split_seed=theirs.split_seed)
     return replace(
         theirs,
-        start=str(start),
+        init_from=source_name(str(start)),
         data=data_of(own, source),
         order=codec.order,
         objective="ar" if config.causal else "bert",
         mask_probability=config.mask_probability,
         palette=PaletteConfig(colors=codec.vocab_size),
         model=ModelChoice(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd),
-        finetune=None,
+        parallel=ParallelConfig(),
     )
 
 
 def open_start(recipe: Recipe) -> StoredModel:
     """The model that a run of `recipe` goes on from.
 
-    Raises UserError for a recipe that asks for another shape, and for one that names no data.
+    Raises UserError for a recipe of none, or of another shape, and for one that names no data.
     """
-    assert recipe.start is not None
-    stored = open_model(local_folder(recipe.start))
-    config, codec, data = stored.config, stored.codec, recipe.data
+    if recipe.init_from is None:
+        raise UserError("init_from of the recipe must name the model that the run goes on from")
+    stored = open_model(local_folder(recipe.init_from))
+    config, codec, model = stored.config, stored.codec, recipe.model
     asked = recipe.model_config(config.vocab_size, config.n_positions)
-    sizes = ("n_layer", "n_head", "n_embd", "causal")
+    sizes = Preset(config.n_layer, config.n_head, config.n_embd)
     if (
-        any(getattr(asked, name) != getattr(config, name) for name in sizes)
-        or (recipe.order, data.image_size) != (codec.order, codec.image_size)
+        (Preset(asked.n_layer, asked.n_head, asked.n_embd), asked.causal) != (sizes, config.causal)
+        # Sizes win over a preset, so that one which is asked for would do nothing.
+        or (model.preset != ModelChoice.preset and PRESETS[model.preset] != sizes)
+        or (recipe.order, recipe.data.image_size) != (codec.order, codec.image_size)
         or recipe.palette != PaletteConfig(colors=codec.vocab_size)
     ):
         raise UserError(
             "objective, order, size, palette and model of a run are those of the model that it "
-            f"starts from, {recipe.start}"
+            f"starts from, {recipe.init_from}"
         )
-    if not data.source:
-        raise UserError(f"{recipe.start} names no data: give --data")
+    if not recipe.data.source:
+        raise UserError(f"{recipe.init_from} names no data: give --data")
     return stored
 
 

@@ -1,0 +1,142 @@
+"""A run, whatever it trains: its recipe and folder, its model, the loop from where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from igpt.checkpoint import RunDirectory
+from igpt.config import ModelConfig, Recipe, Say, UserError
+from igpt.device import compute_dtype, default_device
+from igpt.disk import require_folder
+from igpt.model import ImageGPT
+from igpt.monitor import Monitor, Row
+from igpt.order import Codec, permutation
+from igpt.parallel.meeting import is_restart
+from igpt.parallel.processes import (
+    on_first,
+    processes,
+    rank,
+    require_same,
+    share_of_batch,
+    size,
+    together,
+)
+from igpt.parallel.sharding import DrawOnProcessor, build
+from igpt.recipes import DIVISION, differing_fields
+from igpt.rng import torch_rng
+from igpt.train import Outcome, Trainer
+
+Command = Literal["pretrain", "finetune"]
+T = TypeVar("T")
+
+
+def in_run(
+    recipe: Recipe | None,
+    out: Path,
+    resume: bool,
+    command: Command,
+    act: Callable[[Recipe, RunDirectory, bool], T],
+) -> T:
+    """What `act` makes of a run in `out`, with the processes that torchrun started.
+
+    It is given the settled recipe, the run, and whether to go on with it.
+    """
+    run = RunDirectory(out)
+    resume = resume or (is_restart() and run.exists())
+    recipe = settle_recipe(recipe, run, resume, command)
+    with processes(recipe.parallel):
+        check_recipe(recipe)
+        return act(recipe, run, resume)
+
+
+def settle_recipe(
+    recipe: Recipe | None, run: RunDirectory, resume: bool, command: Command
+) -> Recipe:
+    """The recipe of a new run, or the one that a run to resume was begun with by the same command.
+
+    How it is divided over processes and memory may change on the way.
+    """
+    if not run.exists():
+        if recipe is None:
+            raise UserError(f"no run at {run.path} to resume, and no recipe to begin one")
+        if _command_of(recipe) != command:
+            raise UserError(f"the recipe is one of `igpt {_command_of(recipe)}`")
+        run.require_free()
+        require_folder(run.path)
+        return recipe
+    if not resume:
+        what = "a run" if run.checkpoints.exists() else "a run without checkpoints"
+        raise UserError(f"{run.path} holds {what} already: add --resume, or choose another --out")
+    saved = run.recipe()
+    if _command_of(saved) != command:
+        raise UserError(f"{run.path} is a run of `igpt {_command_of(saved)}`: resume it there")
+    if recipe is None:
+        return saved
+    changed = [name for name in differing_fields(recipe, saved) if not name.startswith(DIVISION)]
+    if changed:
+        fields = ", ".join(changed)
+        hint = "; --init-from goes on from its model" if command == "pretrain" else ""
+        raise UserError(f"cannot resume {run.path}: its recipe has another {fields}{hint}")
+    return recipe
+
+
+def _command_of(recipe: Recipe) -> Command:
+    return "pretrain" if recipe.finetune is None else "finetune"
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """UserError for an unknown order, or work that the processes cannot share, before any of it."""
+    permutation(recipe.order, recipe.data.image_size)
+    recipe.parallel.mesh(size())
+    recipe.parallel.check_fit(recipe.model_config(1, 1))
+    share_of_batch(recipe.train.batch_size)
+
+
+def new_model(config: ModelConfig, recipe: Recipe) -> ImageGPT:
+    """A model of the shape as the run of `recipe` trains it, with the weights that its seed draws.
+
+    Built on meta, split over the processes, materialised, initialised: the same weights for any
+    number of processes and any device. Raises UserError when `recipe.parallel` asks for another
+    number of processes.
+    """
+    train, device = recipe.train, default_device()
+    dtype, checkpointing = compute_dtype(train.precision, device), train.activation_checkpointing
+    model = build(config, recipe.parallel, device, dtype, checkpointing=checkpointing)
+    with DrawOnProcessor():  # type: ignore[no-untyped-call]
+        model.init_weights(torch_rng(train.seed, "init"))
+    return model
+
+
+def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, say: Say) -> Outcome:
+    """Train to the end, from the run's newest checkpoint if it is resumed and has one."""
+    run, config = trainer.run, recipe.train
+    with together():
+        begun = run.palette() if resume else None
+        if begun is not None and not np.array_equal(begun.clusters, codec.palette.clusters):
+            was = f"{recipe.init_from} has another palette than when {run.path} began"
+            raise UserError(f"cannot resume: {was}")
+    checkpoint = run.latest_checkpoint(say) if resume else None
+    require_same("checkpoints", checkpoint and checkpoint.progress.step)
+    if resume and checkpoint is None:
+        say(f"no checkpoint in {run.path} to go on from: beginning at step 0")
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+        say(f"resuming at step {trainer.step} of {config.steps}")
+    on_first(lambda: run.begin(recipe, codec.palette))
+    with ExitStack() as stack:
+        log: Callable[[Row], None] = _ignore
+        with together():
+            if rank() == 0:
+                owed = trainer.owes_validation()
+                monitor = Monitor(run.path, trainer.step, config.steps, config.wandb, is_owed=owed)
+                log = stack.enter_context(monitor).log
+        return trainer.train(log)
+
+
+def _ignore(_row: Row) -> None:
+    """The log of a process that is not the first."""
