@@ -122,8 +122,32 @@ def test_the_model_knows_neither_files_nor_processes_nor_sampling() -> None:
 )
 def test_what_is_heavy_is_imported_when_it_is_needed(modules: str, heavy: tuple[str, ...]) -> None:
     probe = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert run_python(probe) == "[]"
+
+
+@pytest.mark.parametrize(
+    "words", [["eval", "RUN", "--limit", "2"], ["sample", "RUN", "-n", "1", "--out", "OUT"]]
+)
+def test_what_does_not_compile_does_not_import_the_compiler(
+    tiny_run: Path, tmp_path: Path, words: list[str]
+) -> None:
+    places = {"RUN": str(tiny_run), "OUT": str(tmp_path / "sheet.png")}
+    argv = [places.get(word, word) for word in words]
+    script = f"""
+import atexit, sys
+from igpt.cli import main
+atexit.register(lambda: print("torch._dynamo" in sys.modules))
+main({argv})
+"""
+    assert run_python(script).splitlines()[-1] == "False"
+
+
+def run_python(script: str) -> str:
+    """What a process of its own prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
 
 
 def test_transformers_is_for_tests_and_nothing_is_unpickled() -> None:

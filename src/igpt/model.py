@@ -121,7 +121,8 @@ class ImageGPT(nn.Module):
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.n_classes:
             self.clf = nn.Linear(config.n_embd, config.n_classes, bias=False)
-        self.init_weights()
+        if not self.wte.is_meta:  # there PyTorch would import its compiler to draw nothing
+            self.init_weights()
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

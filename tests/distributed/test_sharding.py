@@ -32,7 +32,7 @@ from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.parallel import launch, storage
 from igpt.parallel.gradients import accumulate, average_gradients
-from igpt.parallel.processes import gather, mean, processes, rank, size
+from igpt.parallel.processes import gather, mean_over_processes_, processes, rank, size
 from igpt.parallel.sharding import is_split, local, split, whole
 from igpt.plan import Division, n_parameters, training_memory
 from igpt.pretrain import pretrain
@@ -277,7 +277,7 @@ def first_gradients() -> None:
         assert "blocks.0.attn.qkv.weight" in shared
         for name, gradient in shared.items():
             torch.testing.assert_close(gradient, replicated[name])
-            torch.testing.assert_close(mean(gradient.clone()), gradient)
+            torch.testing.assert_close(mean_over_processes_(gradient.clone()), gradient)
 
 
 def test_gradients_are_exchanged_after_the_last_micro_batch_only() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from igpt.kernels.build import constant, load_for_bfloat16
+from igpt.kernels.operators import define
 
 
 @constant
@@ -26,7 +27,7 @@ def gelu_takes(x: Tensor) -> bool:
 
 def fast_quick_gelu(x: Tensor) -> Tensor:
     """x sigmoid(1.702 x) of bfloat16 x of any shape, where `gelu_takes` says so; rounded once."""
-    return _quick_gelu(x)
+    return torch.ops.igpt.quick_gelu(x)
 
 
 def _call(name: str, *tensors: Tensor) -> None:
@@ -38,7 +39,6 @@ def _call(name: str, *tensors: Tensor) -> None:
     getattr(library, name)(*addresses, size, torch.get_num_threads())
 
 
-@torch.library.custom_op("igpt::quick_gelu", mutates_args=())
 def _quick_gelu(x: Tensor) -> Tensor:
     x = x.contiguous()
     y = torch.empty_like(x)
@@ -46,7 +46,6 @@ def _quick_gelu(x: Tensor) -> Tensor:
     return y
 
 
-@torch.library.custom_op("igpt::quick_gelu_backward", mutates_args=())
 def _quick_gelu_backward(x: Tensor, y_gradient: Tensor) -> Tensor:
     x, y_gradient = x.contiguous(), y_gradient.contiguous()
     gradient = torch.empty_like(x)
@@ -54,13 +53,7 @@ def _quick_gelu_backward(x: Tensor, y_gradient: Tensor) -> Tensor:
     return gradient
 
 
-@_quick_gelu.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-@_quick_gelu_backward.register_fake
-def _(x: Tensor, y_gradient: Tensor) -> Tensor:
+def _like(x: Tensor, y_gradient: Tensor | None = None) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
@@ -70,7 +63,8 @@ def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
 
 def _gradient(ctx: Any, y_gradient: Tensor) -> Tensor:
     (x,) = ctx.saved_tensors
-    return _quick_gelu_backward(x, y_gradient)
+    return torch.ops.igpt.quick_gelu_backward(x, y_gradient)
 
 
-_quick_gelu.register_autograd(_gradient, setup_context=_save)
+define("quick_gelu(Tensor x) -> Tensor", _quick_gelu, _like, _gradient, _save)
+define("quick_gelu_backward(Tensor x, Tensor y_gradient) -> Tensor", _quick_gelu_backward, _like)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from igpt.kernels.build import constant, load_for_bfloat16
+from igpt.kernels.operators import define
 
 MAX_WIDTH = 256  # of a head; the kernel has no limit, wider ones are not tested
 
@@ -53,10 +54,9 @@ def fast_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> T
 
     Products are added in float32, probabilities are rounded to bfloat16.
     """
-    return _attention(query, key, value, causal)[0]
+    return torch.ops.igpt.attention(query, key, value, causal)[0]
 
 
-@torch.library.custom_op("igpt::attention", mutates_args=())
 def _attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """The result [B, H, T, D], and the logarithm of each row's sum, float32 [B, H, T]."""
     library = load_for_bfloat16("attention")
@@ -72,7 +72,6 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple
     return out, log_sum
 
 
-@torch.library.custom_op("igpt::attention_backward", mutates_args=())
 def _attention_backward(
     query: Tensor,
     key: Tensor,
@@ -116,25 +115,26 @@ def _gradients(query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-@_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    return _outputs(query)
-
-
-@_attention_backward.register_fake
-def _(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_sum: Tensor, grad: Tensor, c: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(query)
-
-
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Any) -> None:
     *tensors, ctx.causal = inputs
     ctx.save_for_backward(*tensors, *output)
 
 
 def _gradient(ctx: Any, out_gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    return *_attention_backward(*ctx.saved_tensors, out_gradient, ctx.causal), None
+    gradients = torch.ops.igpt.attention_backward(*ctx.saved_tensors, out_gradient, ctx.causal)
+    return *gradients, None
 
 
-_attention.register_autograd(_gradient, setup_context=_save)
+define(
+    "attention(Tensor query, Tensor key, Tensor value, bool causal) -> (Tensor, Tensor)",
+    _attention,
+    lambda query, *_: _outputs(query),
+    _gradient,
+    _save,
+)
+define(
+    "attention_backward(Tensor query, Tensor key, Tensor value, Tensor out, Tensor log_sum, "
+    "Tensor out_gradient, bool causal) -> (Tensor, Tensor, Tensor)",
+    _attention_backward,
+    lambda query, *_: _gradients(query),
+)

@@ -125,6 +125,11 @@ class DrawOnProcessor(TorchDispatchMode):  # type: ignore[no-untyped-call]
     tensor at a time is whole, no more.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch would import its compiler, which takes a second, to keep it away from here."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
     ) -> Any:
