@@ -114,6 +114,7 @@ def sampling(batch: int, quick: bool = False) -> Row:
     args = (IGPT_S, batch, GIVEN, STEPS)
     contenders = {
         **theirs_in_each_type(sample_theirs, *args),
+        "plain PyTorch": Contender(sample_ours, (*args, "auto", False)),
         "igpt, float32": Contender(sample_ours, (*args, "float32")),
         "igpt": Contender(sample_ours, (*args, "bfloat16")),
         "igpt, int8": Contender(sample_ours, (*args, "int8")),
@@ -244,6 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", default="", metavar="TEXT", help="only those named so")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -257,14 +259,14 @@ def main() -> None:
         measured.append({"title": title, "unit": unit, "limit": limit, "results": described})
 
     for row in rows():
-        if row.quick or not args.quick:
+        if args.rows in row.title and (row.quick or not args.quick):
             results = contest(row.contenders, row.amount, 2 if args.quick else args.rounds)
             report(row.title, row.unit, results, row.limit() if row.limit else None)
-    if not args.quick:
-        for kind in ("noise", "photo-like"):
-            results = encoding(kind, *ENCODED, rounds=3)
-            report(f"palette, 512 colours, 32x32 pictures, {kind}", "pictures", results, None)
-    started = start_up()
+    for kind in ("noise", "photo-like"):
+        title = f"palette, 512 colours, 32x32 pictures, {kind}"
+        if args.rows in title and not args.quick:
+            report(title, "pictures", encoding(kind, *ENCODED, args.rounds), None)
+    started = {} if args.rows else start_up()
     print("\n" + "\n".join(f"{name}: {seconds:.2f} s" for name, seconds in started.items()))
     everything = {"machine": about, "rows": measured, "start_up": started}
     (args.out / "bench.json").write_text(json.dumps(everything, indent=1) + "\n")

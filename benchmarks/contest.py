@@ -27,6 +27,7 @@ class Contender:
 
     make: Callable[..., Work]
     args: tuple[Any, ...] = ()
+    times: float = 1  # that its unit does the amount of the row
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ def contest(contenders: Mapping[str, Contender], amount: float, rounds: int) -> 
         connection.send("stop")
         peaks[name] = connection.recv()
         process.join()
-    return {
-        name: Result(
-            amount / statistics.median(taken), amount / max(taken), amount / min(taken), peaks[name]
-        )
-        for name, taken in seconds.items()
-    }
+    found = {}
+    for name, taken in seconds.items():
+        done = amount * contenders[name].times
+        median, slowest, fastest = statistics.median(taken), max(taken), min(taken)
+        found[name] = Result(done / median, done / slowest, done / fastest, peaks[name])
+    return found
 
 
 def _seconds_a_unit(work: Work) -> float:

@@ -137,8 +137,12 @@ def score_theirs(config: ModelConfig, batch: int) -> Work:
 # --- sampling ------------------------------------------------------------------------------------
 
 
-def sample_ours(config: ModelConfig, batch: int, given: int, steps: int, precision: str) -> Work:
-    """Steps from `given` positions on, the same ones in every unit."""
+def sample_ours(
+    config: ModelConfig, batch: int, given: int, steps: int, precision: str, kernels: bool = True
+) -> Work:
+    """Steps from `given` positions on, the same ones in every unit; plain ones without kernels."""
+    if not kernels:
+        os.environ["IGPT_KERNELS"] = "0"
     model, pictures = ours(config).eval(), tokens(config, batch)
     with torch.inference_mode():
         decoder = new_decoder(model, precision)

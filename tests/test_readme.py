@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,53 @@ def test_every_command_of_the_documents_parses(line: str) -> None:
     command_parser(name).parse_intermixed_args(argv)
 
 
+def example(name: str) -> list[str]:
+    """The words of the example in a command's help, after `igpt`."""
+    program, *words = shlex.split(import_module(f"igpt.cli.{name}").EXAMPLE)
+    assert (program, words[0]) == ("igpt", name)
+    return words
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_example_of_every_command_parses(name: str) -> None:
-    from importlib import import_module
+    command_parser(name).parse_intermixed_args(example(name)[1:])
 
-    words = shlex.split(import_module(f"igpt.cli.{name}").EXAMPLE)
-    assert words[:2] == ["igpt", name]
-    command_parser(name).parse_intermixed_args(words[2:])
+
+# In the order in which one makes what the next one reads, with what makes a matter of seconds of
+# each: the last of two flags counts. `fetch` and `import` need OpenAI's files.
+BRIEFLY = {
+    "pretrain": ["--steps", "2"],
+    "demo": ["--steps", "2"],
+    "probe": ["--labels-per-class", "1", "--seeds", "1", "--layer", "2", "--cnn-minutes", "0.01"],
+    "predict": [],
+    "finetune": ["--steps", "2"],
+    "complete": [],
+    "eval": [],
+    "export": [],
+    "features": [],
+    "info": [],
+    "palette": [],
+    "plan": [],
+    "prepare": [],
+    "push": [],
+    "sample": [],
+    "score": ["--limit", "4"],
+    "sweep": ["train.steps=2", "--labels-per-class", "4", "--grid", "colors=4"],
+}
+
+
+def test_the_examples_of_the_commands_run(
+    igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {*BRIEFLY, "fetch", "import"} == {*COMMANDS}
+    monkeypatch.chdir(tmp_path)
+    Path("FOLDER").mkdir()
+    for i in range(4):
+        Path(f"FOLDER/{i}.png").write_bytes(picture_bytes(i, (8, 8)))
+    Path("photo.png").write_bytes(picture_bytes(9, (8, 8)))
+    for name, more in BRIEFLY.items():
+        result = igpt(*example(name), *more)
+        assert result.status == 0, (name, result.err)
 
 
 def test_the_python_of_the_readme_runs(

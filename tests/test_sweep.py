@@ -284,7 +284,7 @@ def test_a_folder_that_holds_other_runs_is_refused(
     swept: tuple[Path, list[Result]], data: Path, tmp_path: Path
 ) -> None:
     out, _ = swept
-    with pytest.raises(UserError, match=r"train\.lr differ"):
+    with pytest.raises(UserError, match=r"another train\.lr"):
         points(data, out, GRID, "train.lr=0.5")
     (tmp_path / "sweep.json").write_text('{"runs": [{"name": "a"}]}')
     with pytest.raises(UserError, match="does not hold a sweep"):

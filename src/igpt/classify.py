@@ -198,7 +198,7 @@ def report(labels: Labels, prediction: Prediction) -> Report:
         balanced_accuracy=score("balanced_accuracy", labels, prediction.labels),
         precision=precision,
         recall=recall,
-        support=support,
+        support=support.astype(np.int64),
         confusion=confusion_matrix(labels, prediction.labels, labels=classes),
         calibration_error=calibration_error(labels, prediction),
     )

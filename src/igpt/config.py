@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -194,7 +195,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _at_least_one("train", self, "steps", "batch_size", "micro_batch_size", "patience")
         _at_least_one("train", self, "log_every", "eval_every", "checkpoint_every")
-        _require(self.lr > 0, f"train.lr must be positive, got {self.lr}")
+        finite = 0 < self.lr < math.inf
+        _require(finite, f"train.lr must be positive and finite, got {self.lr}")
         _require(self.seed >= 0, f"train.seed must not be negative, got {self.seed}")
         betas_fit = all(0 <= beta < 1 for beta in self.betas)
         _require(betas_fit, f"train.betas must lie in [0, 1), got {self.betas}")
@@ -226,7 +228,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for name in ("clf_weight", "gen_weight", "freeze"):
             value = getattr(self, name)
-            _require(value >= 0, f"finetune.{name} must not be negative, got {value}")
+            fits = 0 <= value < math.inf
+            _require(fits, f"finetune.{name} must not be negative, and finite, got {value}")
         learns = self.clf_weight > 0 or self.gen_weight > 0
         _require(learns, "finetune.clf_weight and finetune.gen_weight are both 0: nothing to learn")
         _require(

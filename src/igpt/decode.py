@@ -175,8 +175,8 @@ def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
     packed = PackedDecoder.takes(model)
     if precision == "int8" and not packed:
         raise UserError(
-            "weights of 8 bits need a C++ compiler, and a model on the processor, without biases, "
-            f"whose heads are a multiple of {UNIT} wide"
+            "weights of 8 bits need a C++ compiler, IGPT_KERNELS other than 0, and a model on the "
+            f"processor, without biases, whose heads are a multiple of {UNIT} wide"
         )
     if precision != "float32" and packed:
         return PackedDecoder(model, roads()[0], int8=precision == "int8")

@@ -70,8 +70,10 @@ def settle_recipe(
         require_folder(run.path)
         return recipe
     if not resume:
-        what = "a run" if run.checkpoints.exists() else "a run without checkpoints"
-        raise UserError(f"{run.path} holds {what} already: add --resume, or choose another --out")
+        if not run.checkpoints.exists():
+            what = "a run without checkpoints: add --resume, remove it, or choose another --out"
+            raise UserError(f"{run.path} holds {what}")
+        raise UserError(f"{run.path} holds a run already: add --resume, or choose another --out")
     saved = run.recipe()
     if _command_of(saved) != command:
         raise UserError(f"{run.path} is a run of `igpt {_command_of(saved)}`: resume it there")
@@ -80,8 +82,8 @@ def settle_recipe(
     changed = [name for name in differing_fields(recipe, saved) if not name.startswith(DIVISION)]
     if changed:
         fields = ", ".join(changed)
-        hint = "; --init-from goes on from its model" if command == "pretrain" else ""
-        raise UserError(f"cannot resume {run.path}: its recipe has another {fields}{hint}")
+        other = "choose another --out, where --init-from can go on from its model"
+        raise UserError(f"cannot resume {run.path}: its recipe has another {fields}; {other}")
     return recipe
 
 
@@ -122,6 +124,8 @@ def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, s
             raise UserError(f"cannot resume: {was}")
     checkpoint = run.latest_checkpoint(say) if resume else None
     require_same("checkpoints", checkpoint and checkpoint.progress.step)
+    if config.warmup_steps > config.steps:
+        say(f"warning: {config.steps} steps end before the warm-up's {config.warmup_steps}")
     if resume and checkpoint is None:
         say(f"no checkpoint in {run.path} to go on from: beginning at step 0")
     if checkpoint is not None:

@@ -30,6 +30,7 @@ from igpt.disk import read_json, write_json
 from igpt.evaluate import Likelihood
 from igpt.monitor import read_metrics, training_minutes
 from igpt.order import permutation
+from igpt.palette import Palette
 from igpt.pipeline import Pipeline, load
 from igpt.plan import n_parameters, training_flops
 from igpt.pretrain import pretrain
@@ -138,6 +139,8 @@ def _field(name: str) -> str:
 def _check(point: Point) -> None:
     """Raise UserError for what cannot be trained, and for a folder that holds another run."""
     recipe = point.recipe
+    if recipe.palette.path is not None:
+        Palette.load(recipe.palette.path)
     permutation(recipe.order, recipe.data.image_size)
     if recipe.data.streaming and is_shards(recipe.data.source):
         raise UserError("a sweep measures on pictures that it can open whole: not on shards")
@@ -153,8 +156,7 @@ def sweep(points: Sequence[Point], out: Path, labels_per_class: int | None, say:
     Runs go on where they are. Raises UserError when a class has too few labels, and what
     `pretrain` raises.
     """
-    if labels_per_class is not None:
-        _require_labels(points, labels_per_class)
+    _require_data(points, labels_per_class)
     path = out / "sweep.json"
     known, done = _read(path), list[Result]()
     for number, point in enumerate(points, 1):
@@ -220,10 +222,14 @@ def _accuracies(
     return {"val_accuracy": validation, "accuracy": mean, "accuracy_deviation": deviation}
 
 
-def _require_labels(points: Sequence[Point], per_class: int) -> None:
+def _require_data(points: Sequence[Point], per_class: int | None) -> None:
+    """UserError for a source that cannot be opened, and for fewer labels than are asked for."""
     sets = {replace(point.recipe.data, image_size=1): point.recipe for point in points}
     for recipe in sets.values():
-        train, _ = task_training_splits(open_data(recipe.data), recipe.data, recipe.split_seed)
+        source = open_data(recipe.data)
+        if per_class is None:
+            continue
+        train, _ = task_training_splits(source, recipe.data, recipe.split_seed)
         if train.labels is None:
             raise UserError(f"{recipe.data.source} has no labels to take {per_class} a class of")
         few_labels(train.labels[train.labels >= 0], per_class, seed=0)

@@ -122,6 +122,8 @@ MISTAKES = [
     (["pretrain", "digits", "--out", "{tmp}/r", "train.lrr=1"], "unknown field 'train.lrr'"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--steps", "many"], "train.steps"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--stepz", "3"], "--stepz"),
+    (["pretrain", "digits", "--out", "{tmp}/r", "--lr", "inf"], "positive and finite"),
+    (["eval", "{run}", "--data", "digits", "--image-column", "x"], "have no columns"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--order", "spiral"], "unknown order 'spiral'"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--model", "vit"], "unknown model preset"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--data", "{tmp}/nothing"], "no data at"),

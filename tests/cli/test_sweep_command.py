@@ -70,6 +70,8 @@ MISTAKES = [
     (["digits", "--grid", "colors=3,x", "--out", "{tmp}/s"], "palette.colors"),
     (["digits", "--grid", "colors=3", "--out", "{tmp}/s", "train.x=1"], "unknown field 'train.x'"),
     (["digits", "--grid", "colors=3", "--out", "{tmp}/s", "data.source={tmp}/no"], "no data at"),
+    (["digits", "--grid", "source=digits,{tmp}/no", "--out", "{tmp}/s"], "no data at"),
+    (["digits", "--grid", "path={tmp}/no.npy", "--out", "{tmp}/s"], "no palette file"),
     (
         ["digits", "--grid", "colors=3", "--out", "{tmp}/s", "--labels-per-class", "0"],
         "from 1 or all",

@@ -46,12 +46,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import ParallelConfig
     from igpt.device import compute_dtype
+    from igpt.disk import require_file
     from igpt.parallel.processes import processes, require_same, together
     from igpt.pipeline import load
     from igpt.probe.export import export_features
 
     if args.pca is not None and args.pca < 1:
         raise UserError(f"--pca must be at least 1, got {args.pca}")
+    require_file(args.out)
     parallel = ParallelConfig(shard=args.shard)
     with processes(parallel):
         pipeline = load(args.run, parallel=parallel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,9 @@ SHOWN = 20  # pictures of the table on the terminal
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument("images", nargs="*", type=Path, help="picture files or folders of them")
+    parser.add_argument(
+        "images", nargs="*", default=[], type=Path, help="picture files or folders of them"
+    )
     add_data(parser)
     parser.add_argument(
         "--probe", type=Path, metavar="FOLDER", help="default RUN/probe, for a run without a head"
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     prediction = classifier.predict(pipeline.tokens(pictures.images), dtype)
     rows = _rows(pictures.names, prediction, known)
     values: dict[str, Any] = {"count": len(rows), "predictions": rows}
-    lines = [*_table(rows)]
+    lines = _table(rows)
     if known is not None and (known >= 0).any():
         at = (known >= 0).nonzero()[0]
         labelled = replace(
@@ -116,14 +118,24 @@ def _rounded(probability: float) -> float:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    shown = [f"{row['probability']:6.3f}  {row['label']:<16}  {row['picture']}" for row in rows]
+    """The first pictures, under a head: probability, label, the true one where it is known."""
+    columns = [name for name in ("label", "true") if name in rows[0]]
+    shown = [dict.fromkeys(columns, "") | row for row in rows[:SHOWN]]
+    widths = {name: max(len(name), *(len(row[name]) for row in shown)) for name in columns}
+
+    def line(probability: str, picture: str, cells: Mapping[str, str]) -> str:
+        middle = "  ".join(f"{cells[name]:<{width}}" for name, width in widths.items())
+        return f"{probability}  {middle}  {picture}"
+
+    head = line("probability", "picture", {name: name for name in columns})
+    body = [line(f"{row['probability']:11.3f}", row["picture"], row) for row in shown]
     more = [f"… {len(rows) - SHOWN:,} more: --csv or --json gives all"]
-    return shown[:SHOWN] + (more if len(rows) > SHOWN else [])
+    return [head, *body] + (more if len(rows) > SHOWN else [])
 
 
 def _report_values(result: classify.Report, classes: Sequence[str]) -> dict[str, Any]:
     per_class = {
-        name: {"precision": p, "recall": r, "count": int(count)}
+        name: {"precision": p, "recall": r if count else None, "count": int(count)}
         for name, p, r, count in zip(
             classes,
             result.precision.tolist(),
@@ -147,5 +159,12 @@ def _report_text(result: classify.Report, classes: Sequence[str]) -> list[str]:
         f"accuracy {100 * result.accuracy:.1f} %   balanced {100 * result.balanced_accuracy:.1f} %"
         f"   calibration error {100 * result.calibration_error:.1f} %",
         "precision  recall  count",
-        *(f"{100 * p:8.1f} {100 * r:7.1f} {count:7,}  {name}" for name, p, r, count in rows),
+        *(
+            f"{100 * p:8.1f} {_recall(r, count):>7} {count:7,}  {name}"
+            for name, p, r, count in rows
+        ),
     ]
+
+
+def _recall(recall: float, count: int) -> str:
+    return f"{100 * recall:.1f}" if count else ""

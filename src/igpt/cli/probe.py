@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from igpt.cli.arguments import (
     refuse_given,
 )
 from igpt.cli.report import Report
+from igpt.cli.tables import probe_text
 from igpt.config import Say, UserError
 
 if TYPE_CHECKING:
@@ -151,7 +153,7 @@ def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Repo
         summaries = summarise(trials)
         values = {**_told(args, features), **_values(fitted, trials, summaries, folder)}
         on_first(lambda: _write(folder, saved, fitted, values, summaries))
-        return Report(_text(args.metric, fitted, kept.subset, summaries, folder), values)
+        return Report(probe_text(args.metric, fitted, kept.subset, summaries, folder), values)
 
     report = write()
     if args.solver == "sgd":
@@ -173,8 +175,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--seeds must be at least 1, got {args.seeds}")
     if args.pca is not None and args.pca < 0:
         raise UserError(f"--pca must not be negative, got {args.pca}")
-    if args.cnn_minutes is not None and args.cnn_minutes <= 0:
-        raise UserError(f"--cnn-minutes must be positive, got {args.cnn_minutes:g}")
+    if args.cnn_minutes is not None and not 0 < args.cnn_minutes < math.inf:
+        raise UserError(f"--cnn-minutes must be positive and finite, got {args.cnn_minutes:g}")
     sgd, attention = args.solver == "sgd", args.head == "attention"
     if sgd and args.labels_per_class != [None]:
         raise UserError("--solver sgd takes all labels: no --labels-per-class")
@@ -241,10 +243,11 @@ def _kept(
     kept = features.bytes(len(needed) + len(task.validation) + len(task.test))
     networks = 2 if args.baselines else 1  # the untrained one's are kept too
     require_memory(networks * kept, "fewer --layer, a coarser --pool, or --solver sgd")
+    minutes = _cnn_minutes(args) if args.baselines else None  # before all is computed
     linear = LinearMethod(
         "linear probe", features, task, needed, components=args.pca, metric=args.metric
     )
-    return linear, _baselines(features, linear, args) if args.baselines else [], chosen
+    return linear, [] if minutes is None else _baselines(features, linear, args, minutes), chosen
 
 
 def _introduce(task: AnyTask, say: Say) -> None:
@@ -268,18 +271,24 @@ def _augmentation(args: argparse.Namespace) -> str:
     return args.augmentation or own
 
 
-def _baselines(
-    features: ModelFeatures, linear: LinearMethod, args: argparse.Namespace
-) -> list[Method]:
+def _cnn_minutes(args: argparse.Namespace) -> float:
+    """That the CNN may train: as it is said, or else those of the run."""
     from igpt.checkpoint import RunDirectory
     from igpt.monitor import read_metrics, training_minutes
+
+    run = RunDirectory(args.run)
+    if args.cnn_minutes is not None:
+        return float(args.cnn_minutes)
+    if not run.exists():
+        raise UserError(f"{args.run} does not say how long it was trained: give --cnn-minutes")
+    return training_minutes(read_metrics(run.metrics), run.recipe().train.batch_size)
+
+
+def _baselines(
+    features: ModelFeatures, linear: LinearMethod, args: argparse.Namespace, minutes: float
+) -> list[Method]:
     from igpt.study import CnnMethod, make_baselines
 
-    minutes, run = args.cnn_minutes, RunDirectory(args.run)
-    if minutes is None:
-        if not run.exists():
-            raise UserError(f"{args.run} does not say how long it was trained: give --cnn-minutes")
-        minutes = training_minutes(read_metrics(run.metrics), run.recipe().train.batch_size)
     augmentation = _augmentation(args)
     # Crops need larger pictures than the model's, and those are what the others learn from.
     moved = "none" if augmentation == "imagenet" else augmentation
@@ -345,51 +354,11 @@ def _write(
 
     save_probe(folder, saved)
     write_json(folder / RESULTS, values)
+    metric = values["metric"]
     figures = [folder / "accuracy_by_layer.png", folder / "few_labels.png"]
     for figure in figures:  # an earlier probe's
         figure.unlink(missing_ok=True)
     if len(fitted.by_layer) > 1:
-        write_atomically(figures[0], lambda path: layers_figure(fitted.by_layer, path))
+        write_atomically(figures[0], lambda path: layers_figure(fitted.by_layer, path, metric))
     if len({summary.labels_per_class for summary in summaries}) > 1:
-        write_atomically(
-            figures[1], lambda path: few_labels_figure(summaries, path, values["metric"])
-        )
-
-
-def _text(
-    metric: str, fitted: FittedProbe, subset: Subset, summaries: Sequence[Summary], folder: Path
-) -> str:
-    layers = [
-        f"  {layer:>5}  {100 * value:5.1f}{'  <- chosen' if layer == fitted.layer else ''}"
-        for layer, value in fitted.by_layer.items()
-    ]
-    rows = [
-        f"  {'all' if row.labels_per_class is None else row.labels_per_class:>5}  "
-        f"{_percent(row.accuracy, row.seeds)}  {_percent(row.balanced_accuracy, row.seeds)}  "
-        f"{row.method}"
-        for row in summaries
-    ]
-    return "\n".join(
-        [
-            f"  layer  {metric.replace('_', ' ')} on validation, %{_of(subset, summaries)}",
-            *layers,
-            "",
-            "  labels a class, accuracy on test, balanced accuracy, %",
-            *rows,
-            "",
-            f"probe, figures and results.json: {folder}",
-        ]
-    )
-
-
-def _of(subset: Subset, summaries: Sequence[Summary]) -> str:
-    """Which labels the table by layer is of, where there are several."""
-    if len({summary.labels_per_class for summary in summaries}) == 1 and summaries[0].seeds == 1:
-        return ""
-    size = "all labels" if subset.per_class is None else f"{subset.per_class} labels a class"
-    return f" ({size}, seed {subset.seed})"
-
-
-def _percent(spread: tuple[float, float], seeds: int) -> str:
-    mean, deviation = (100 * value for value in spread)
-    return f"{mean:5.1f} ± {deviation:3.1f}" if seeds > 1 else f"{mean:5.1f}      "
+        write_atomically(figures[1], lambda path: few_labels_figure(summaries, path, metric))

@@ -33,6 +33,8 @@ def open_source(
     """
     path = Path(spec)
     if spec == "digits":
+        if image_column or label_column:
+            raise UserError("the digits have no columns to choose from")
         return _digits()
     if spec and (files := openai_arrays(path)):
         return open_openai(spec, files)

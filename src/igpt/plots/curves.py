@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by the colour-blind.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+LAYER_TICKS = 25  # numbers of layers that fit below a figure
 DODGE = 1.04  # of a method beside the one before, so that none hides another
 CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#D55E00", "#56B4E9", GREY)
 
@@ -80,23 +81,25 @@ def _draw_metric(axes: Axes, values: Sequence[tuple[int, float]], name: str) -> 
     right.spines[["top", "left"]].set_visible(False)
 
 
-def layers_figure(by_layer: Mapping[str, float], path: Path) -> None:
-    """Validation metric, 0 to 1, of a probe at each layer, as a PNG."""
+def layers_figure(by_layer: Mapping[str, float], path: Path, metric: str) -> None:
+    """Validation `metric`, 0 to 1, of a probe at each layer, as a PNG."""
     figure, axes = _figure()
     percent = [100 * value for value in by_layer.values()]
-    axes.plot(list(by_layer), percent, color=BLUE, marker="o", markersize=4)
-    best = max(by_layer, key=lambda layer: by_layer[layer])
-    axes.plot([best], [100 * by_layer[best]], color=ORANGE, marker="o", markersize=8)
+    axes.plot(percent, color=BLUE, marker="o", markersize=4)
+    best = int(np.argmax(percent))
+    axes.plot([best], [percent[best]], color=ORANGE, marker="o", markersize=8)
     axes.annotate(
-        f"{100 * by_layer[best]:.1f}",
-        (best, 100 * by_layer[best]),
+        f"{percent[best]:.1f}",
+        (best, percent[best]),
         xytext=(0, 7),
         textcoords="offset points",
         ha="center",
     )
     axes.margins(y=0.12)  # for the number above the best
+    every = -(-len(by_layer) // LAYER_TICKS)
+    axes.set_xticks(range(0, len(by_layer), every), list(by_layer)[::every])
     axes.set_xlabel("layer")
-    axes.set_ylabel("probe on validation, %")
+    axes.set_ylabel(f"{metric.replace('_', ' ')} of a probe on validation, %")
     figure.savefig(path, format="png", dpi=150)
 
 

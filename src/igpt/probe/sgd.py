@@ -46,8 +46,9 @@ class SGD:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or min(self.rates) <= 0:
-            raise UserError("--epochs, --batch-size and --lr must be above 0")
+        rates = all(0 < rate < math.inf for rate in self.rates)
+        if self.epochs < 1 or self.batch_size < 1 or not rates:
+            raise UserError("--epochs, --batch-size and --lr must be above 0, and finite")
 
 
 class Classifiers:

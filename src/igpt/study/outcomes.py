@@ -67,7 +67,10 @@ def compare(
             trials.append(Trial(method.name, subset, fit, accuracy, balanced))
             size, seed = subset.per_class, subset.seed
             labels = "all labels" if size is None else f"{size} labels a class, seed {seed}"
-            say(f"{method.name}, {labels}: {100 * accuracy:.1f} % on test")
+            say(
+                f"{method.name}, {labels}: {100 * accuracy:.1f} % on test, balanced "
+                f"{100 * balanced:.1f} %"
+            )
     return trials
 
 
