@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from igpt.cli.arguments import load_pictures
 from igpt.decode import Decoder, new_decoder
 from igpt.objectives import token_nats
 from igpt.pipeline import load
+from igpt.run_data import RunData, load_named
 
 
 @torch.inference_mode()
@@ -31,11 +32,12 @@ def nats_per_pixel(decoder: Decoder, tokens: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--pictures", type=int, default=64, dest="limit")
-    parser.set_defaults(data=None, split=None, image_column=None, label_column=None)
+    parser.add_argument("--pictures", type=int, default=64)
     args = parser.parse_args()
     pipeline = load(args.run)
-    tokens = pipeline.tokens(load_pictures(args, pipeline))
+    pictures = RunData.of(args.run).pictures()
+    first = pictures.select(np.arange(min(args.pictures, len(pictures))))
+    tokens = pipeline.tokens(load_named(first, pipeline).images)
     for precision in ("float32", "bfloat16", "int8"):
         decoder = new_decoder(pipeline.model, precision)
         nats = nats_per_pixel(decoder, tokens)

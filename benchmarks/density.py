@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from igpt.cli.arguments import add_data, load_task
+from igpt.cli.arguments import add_data, run_data
 from igpt.device import compute_dtype
 from igpt.disk import write_atomically, write_text
 from igpt.pipeline import load
@@ -46,7 +46,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Nats/pixel on validation, and the probe's accuracy at its best layer on test."""
     pipeline = load(run)
     args.run, args.split = run, None
-    task = load_task(args, pipeline.image_size)
+    task = run_data(args).task(pipeline.image_size)
     task = replace(task, test=task.test.select(np.arange(min(TESTED, len(task.test)))))
     chosen = subsets(task, [args.labels_per_class], SEEDS)
     features = ModelFeatures(pipeline, ["all"], args.pool, "auto")
@@ -94,19 +94,20 @@ def draw(results: dict[str, Any], metric: str, path: Path) -> None:
 
 
 def draw_layers(results: dict[str, Any], path: Path) -> None:
-    """The probe's accuracy on validation against depth: a line a run, at its last step."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    """The probe's accuracy on validation against depth: a line a run, dashed for BERT."""
+    figure = Figure(figsize=(7.8, 4.2), layout="constrained")
     axes = figure.subplots()
     whole = {name: row for name, row in results.items() if not re.search(r"-step\d+$", name)}
     for (name, row), color in zip(whole.items(), itertools.cycle(CYCLE)):
         accuracies = 100 * np.mean(list(row["by_layer"].values()), axis=1)  # of layers 0 to L
         depth, best = np.linspace(0, 1, len(accuracies)), int(np.argmax(accuracies))
-        axes.plot(depth, accuracies, color=color, marker=".", linewidth=1, label=name)
+        style = "--" if row["objective"] == "bert" else "-"
+        axes.plot(depth, accuracies, style, color=color, marker=".", linewidth=1, label=name)
         axes.plot(depth[best], accuracies[best], color=color, marker="o", markersize=8)
     axes.set_xlabel("layer, of the model's depth (the best one is marked)")
     axes.set_ylabel("probe on validation, %")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, format="png", dpi=150)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from igpt.cli.arguments import add_data, data_config
+from igpt.cli.arguments import add_data, run_data
 from igpt.data import open_data
 from igpt.data.labels import labelled
 from igpt.device import compute_dtype
@@ -31,7 +31,7 @@ from igpt.disk import write_atomically, write_text
 from igpt.finetune import default_recipe, finetune
 from igpt.pipeline import load
 from igpt.plots.curves import CYCLE
-from igpt.probe.linear import METRICS, score
+from igpt.probe.linear import METRICS, metric_value
 from igpt.recipes import changed
 
 VARIANTS = {
@@ -50,9 +50,9 @@ def say(line: str) -> None:
 def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
     """Test metric of a fine-tuned run, by the way that masks vote; one way for AR."""
     pipeline = load(run)
-    config = data_config(args)
-    source = open_data(config)
-    pictures = source.split(config.test_split)
+    given = run_data(args)
+    config, source = given.config, open_data(given.config)
+    pictures = source.split(given.split)
     test = labelled(
         pictures.select(np.arange(min(args.tested or len(pictures), len(pictures)))),
         source.name,
@@ -65,7 +65,7 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
     found = {}
     for way, (ensemble, masks) in ways.items():
         predicted = pipeline.classifier(None, ensemble, masks).predict(tokens, dtype)
-        found[way] = score(args.metric, test.labels, predicted.labels)
+        found[way] = metric_value(args.metric, test.labels, predicted.labels)
     return found
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from igpt.cli.arguments import add_data, load_task
+from igpt.cli.arguments import add_data, run_data
 from igpt.data import Task
 from igpt.device import compute_dtype
 from igpt.pipeline import Pipeline, load
@@ -27,7 +27,7 @@ from igpt.probe.linear import (
     LayerData,
     fit_layer,
     logistic_path,
-    score,
+    metric_value,
 )
 from igpt.study import Subset, needed_pictures, subsets
 
@@ -90,7 +90,7 @@ class Study:
             path = logistic_path(x, labels[subset.indices], n_classes, STRENGTHS)
             for strength, (weight, bias) in zip(STRENGTHS, path, strict=True):
                 predicted = basis.fold(weight, bias).predict(data.validation)
-                value = score(self.metric, held_out, predicted)
+                value = metric_value(self.metric, held_out, predicted)
                 found[strength].setdefault(subset.per_class, []).append(value)
         for strength, values in found.items():
             self._print(f"{name}, C = {strength:g}", values)
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=7)
     args = parser.parse_args()
     pipeline = load(args.run)
-    task = load_task(args, pipeline.image_size)
+    task = run_data(args).task(pipeline.image_size)
     chosen = subsets(task, args.labels_per_class, args.seeds)
     study = Study(pipeline, task, chosen, args.metric)
     layer, top, grid = args.layer, pipeline.model.config.n_layer, f"grid:{args.grid}"

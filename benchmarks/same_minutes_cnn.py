@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from igpt.checkpoint import RunDirectory
-from igpt.cli.arguments import add_data, load_task
+from igpt.cli.arguments import add_data, run_data
 from igpt.monitor import read_metrics, training_minutes
 from igpt.study import CnnMethod, compare, subsets
 
@@ -31,7 +31,7 @@ def main() -> None:
     run = RunDirectory(args.run)
     recipe = run.recipe()
     minutes = args.minutes or training_minutes(read_metrics(run.metrics), recipe.train.batch_size)
-    task = load_task(args, args.size or recipe.data.image_size)
+    task = run_data(args).task(args.size or recipe.data.image_size)
     cnn = CnnMethod(task, minutes, args.augmentation, "accuracy")
     (every,) = subsets(task, [None], seeds=1)
     chosen = [replace(every, seed=seed) for seed in range(args.seeds)]

@@ -52,6 +52,7 @@ ROOMS = [
     "pipeline",
     "sklearn",
     "study",
+    "run_data",
     "sweep",
     "score",
     "cli",

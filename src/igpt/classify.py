@@ -21,7 +21,7 @@ from igpt.device import autocast
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.probe.features import Masking, draw_mask, extract, in_batches, make_pool
-from igpt.probe.linear import score
+from igpt.probe.linear import metric_value
 from igpt.probe.store import SavedProbe
 from igpt.rng import numpy_rng
 from igpt.types import Floats, Labels
@@ -194,8 +194,8 @@ def report(labels: Labels, prediction: Prediction) -> Report:
         labels, prediction.labels, labels=classes, zero_division=0
     )
     return Report(
-        accuracy=score("accuracy", labels, prediction.labels),
-        balanced_accuracy=score("balanced_accuracy", labels, prediction.labels),
+        accuracy=metric_value("accuracy", labels, prediction.labels),
+        balanced_accuracy=metric_value("balanced_accuracy", labels, prediction.labels),
         precision=precision,
         recall=recall,
         support=support.astype(np.int64),

@@ -27,7 +27,7 @@ from igpt.objectives import Joint, generative_objective, require_likelihood
 from igpt.order import Codec
 from igpt.parallel.processes import name_skipped, require_same, together
 from igpt.probe.features import Masking
-from igpt.probe.linear import score
+from igpt.probe.linear import metric_value
 from igpt.run import in_run, new_model, train_run
 from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
 from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
@@ -94,7 +94,7 @@ def _finetune(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Fine
 
     def validate(check: Callable[[], None]) -> Validation:
         prediction = classifier.predict(held_out, dtype, check)
-        value = score(options.metric, validation.labels, prediction.labels)
+        value = metric_value(options.metric, validation.labels, prediction.labels)
         return Validation({f"val_{options.metric}": value}, -value)
 
     generative = generative_objective(model.config, config.seed, stream="train")

@@ -10,7 +10,7 @@ import pytest
 from igpt.baselines import predict_cnn, train_cnn
 from igpt.config import DataConfig, UserError
 from igpt.data import few_labels, open_source, open_task
-from igpt.probe.linear import score
+from igpt.probe.linear import metric_value
 
 TASK = open_task(open_source("digits"), DataConfig(), 8, seed=0)
 
@@ -20,7 +20,8 @@ def train(per_class: int, *, minutes: float = 30, seed: int = 0, augmentation: s
     held = TASK.validation
     return train_cnn(
         part.images, part.labels, held.images, held.labels, 10,
-        minutes=minutes, augmentation=augmentation, worth=partial(score, "accuracy"), seed=seed,
+        minutes=minutes, augmentation=augmentation, seed=seed,
+        worth=partial(metric_value, "accuracy"),
     )  # fmt: skip
 
 
@@ -47,5 +48,5 @@ def test_one_class_is_refused() -> None:
     with pytest.raises(UserError, match="two classes"):
         train_cnn(
             images, labels, images, labels, 2,
-            minutes=1, augmentation="none", worth=partial(score, "accuracy"), seed=0,
+            minutes=1, augmentation="none", worth=partial(metric_value, "accuracy"), seed=0,
         )  # fmt: skip

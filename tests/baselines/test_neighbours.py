@@ -9,7 +9,7 @@ import numpy as np
 from igpt.baselines import fit_neighbours
 from igpt.config import DataConfig
 from igpt.data import few_labels, open_source, open_task
-from igpt.probe.linear import score
+from igpt.probe.linear import metric_value
 
 TASK = open_task(open_source("digits"), DataConfig(), 8, seed=0)
 
@@ -17,7 +17,7 @@ TASK = open_task(open_source("digits"), DataConfig(), 8, seed=0)
 def test_neighbours_vote_as_many_as_validation_likes() -> None:
     x = TASK.train.images.reshape(1350, -1).astype(np.float32)
     held = TASK.validation.images.reshape(150, -1).astype(np.float32)
-    worth = partial(score, "accuracy")
+    worth = partial(metric_value, "accuracy")
     neighbours = fit_neighbours(x, TASK.train.labels, held, TASK.validation.labels, worth)
     assert neighbours.score(held, TASK.validation.labels) > 0.95
     few = few_labels(TASK.train.labels, 1, 0)[:2]

@@ -176,6 +176,8 @@ MISTAKES = [
     (["probe", "{run}", "--pca", "-5"], "--pca must not be negative"),
     (["probe", "{run}", "--epochs", "3", "--lr", "1"], "--epochs, --lr: not without --solver sgd"),
     (["probe", "{run}", "--cnn-minutes", "1"], "--cnn-minutes: not without --baselines"),
+    (["probe", "{run}", "--baselines", "--cnn-minutes", "nan"], "--cnn-minutes must be positive"),
+    (["probe", "{run}", "--solver", "sgd", "--lr", "nan"], "must be above 0, and finite"),
     (["probe", "{run}", "--baselines", "--cnn-minutes", "0"], "--cnn-minutes must be positive"),
     (["probe", "{run}", "--labels-per-class", "few"], "expected numbers from 1 or all, got few"),
     (["probe", "{run}", "--solver", "sgd", "--seeds", "2"], "--seeds: not with --solver sgd"),

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from igpt.config import UserError
-from igpt.probe.linear import Basis, LayerData, fit_probe, logistic_path, score
+from igpt.probe.linear import Basis, LayerData, fit_probe, logistic_path, metric_value
 
 
 def clusters(n: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +63,7 @@ def test_validation_chooses_the_layer_that_knows_the_class() -> None:
     fitted = fit_probe(layers, y[:200], y[200:], 3)
     assert fitted.layer == "signal"
     assert fitted.by_layer["noise"] < 0.6 < fitted.by_layer["signal"] == fitted.validation
-    assert score("accuracy", y[200:], fitted.probe.predict(x[200:])) == fitted.validation
+    assert metric_value("accuracy", y[200:], fitted.probe.predict(x[200:])) == fitted.validation
 
 
 def test_two_classes_and_classes_without_a_label_are_no_special_case() -> None:
@@ -90,7 +90,7 @@ def test_one_class_only_is_refused() -> None:
 
 def test_metrics_are_what_they_are_called() -> None:
     labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])
-    assert score("accuracy", labels, predicted) == 0.75
-    assert score("balanced_accuracy", labels, predicted) == 0.5
+    assert metric_value("accuracy", labels, predicted) == 0.75
+    assert metric_value("balanced_accuracy", labels, predicted) == 0.5
     with pytest.raises(UserError, match="unknown metric"):
-        score("f1", labels, predicted)
+        metric_value("f1", labels, predicted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +13,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from igpt.config import DataConfig, Recipe
-    from igpt.data import LargeTask, Pictures, Task
-    from igpt.order import Codec, Encoded
+    from igpt.config import Recipe
+    from igpt.data import Pictures
+    from igpt.order import Encoded
     from igpt.pipeline import Pipeline
+    from igpt.run_data import RunData
     from igpt.sample import Sampling
 
 
@@ -102,75 +102,11 @@ def sampling(args: argparse.Namespace) -> Sampling:
     return Sampling(args.temperature, args.top_k, args.top_p, args.seed, args.precision)
 
 
-def data_config(args: argparse.Namespace) -> DataConfig:
-    """The run's own data, with what the command line says instead.
+def run_data(args: argparse.Namespace) -> RunData:
+    """The source that `add_data`'s arguments name, as the run takes it."""
+    from igpt.run_data import RunData
 
-    Raises UserError when neither names any.
-    """
-    from dataclasses import replace
-
-    from igpt.checkpoint import recipe_of
-    from igpt.config import Recipe
-    from igpt.data import data_of
-
-    recipe = recipe_of(args.run)
-    if not args.data and not recipe:
-        raise UserError(f"{args.run} has no recipe that names its data: give --data")
-    config = data_of((recipe or Recipe()).data, args.data or None)
-    return replace(
-        config,
-        image_column=args.image_column or config.image_column,
-        label_column=args.label_column or config.label_column,
-        test_split=args.split or config.test_split,
-    )
-
-
-def load_task(args: argparse.Namespace, size: int) -> Task:
-    """Labelled train, validation and test pictures of the size that the model takes.
-
-    The validation pictures are those that were held out when the run was trained.
-    """
-    from igpt.data import open_data, open_task
-
-    config = data_config(args)
-    return open_task(open_data(config), config, size, _split_seed(args.run))
-
-
-def load_large_task(args: argparse.Namespace, codec: Codec) -> LargeTask:
-    """The same of pictures that memory need not hold."""
-    from igpt.data import open_data, open_large_task
-
-    config = data_config(args)
-    return open_large_task(open_data(config), config, codec, _split_seed(args.run))
-
-
-def _split_seed(model: Path) -> int:
-    """What the run's held-out pictures were drawn from."""
-    from igpt.checkpoint import recipe_of
-
-    recipe = recipe_of(model)
-    return recipe.split_seed if recipe else 0
-
-
-@dataclass(frozen=True)
-class Named:
-    """Readable pictures, as the model takes them."""
-
-    images: npt.NDArray[np.uint8] | Encoded  # [N, size, size, 3], or tokens
-    names: list[str]
-    labels: npt.NDArray[np.int64] | None  # [N], -1 where one is missing
-    class_names: tuple[str, ...] | None  # of the labels, where the source names them
-
-
-def load_named(args: argparse.Namespace, pipeline: Pipeline, learned_from: str = "") -> Named:
-    """The pictures of `open_pictures`, all in memory, as the model takes them."""
-    from igpt.data import decode_all
-
-    pictures = open_pictures(args, learned_from)
-    decoded = decode_all(pictures, pipeline.image_size, pipeline.fit)
-    names = [pictures.name(int(i)) for i in decoded.kept]
-    labels = None if pictures.labels is None else pictures.labels[decoded.kept]
-    return Named(decoded.images, names, labels, pictures.class_names)
+    return RunData.of(args.run, args.data, args.split, args.image_column, args.label_column)
 
 
 def refuse_two_sources(args: argparse.Namespace) -> None:
@@ -191,49 +127,31 @@ def refuse_given(args: argparse.Namespace, when: bool, why: str, *names: str) ->
 def open_pictures(args: argparse.Namespace, learned_from: str = "") -> Pictures:
     """The files of `args.images`, or else the pictures that `add_data`'s arguments name.
 
-    Of a source that the run or the probe learned from, which `learned_from` marks, without those
-    that it learned from.
+    `learned_from` as `RunData.pictures` takes it.
     """
-    import numpy as np
-
     from igpt.data import open_files
 
     files = getattr(args, "images", None)
-    pictures = open_files(files) if files else _open_split(args, learned_from)
-    if args.limit is not None:
-        if args.limit < 1:
-            raise UserError(f"--limit must be at least 1, got {args.limit}")
-        pictures = pictures.select(np.arange(min(args.limit, len(pictures))))
-    return pictures
+    pictures = open_files(files) if files else run_data(args).pictures(learned_from)
+    return limited(pictures, args.limit)
 
 
-def open_unlabelled(args: argparse.Namespace) -> Pictures:
-    """Training pictures of the same data, whose features are used without their labels."""
-    from igpt.data import open_data, training_splits
-    from igpt.study import unlabelled
+def limited(pictures: Pictures, limit: int | None) -> Pictures:
+    """The first of them, as `--limit` says."""
+    import numpy as np
 
-    config = data_config(argparse.Namespace(**{**vars(args), "split": None}))
-    train, _ = training_splits(open_data(config), config, _split_seed(args.run))
-    return train.select(unlabelled(len(train)))
-
-
-def _open_split(args: argparse.Namespace, learned_from: str) -> Pictures:
-    from igpt.checkpoint import recipe_of
-    from igpt.data import evaluation_split, open_data, pictures_to_test
-    from igpt.probe.store import source_mark
-
-    config, recipe = data_config(args), recipe_of(args.run)
-    source = open_data(config)
-    if (recipe and recipe.data.source == config.source) or (
-        learned_from == source_mark(config.source)
-    ):
-        return pictures_to_test(source, config, _split_seed(args.run))
-    return evaluation_split(source, config.test_split)
+    if limit is None:
+        return pictures
+    if limit < 1:
+        raise UserError(f"--limit must be at least 1, got {limit}")
+    return pictures.select(np.arange(min(limit, len(pictures))))
 
 
 def load_pictures(args: argparse.Namespace, pipeline: Pipeline) -> npt.NDArray[np.uint8] | Encoded:
-    """The pictures [N, S, S, 3] of the model's size S, or encoded ones, of `load_named`."""
-    return load_named(args, pipeline).images
+    """The pictures [N, S, S, 3] of the model's size S, or encoded ones, of `open_pictures`."""
+    from igpt.run_data import load_named
+
+    return load_named(open_pictures(args), pipeline).images
 
 
 # short flag -> the recipe's field that it stands for, and its help

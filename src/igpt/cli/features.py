@@ -11,7 +11,7 @@ from igpt.cli.arguments import (
     add_run,
     add_shard,
     open_pictures,
-    open_unlabelled,
+    run_data,
 )
 from igpt.cli.report import Report
 from igpt.config import Say, UserError
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         pipeline = load(args.run, parallel=parallel)
         with together():
             pictures = open_pictures(args)
-            known = open_unlabelled(args) if args.pca else None
+            known = run_data(args).unlabelled() if args.pca else None
         require_same("pictures", len(pictures))
         done = export_features(
             pipeline.model,

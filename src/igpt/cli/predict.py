@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.arguments import add_data, add_run, load_named, refuse_two_sources
+from igpt.cli.arguments import add_data, add_run, open_pictures, refuse_two_sources
 from igpt.cli.report import Report
 from igpt.config import Say, UserError
 
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.disk import require_file, write_atomically, write_csv
     from igpt.pipeline import load
     from igpt.plots import confusion_figure
+    from igpt.run_data import load_named
 
     refuse_two_sources(args)
     if args.masks is not None and args.masks < 1:
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         require_file(path)
     pipeline = load(args.run)
     classifier = _classifier(pipeline, args)
-    pictures = load_named(args, pipeline, classifier.learned_from)
+    pictures = load_named(open_pictures(args, classifier.learned_from), pipeline)
     known = pictures.labels
     if known is not None:
         source = args.data or str(args.run)

@@ -15,11 +15,9 @@ from igpt.cli.arguments import (
     add_features,
     add_run,
     add_shard,
-    data_config,
-    load_large_task,
-    load_task,
     number_of_labels,
     refuse_given,
+    run_data,
 )
 from igpt.cli.report import Report
 from igpt.cli.tables import probe_text
@@ -146,7 +144,7 @@ def _probe(args: argparse.Namespace, parallel: ParallelConfig, say: Say) -> Repo
     kept = max(trials, key=lambda trial: len(trial.subset.indices))
     assert isinstance(kept.fit, ProbeFit)
     fitted = kept.fit.probe
-    saved = _saved(fitted, features, probe.task.train.class_names, data_config(args).source)
+    saved = _saved(fitted, features, probe.task.train.class_names, run_data(args).config.source)
 
     def write() -> Report:
         """What there is so far."""
@@ -216,7 +214,7 @@ def _streamed(
             raise UserError(
                 f"{unfinished} is of a fit that was cut short: --resume it, or remove it"
             )
-        task = load_large_task(args, features.pipeline.codec)
+        task = run_data(args).large_task(features.pipeline.codec)
     _introduce(task, say)
     method = StreamedMethod(features, task, config, args.metric, unfinished, say)
     return method, [], subsets(task, [None], 1)
@@ -231,7 +229,7 @@ def _kept(
     from igpt.study import AttentionMethod, LinearMethod, needed_pictures, subsets
 
     with together():
-        task = load_task(args, features.pipeline.image_size)
+        task = run_data(args).task(features.pipeline.image_size)
     sizes = list(dict.fromkeys(args.labels_per_class))  # each once
     chosen = subsets(task, sizes, args.seeds or SEEDS)
     _introduce(task, say)
@@ -267,8 +265,7 @@ def _introduce(task: AnyTask, say: Say) -> None:
 
 def _augmentation(args: argparse.Namespace) -> str:
     """What is asked for, else what the run's pictures went through."""
-    own: str = data_config(args).augmentation
-    return args.augmentation or own
+    return args.augmentation or run_data(args).config.augmentation
 
 
 def _cnn_minutes(args: argparse.Namespace) -> float:
@@ -300,7 +297,7 @@ def _told(args: argparse.Namespace, features: ModelFeatures) -> dict[str, Any]:
     """What the numbers are of."""
     return {
         "run": str(args.run),
-        "data": data_config(args).source,
+        "data": run_data(args).config.source,
         "solver": args.solver,
         "head": args.head,
         "pool": features.pool,

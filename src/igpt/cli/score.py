@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.arguments import Named, add_data, add_run, load_named, refuse_two_sources
+from igpt.cli.arguments import add_data, add_run, limited, open_pictures, refuse_two_sources
 from igpt.cli.report import Report
 from igpt.config import Say, UserError
 
@@ -55,13 +55,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.disk import require_folder, write_csv
     from igpt.pipeline import load
+    from igpt.run_data import RunData, load_named
     from igpt.score import out_of_distribution, score
 
     _check(args)
     require_folder(args.out)
     pipeline = load(args.run)
-    given = load_named(args, pipeline)
-    other = _load_other(args, pipeline) if args.ood else None
+    given = load_named(open_pictures(args), pipeline)
+    other = None
+    if args.ood:
+        source = RunData.of(args.run, args.ood, args.ood_split)
+        other = load_named(limited(source.pictures(), args.limit), pipeline)
     say(f"{len(given.images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
     scores = score(pipeline, given.images, given.names)
     outside = score(pipeline, other.images, other.names) if other else None
@@ -85,15 +89,6 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("maps", "top"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
-
-
-def _load_other(args: argparse.Namespace, pipeline: Pipeline) -> Named:
-    """The pictures of --ood, loaded as those of --data are."""
-    columns = {"image_column": None, "label_column": None}
-    other = argparse.Namespace(
-        run=args.run, data=args.ood, split=args.ood_split, limit=args.limit, **columns
-    )
-    return load_named(other, pipeline)
 
 
 def _sheets(

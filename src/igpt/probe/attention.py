@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from igpt.probe.features import Features
-from igpt.probe.linear import score
+from igpt.probe.linear import metric_value
 from igpt.rng import numpy_rng, torch_rng
 from igpt.types import Labels
 
@@ -104,7 +104,7 @@ def fit_attention(
         optimizer.zero_grad()
         schedule.step()
         if step % (STEPS // VALIDATIONS) == 0:
-            value = score(metric, validation_labels, head.predict(validation))
+            value = metric_value(metric, validation_labels, head.predict(validation))
             if value > best:
                 best, kept = value, {k: v.clone() for k, v in head.state_dict().items()}
     head.load_state_dict(kept)

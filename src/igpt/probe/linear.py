@@ -117,7 +117,7 @@ class LayerData:
     basis: Basis
 
 
-def score(metric: str, labels: Labels, predicted: Labels) -> float:
+def metric_value(metric: str, labels: Labels, predicted: Labels) -> float:
     """Accuracy, or the mean of the classes' own accuracies, of predictions [N]."""
     from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
@@ -166,7 +166,7 @@ def fit_layer(
         STRENGTHS, logistic_path(x, labels, n_classes, STRENGTHS), strict=True
     ):
         probe = data.basis.fold(weight, bias)
-        value = score(metric, validation_labels, probe.predict(data.validation))
+        value = metric_value(metric, validation_labels, probe.predict(data.validation))
         if best is None or value > best.validation:
             best = FittedProbe(probe, name, strength, value, {})
     assert best is not None

@@ -24,7 +24,7 @@ from igpt.data import Batch, Labelled, Loader, Undecoded, prefetch
 from igpt.order import Encoded
 from igpt.parallel.processes import mean_over_processes_, name_skipped, share_of_batch, together
 from igpt.probe.features import Extractor, Features
-from igpt.probe.linear import Basis, FittedProbe, LinearProbe, score
+from igpt.probe.linear import Basis, FittedProbe, LinearProbe, metric_value
 from igpt.probe.unfinished import Unfinished
 from igpt.rng import numpy_rng
 from igpt.types import Labels, Pixels
@@ -144,7 +144,7 @@ def _choose(
         for (name, rate), probe in probes.items():
             predicted[name, rate].append(probe.predict(features[name]))
     values = {
-        key: score(metric, validation.labels, np.concatenate(parts))
+        key: metric_value(metric, validation.labels, np.concatenate(parts))
         for key, parts in predicted.items()
     }
     name, rate = max(values, key=lambda key: values[key])

@@ -26,7 +26,7 @@ from igpt.probe.linear import (
     FittedProbe,
     LayerData,
     fit_probe,
-    score,
+    metric_value,
     usual_components,
 )
 from igpt.probe.sgd import SGD, fit_sgd, predict_all
@@ -297,7 +297,7 @@ class NeighbourMethod:
 
     def __init__(self, linear: LinearMethod) -> None:
         self.name, self.linear = "nearest neighbours on the features", linear
-        self.worth = partial(score, linear.metric)
+        self.worth = partial(metric_value, linear.metric)
 
     def fit(self, subset: Subset) -> Fit:
         task = self.linear.task
@@ -331,10 +331,10 @@ class CnnMethod:
             train.n_classes,
             minutes=self.minutes,
             augmentation=self.augmentation,
-            worth=partial(score, self.metric),
+            worth=partial(metric_value, self.metric),
             seed=subset.seed,
         )
-        value = score(self.metric, validation.labels, predict_cnn(cnn, validation.pixels))
+        value = metric_value(self.metric, validation.labels, predict_cnn(cnn, validation.pixels))
         return Fit(predict_cnn(cnn, self.task.test.pixels), value)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from igpt.config import Say
 from igpt.data import few_labels
-from igpt.probe.linear import score
+from igpt.probe.linear import metric_value
 from igpt.study.methods import AnyTask, Fit, Method, Subset
 
 
@@ -61,7 +61,7 @@ def compare(
         for subset in chosen:
             fit = method.fit(subset)
             accuracy, balanced = (
-                score(metric, task.test.labels, fit.predicted)
+                metric_value(metric, task.test.labels, fit.predicted)
                 for metric in ("accuracy", "balanced_accuracy")
             )
             trials.append(Trial(method.name, subset, fit, accuracy, balanced))

@@ -1,0 +1,119 @@
+"""The pictures of a run, for what comes after its training: its own, or others in their place.
+
+What the run held out, and what a probe of it learned from, is known by the run's recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from igpt.checkpoint import recipe_of
+from igpt.config import DataConfig, Recipe, UserError
+from igpt.data import (
+    LargeTask,
+    Pictures,
+    Task,
+    data_of,
+    decode_all,
+    evaluation_split,
+    open_data,
+    open_large_task,
+    open_task,
+    pictures_to_test,
+    training_splits,
+)
+from igpt.order import Codec, Encoded
+from igpt.probe.store import source_mark
+
+if TYPE_CHECKING:
+    from igpt.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A source of pictures, as a run that was trained before takes it."""
+
+    config: DataConfig  # the run's own, with what was asked for instead
+    split: str  # to test on
+    recipe: Recipe | None  # of the run; None of a model folder without one
+
+    @classmethod
+    def of(
+        cls,
+        run: Path,
+        source: str | None = None,
+        split: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> RunData:
+        """What is not given is the run's; UserError when neither says where pictures are."""
+        recipe = recipe_of(run)
+        if not source and not recipe:
+            raise UserError(f"{run} has no recipe that names its data: give --data")
+        own = data_of((recipe or Recipe()).data, source or None)
+        config = replace(
+            own,
+            image_column=image_column or own.image_column,
+            label_column=label_column or own.label_column,
+        )
+        return cls(config, split or config.test_split, recipe)
+
+    def task(self, size: int) -> Task:
+        """Labelled train, validation and test pictures of the size that the model takes.
+
+        The validation pictures are those that were held out when the run was trained.
+        """
+        return open_task(open_data(self._tested), self._tested, size, self._split_seed)
+
+    def large_task(self, codec: Codec) -> LargeTask:
+        """The same of pictures that memory need not hold."""
+        return open_large_task(open_data(self._tested), self._tested, codec, self._split_seed)
+
+    def pictures(self, learned_from: str = "") -> Pictures:
+        """Of the split; of a source that the run or a probe learned from, without what they did.
+
+        `learned_from` marks the probe's source (`probe.store.source_mark`).
+        """
+        source, ours = open_data(self._tested), self.recipe and self.recipe.data.source
+        if self.config.source == ours or learned_from == source_mark(self.config.source):
+            return pictures_to_test(source, self._tested, self._split_seed)
+        return evaluation_split(source, self.split)
+
+    def unlabelled(self) -> Pictures:
+        """Training pictures whose features are used without their labels."""
+        from igpt.study import unlabelled  # much, for one number
+
+        train, _ = training_splits(open_data(self.config), self.config, self._split_seed)
+        return train.select(unlabelled(len(train)))
+
+    @property
+    def _tested(self) -> DataConfig:
+        return replace(self.config, test_split=self.split)
+
+    @property
+    def _split_seed(self) -> int:
+        """What the run's held-out pictures were drawn from."""
+        return self.recipe.split_seed if self.recipe else 0
+
+
+@dataclass(frozen=True)
+class Named:
+    """Readable pictures, as the model takes them."""
+
+    images: npt.NDArray[np.uint8] | Encoded  # [N, size, size, 3], or tokens
+    names: list[str]
+    labels: npt.NDArray[np.int64] | None  # [N], -1 where one is missing
+    class_names: tuple[str, ...] | None  # of the labels, where the source names them
+
+
+def load_named(pictures: Pictures, pipeline: Pipeline) -> Named:
+    """All of the pictures that can be read, in memory."""
+    decoded = decode_all(pictures, pipeline.image_size, pipeline.fit)
+    names = [pictures.name(int(i)) for i in decoded.kept]
+    labels = None if pictures.labels is None else pictures.labels[decoded.kept]
+    return Named(decoded.images, names, labels, pictures.class_names)
