@@ -15,12 +15,12 @@ from igpt.config import UserError
 from igpt.data import (
     decode,
     decode_all,
-    encode_all,
     fit_square,
     imagenet_centre,
     open_files,
     to_rgb,
 )
+from igpt.data.decode import encode_all
 from igpt.data.pictures import Pictures
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette

@@ -16,14 +16,13 @@ from igpt.config import UserError
 from igpt.data import (
     PictureLoader,
     TokenLoader,
-    augmented_view,
     fit_square,
     imagenet_centre,
     imagenet_crop,
-    move_tokens,
     open_files,
     prefetch,
 )
+from igpt.data.augment import augmented_view, move_tokens
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.rng import numpy_rng

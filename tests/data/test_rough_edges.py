@@ -21,12 +21,12 @@ from igpt.data import (
     decode_all,
     evaluation_split,
     imagenet_crop,
-    move_tokens,
     open_files,
     open_source,
     to_rgb,
     training_splits,
 )
+from igpt.data.augment import move_tokens
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.rng import numpy_rng

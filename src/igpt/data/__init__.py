@@ -1,11 +1,9 @@
 """Pictures in: sources, decoding, augmentation, and a loader addressed by step."""
 
-from igpt.data.augment import augmented_view, imagenet_crop, move_pixels, move_tokens
+from igpt.data.augment import imagenet_crop, move_pixels
 from igpt.data.decode import (
-    Decoded,
     Fit,
     decode_all,
-    encode_all,
     evaluation_fit,
     fit_square,
     imagenet_centre,
@@ -29,7 +27,6 @@ from igpt.data.loader import (
     PictureLoader,
     State,
     TokenLoader,
-    epoch_order,
     prefetch,
 )
 from igpt.data.pictures import Pictures, Source, UnreadablePicture, open_files
@@ -50,7 +47,6 @@ from igpt.data.stream import StreamLoader
 __all__ = [
     "Batch",
     "Cut",
-    "Decoded",
     "Fit",
     "Item",
     "Labelled",
@@ -66,12 +62,9 @@ __all__ = [
     "TokenLoader",
     "Undecoded",
     "UnreadablePicture",
-    "augmented_view",
     "cut_source",
     "data_of",
     "decode_all",
-    "encode_all",
-    "epoch_order",
     "evaluation_fit",
     "evaluation_split",
     "few_labels",
@@ -81,7 +74,6 @@ __all__ = [
     "is_shards",
     "labelled",
     "move_pixels",
-    "move_tokens",
     "next_pictures",
     "open_data",
     "open_files",
