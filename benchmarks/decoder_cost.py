@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from igpt.cli.arguments import limited
 from igpt.decode import Decoder, new_decoder
 from igpt.objectives import token_nats
 from igpt.pipeline import load
@@ -35,8 +35,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64)
     args = parser.parse_args()
     pipeline = load(args.run)
-    pictures = RunData.of(args.run).pictures()
-    first = pictures.select(np.arange(min(args.pictures, len(pictures))))
+    first = limited(RunData.of(args.run).pictures(), args.pictures)
     tokens = pipeline.tokens(load_named(first, pipeline).images)
     for precision in ("float32", "bfloat16", "int8"):
         decoder = new_decoder(pipeline.model, precision)

@@ -228,13 +228,7 @@ def recipe_from(start: Path, source: str | None = None) -> Recipe:
     train = theirs.train
     if theirs.finetune is not None:
         train = TrainConfig(compile=train.compile, precision=train.precision, seed=train.seed)
-    again = replace(
-        train,
-        lr=train.lr * RATE_FACTOR,
-        seed=train.seed + 1,
-        micro_batch_size=None,
-        activation_checkpointing=False,
-    )
+    again = replace(train, lr=train.lr * RATE_FACTOR, seed=train.seed + 1)
     return replace(theirs, train=again, finetune=None)
 
 

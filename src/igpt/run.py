@@ -44,7 +44,8 @@ def in_run(
 ) -> T:
     """What `act` makes of a run in `out`, with the processes that torchrun started.
 
-    It is given the settled recipe, the run, and whether to go on with it.
+    It is given the settled recipe, the run, and whether to go on with it. Raises UserError as
+    `settle_recipe` and `check_recipe` do.
     """
     run = RunDirectory(out)
     resume = resume or (is_restart() and run.exists())

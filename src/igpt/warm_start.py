@@ -33,7 +33,8 @@ def inherited_recipe(start: Path, source: str | None = None) -> Recipe:
     """What a run that goes on from `start` inherits: a run, a model folder or a Hub id.
 
     The pictures are those of `source` or, by default, its own, with what it held out held out
-    again. How it was trained is told as it was, and how it was divided over processes is not.
+    again. How it was trained is told as it was, and how it was divided over processes and memory
+    is not.
     Raises UserError when there is no model.
     """
     stored = open_model(local_folder(start))
@@ -49,6 +50,7 @@ def inherited_recipe(start: Path, source: str | None = None) -> Recipe:
         mask_probability=config.mask_probability,
         palette=PaletteConfig(colors=codec.vocab_size),
         model=ModelChoice(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd),
+        train=replace(theirs.train, micro_batch_size=None, activation_checkpointing=False),
         parallel=ParallelConfig(),
     )
 
@@ -81,6 +83,9 @@ def open_start(recipe: Recipe) -> StoredModel:
 
 
 def shape_from(stored: StoredModel, recipe: Recipe, n_classes: int = 0) -> ModelConfig:
-    """The shape of the model that goes on from `stored`, masked as `recipe` says."""
+    """The shape of the model that goes on from `stored`, with a head for `n_classes` (0: none).
+
+    BERT's positions are hidden as often as `recipe` says.
+    """
     masked = recipe.mask_probability
     return replace(stored.config, n_classes=n_classes, mask_probability=masked)
