@@ -64,13 +64,14 @@ def test_attention_gives_the_result_and_the_gradients_of_the_plain_road(
     assert found.dtype == torch.bfloat16
     assert error(found, expected) < ROUNDING
     change = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed + 1))
-    found.backward(change.bfloat16())
-    expected.backward(change.bfloat16().float())
-    for mine, theirs in zip(inputs, exact, strict=True):
-        assert mine.grad is not None
-        assert theirs.grad is not None
-        if T > 1:  # with one token, the scores have no gradient but rounding; with few, little more
-            assert error(mine.grad, theirs.grad) < ROUNDING + 0.1 / T
+    change = change.bfloat16()
+    gradients = torch.autograd.grad(found, inputs, change)
+    truths = torch.autograd.grad(expected, exact, change.float())
+    for gradient, truth in zip(gradients, truths, strict=True):
+        # With few tokens the gradients of scores may cancel, and what was rounded does not: of
+        # 200,000 draws the worst is 0.010 of this size, for PyTorch's own attention as well.
+        size = truth.norm() + change.float().norm() / T**0.5
+        assert (gradient.float() - truth).norm() < 1.5 * ROUNDING * size
 
 
 @needs_bfloat16
