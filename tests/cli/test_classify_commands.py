@@ -135,6 +135,7 @@ def test_finetune_then_predict_files(igpt, run: Path, tmp_path: Path) -> None:
     assert is_sheet(out / "figures" / "loss.png")
     assert 0 < values["best_val_accuracy"] <= 1
     assert json.loads(igpt(*words, "--resume", "--json").out)["step"] == 6
+    assert json.loads(igpt("finetune", "--out", out, "--resume", "--json").out)["step"] == 6
     other = igpt("finetune", out, "--out", out, "--resume")
     assert_mistake(other, "its recipe has another init_from")
     fewer = igpt(*words, "--resume", "--labels-per-class", 3)
@@ -187,6 +188,10 @@ MISTAKES = [
     (["finetune", "{run}", "--out", "{tmp}/r", "--freeze", "5"], "2 blocks"),
     (["finetune", "{run}", "--out", "{run}"], "holds a run already"),
     (["finetune", "{tmp}/none", "--out", "{tmp}/r"], "no run at"),
+    (["finetune", "--out", "{tmp}/r"], "name the RUN to start from"),
+    (["finetune", "--resume"], "name the run to go on with"),
+    (["finetune", "--resume", "--out", "{tmp}/r"], "to resume"),
+    (["finetune", "{run}", "{tmp}/other"], "expected one RUN"),
     (["predict", "{run}", "--probe", "{tmp}/none"], "no probe in"),
     (["predict", "{run}", "--masks", "3"], "for a BERT model"),
     (["predict", "{run}", "--data", "{tmp}/many.npz"], "label 11, but the classifier knows 0 to 9"),

@@ -169,6 +169,14 @@ def overrides(args: argparse.Namespace, short: ShortFlags) -> list[str]:
     return [f"{name}={value}" for name, value in given if value is not None]
 
 
+def name_and_fields(words: Sequence[str], what: str) -> tuple[str | None, list[str]]:
+    """The one `what` that the words name, if they do, and the fields of the recipe among them."""
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise UserError(f"expected one {what}, got {' '.join(names)}")
+    return (names[0] if names else None), [word for word in words if "=" in word]
+
+
 def started_recipe(
     make: Callable[[Path, str | None], Recipe], start: Path, changes: Sequence[str]
 ) -> Recipe:

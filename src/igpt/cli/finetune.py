@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from igpt.cli.arguments import (
-    add_run,
     add_short_flags,
+    name_and_fields,
     overrides,
     resumed_recipe,
     started_recipe,
 )
 from igpt.cli.report import Report, draw_losses, stopped
-from igpt.config import Say
+from igpt.config import Say, UserError
+
+if TYPE_CHECKING:
+    from igpt.config import Recipe
 
 EXAMPLE = "igpt finetune runs/digits --out runs/digits-classes --steps 300 finetune.layer_decay=0.8"
 
@@ -38,9 +42,12 @@ SHORT = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "igpt finetune RUN [--out NEW] [options] [section.field=value ...]"
-    add_run(parser)
     parser.add_argument(
-        "words", metavar="section.field=value", nargs="*", help="any field of the recipe"
+        "words",
+        metavar="RUN",
+        nargs="*",
+        help="run directory or model folder to start from; then any field of the recipe by its "
+        "dotted name, like train.grad_clip=1",
     )
     parser.add_argument(
         "--out", metavar="NEW", type=Path, help="new run directory; default runs/RUN-classes"
@@ -50,26 +57,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    from igpt.data import source_name
-    from igpt.finetune import default_recipe, finetune
+    from igpt.finetune import finetune
 
-    given = [*overrides(args, SHORT), *args.words]
-    changes = [word.replace("labels_per_class=all", "labels_per_class=null") for word in given]
-    out = args.out
-    if out is None:
-        out = Path("runs") / f"{args.run.name}-classes"
-    recipe = resumed_recipe(out, changes) if args.resume else None
-    if recipe is None:
-        recipe = started_recipe(default_recipe, args.run, changes)
-    else:
-        recipe = replace(recipe, init_from=source_name(str(args.run)))
+    out, recipe = _run_and_recipe(args)
     done = finetune(recipe, out, resume=args.resume, say=say)
     outcome = done.outcome
     draw_losses(out)
     values = {"run": str(out), "step": outcome.step, f"best_val_{done.metric}": done.best}
     if outcome.signal is not None:
-        again = f"igpt finetune {args.run} --out {out} --resume"
+        again = f"igpt finetune --out {out} --resume"
         return stopped(outcome.signal, f"step {outcome.step}", again, values)
     best = "" if done.best is None else f", best validation {done.metric} {100 * done.best:.1f} %"
     again = f"igpt predict {out} --split test"
     return Report(f"{out}: {outcome.step} steps{best}; then: {again}", values)
+
+
+def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:
+    """The run's directory, and its recipe: a new one, or that of the run there if it is resumed."""
+    from igpt.data import source_name
+    from igpt.finetune import default_recipe
+
+    name, dotted = name_and_fields(args.words, "RUN")
+    given = [*overrides(args, SHORT), *dotted]
+    changes = [word.replace("labels_per_class=all", "labels_per_class=null") for word in given]
+    start = None if name is None else Path(name)
+    if start is None and not args.resume:
+        raise UserError("name the RUN to start from")
+    out: Path | None = args.out or (start and Path("runs") / f"{start.name}-classes")
+    if out is None:
+        raise UserError("name the run to go on with: --out NEW, or the RUN that it started from")
+    recipe = resumed_recipe(out, changes) if args.resume else None
+    if start is None:
+        return out, recipe
+    if recipe is None:
+        return out, started_recipe(default_recipe, start, changes)
+    return out, replace(recipe, init_from=source_name(str(start)))

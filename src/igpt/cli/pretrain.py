@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.cli.arguments import add_short_flags, overrides, resumed_recipe, started_recipe
+from igpt.cli.arguments import (
+    add_short_flags,
+    name_and_fields,
+    overrides,
+    resumed_recipe,
+    started_recipe,
+)
 from igpt.cli.report import Report, draw_losses, stopped
 from igpt.config import PRESETS, Say, UserError
 from igpt.recipes import load_recipe, shipped_recipes
@@ -93,18 +99,15 @@ def _recipe(args: argparse.Namespace) -> Recipe | None:
     """The recipe that the command line makes up; None to resume what is there."""
     from igpt.pretrain import recipe_from
 
-    names = [word for word in args.words if "=" not in word]
-    dotted = [word for word in args.words if "=" in word]
+    name, dotted = name_and_fields(args.words, "recipe")
     streaming = ["data.streaming=true"] if args.streaming else []
     changes = overrides(args, SHORT) + streaming + dotted
-    if len(names) > 1:
-        raise UserError(f"expected one recipe, got {' '.join(names)}")
-    if names and args.init_from is not None:
+    if name is not None and args.init_from is not None:
         raise UserError(
             f"give a recipe or --init-from, not both: {args.init_from} brings a recipe of its own"
         )
-    if names:
-        return load_recipe(names[0], changes)
+    if name is not None:
+        return load_recipe(name, changes)
     if args.init_from is not None:
         return started_recipe(recipe_from, args.init_from, changes)
     if args.resume:
