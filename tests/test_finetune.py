@@ -97,6 +97,19 @@ def test_a_model_learns_the_digits_and_the_best_one_is_kept(tiny_run: Path, tmp_
     assert len(pipeline.sample(2)) == 2
 
 
+def test_the_model_that_is_kept_is_that_of_the_best_validation(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worth = iter([0.5, 0.9, 0.7])  # after 4, 8 and 12 steps
+    monkeypatch.setattr("igpt.finetune.metric_value", lambda *_: next(worth))
+    done = finetune(recipe(tiny_run), tmp_path / "whole", resume=False, say=silent)
+    assert (done.outcome.step, done.best) == (12, 0.9)
+    worth = iter([0.5, 0.9])
+    finetune(recipe(tiny_run, "train.steps=8"), tmp_path / "short", resume=False, say=silent)
+    kept, best = (load_model(tmp_path / run)[0].state_dict() for run in ("whole", "short"))
+    assert all(torch.equal(kept[name], best[name]) for name in kept)
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_bit(tiny_run: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     same = ("data.augmentation=cifar",)
@@ -134,6 +147,18 @@ def test_deeper_layers_learn_slower_by_the_decay() -> None:
     n_layer = model.config.n_layer
     assert [g.scale for g in groups] == [0.5 ** (n_layer + 1 - i) for i in range(n_layer + 2)]
     assert sum(len(g.parameters) for g in groups) == len(list(model.parameters()))
+
+
+def test_a_step_of_a_deeper_layer_is_smaller_by_the_decay(tiny_run: Path, tmp_path: Path) -> None:
+    """Adam's first step is the rate itself, wherever there is a gradient."""
+    words = ("finetune.layer_decay=0.1", "train.steps=1", "train.warmup_steps=0")
+    finetune(recipe(tiny_run, *words), tmp_path / "r", resume=False, say=silent)
+    before, after = (load_model(p)[0].state_dict() for p in (tiny_run, tmp_path / "r"))
+    moved = {name: (after[name] - before[name]).abs().max().item() for name in before}
+    assert moved["head.weight"] == pytest.approx(0.003, rel=0.01)
+    assert moved["blocks.1.mlp.fc.weight"] == pytest.approx(0.0003, rel=0.01)
+    assert moved["blocks.0.mlp.fc.weight"] == pytest.approx(0.00003, rel=0.01)
+    assert moved["wpe"] == pytest.approx(0.000003, rel=0.05)
 
 
 def test_from_scratch_takes_none_of_the_weights(tiny_run: Path, tmp_path: Path) -> None:

@@ -169,6 +169,14 @@ def test_pictures_of_another_size_are_resized(pipeline: igpt.Pipeline, images: n
     assert np.array_equal(transformer.transform(large), pipeline.features(large).reshape(2, -1))
 
 
+def test_a_list_may_hold_pictures_of_several_sizes(
+    pipeline: igpt.Pipeline, images: np.ndarray
+) -> None:
+    several = [images[0], images[1].repeat(2, axis=0).repeat(2, axis=1), images[2, :6]]
+    found = ImageGPTFeatures(pipeline).fit_transform(several)
+    assert np.array_equal(found, pipeline.features(several).reshape(3, -1))
+
+
 def test_each_feature_has_a_name(pipeline: igpt.Pipeline, images: np.ndarray) -> None:
     transformer = ImageGPTFeatures(pipeline, "1:2", "grid:2").set_output(transform="pandas")
     frame = transformer.fit_transform(images[:2])

@@ -45,6 +45,13 @@ def test_the_rate_warms_up_linearly_and_falls_to_zero_as_a_cosine() -> None:
     assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
+def test_a_constant_rate_stays_after_the_warm_up() -> None:
+    config = TrainConfig(steps=110, warmup_steps=10, lr=2.0, schedule="constant")
+    rates = [learning_rate(step, config) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert set(rates[10:]) == {2.0}
+
+
 def test_the_first_loss_is_ln_k_and_it_falls(tmp_path: Path) -> None:
     losses = train(tmp_path / "run", "train.steps=40", "train.lr=0.01")
     assert losses[1] == pytest.approx(math.log(17), abs=1e-5)

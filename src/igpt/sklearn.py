@@ -84,7 +84,7 @@ class _PictureEstimator(BaseEstimator):  # type: ignore[misc]
         size, fit = self.pipeline_.image_size, self.pipeline_.fit
         if isinstance(X, Image.Image | str | Path):
             raise InvalidInput("X is one picture: put it into a list")
-        if _is_list_of_files(X):
+        if _is_list_of_pictures(X):
             return as_pixels(list(X), size, fit)
         numbers = X if hasattr(X, "ndim") else np.asarray(X)
         if numbers.ndim > 2:
@@ -219,10 +219,16 @@ class ImageGPTClassifier(ClassifierMixin, _PictureEstimator):  # type: ignore[mi
         return features.astype(np.float64) @ self.probe_.weight.T + self.probe_.bias
 
 
-def _is_list_of_files(X: Any) -> bool:
-    """Whether X is a list or column of PIL images and paths; else it must be numbers."""
-    one_dimensional = isinstance(X, Iterable) and getattr(X, "ndim", 1) == 1
-    return one_dimensional and isinstance(next(iter(X), None), Image.Image | str | Path)
+def _is_list_of_pictures(X: Any) -> bool:
+    """Whether X is a list or column of PIL images, paths, or arrays of several sizes; else it must
+    be numbers.
+    """
+    if not isinstance(X, Iterable) or getattr(X, "ndim", 1) != 1:
+        return False
+    first = next(iter(X), None)
+    if isinstance(first, np.ndarray):
+        return first.ndim > 1 and len({np.shape(x) for x in X}) > 1
+    return isinstance(first, Image.Image | str | Path)
 
 
 def _squares(table: npt.NDArray[Any]) -> npt.NDArray[Any]:

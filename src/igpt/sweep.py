@@ -232,7 +232,8 @@ def _require_data(points: Sequence[Point], per_class: int | None) -> None:
         train, _ = task_training_splits(source, recipe.data, recipe.split_seed)
         if train.labels is None:
             raise UserError(f"{recipe.data.source} has no labels to take {per_class} a class of")
-        few_labels(train.labels[train.labels >= 0], per_class, seed=0)
+        labels = train.labels[train.labels >= 0]
+        few_labels(labels, per_class, seed=0, names=train.class_names or ())
 
 
 def _read(path: Path) -> dict[str, Result]:

@@ -11,7 +11,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from igpt.config import UserError
-from igpt.probe.linear import Basis, LayerData, fit_probe, logistic_path, metric_value
+from igpt.probe.linear import (
+    STRENGTHS,
+    Basis,
+    LayerData,
+    fit_probe,
+    logistic_path,
+    metric_value,
+)
 
 
 def clusters(n: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +71,22 @@ def test_validation_chooses_the_layer_that_knows_the_class() -> None:
     assert fitted.layer == "signal"
     assert fitted.by_layer["noise"] < 0.6 < fitted.by_layer["signal"] == fitted.validation
     assert metric_value("accuracy", y[200:], fitted.probe.predict(x[200:])) == fitted.validation
+
+
+def test_validation_chooses_the_strength() -> None:
+    x, y = clusters(230, 60, seed=1)
+    rng = np.random.default_rng(0)
+    x += rng.normal(size=x.shape).astype(np.float32) * 12  # so that a weak penalty learns noise
+    data = LayerData(x[:30], x[30:], Basis.fit(x))
+    values = [
+        metric_value("accuracy", y[30:], data.basis.fold(weight, bias).predict(x[30:]))
+        for weight, bias in logistic_path(data.basis(x[:30]), y[:30], 3, STRENGTHS)
+    ]
+    best = int(np.argmax(values))
+    assert 0 < best < len(STRENGTHS) - 1
+    fitted = fit_probe({"0": data}, y[:30], y[30:], 3)
+    assert fitted.strength == STRENGTHS[best]
+    assert fitted.validation == values[best] > max(values[0], values[-1])
 
 
 def test_two_classes_and_classes_without_a_label_are_no_special_case() -> None:

@@ -1,0 +1,136 @@
+"""What a probe is compared with, and how the results are summed up."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import igpt
+from igpt.data import Labelled, Task
+from igpt.probe.linear import COMPONENTS
+from igpt.study import (
+    LinearMethod,
+    ModelFeatures,
+    Subset,
+    compare,
+    make_baselines,
+    needed_pictures,
+    subsets,
+    summarise,
+)
+from igpt.study.methods import PIXEL_COMPONENTS, Fit, pixel_features, untrained
+
+
+def random_pictures(n: int, seed: int) -> Labelled:
+    """8x8 pictures [n], the brighter of which are of class 1."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    images = rng.integers(0, 180, (n, 8, 8, 3), dtype=np.uint8)
+    return Labelled(images + 60 * labels[:, None, None, None].astype(np.uint8), labels, ("a", "b"))
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return Task(random_pictures(120, 0), random_pictures(40, 1), random_pictures(50, 2))
+
+
+def linear(task: Task, represent: object, components: int | None = None) -> LinearMethod:
+    needed = np.arange(len(task.train))
+    return LinearMethod(
+        "probe", represent, task, needed, components=components, metric="accuracy"
+    )  # fmt: skip
+
+
+def test_pixels_are_0_to_1_and_grey_ones_have_one_channel(task: Task) -> None:
+    images = task.test.images
+    (features,) = pixel_features(images).values()
+    assert features.shape == (50, 8 * 8 * 3)
+    assert np.allclose(features, images.reshape(50, -1) / 255)
+    (grey,) = pixel_features(images[..., :1].repeat(3, axis=-1)).values()
+    assert np.allclose(grey, images[..., 0].reshape(50, -1) / 255)
+
+
+def test_the_untrained_network_is_neither_the_trained_one_nor_its_beginning(tiny_run: Path) -> None:
+    pipeline = igpt.load(tiny_run)
+    fresh = untrained(pipeline, seed=1).model.state_dict()
+    assert fresh.keys() == pipeline.model.state_dict().keys()
+    began = untrained(pipeline, seed=0).model.state_dict()
+    for name, trained in pipeline.model.state_dict().items():
+        if trained.ndim > 1 and began[name].any():  # drawn, not all ones or zeros
+            assert not torch.equal(fresh[name], trained), name
+            assert not torch.equal(fresh[name], began[name]), name
+        spread = began[name].std().item()
+        assert fresh[name].std().item() == pytest.approx(spread, rel=0.2, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("width", "components", "kept"),
+    [(90, None, 90), (192, None, 120), (192, 64, 64), (192, 0, 192)],
+)
+def test_features_are_projected_where_they_outnumber_labels_or_as_told(
+    task: Task, width: int, components: int | None, kept: int
+) -> None:
+    def represent(images: np.ndarray) -> dict[str, np.ndarray]:
+        return {"": images.reshape(len(images), -1)[:, :width].astype(np.float32)}
+
+    every = np.arange(120)  # all are of the known pictures without labels, too
+    assert linear(task, represent, components).layer_data("", every).basis.width == kept
+    assert kept <= COMPONENTS
+
+
+def test_baselines_take_what_they_are_called(task: Task, tiny_run: Path) -> None:
+    features = ModelFeatures(igpt.load(tiny_run), ["1"], "mean", "float32")
+    pixels, components, fresh, neighbours = make_baselines(features, linear(task, features))
+    every = np.arange(120)
+    assert isinstance(pixels, LinearMethod)
+    assert pixels.layer_data("", every).basis.width == 8 * 8 * 3
+    assert isinstance(components, LinearMethod)
+    assert components.layer_data("", every).basis.width == PIXEL_COMPONENTS
+    assert isinstance(fresh, LinearMethod)
+    same_shape = features(task.test.images)["1"]
+    assert fresh.test["1"].shape == same_shape.shape
+    assert not np.allclose(fresh.test["1"], same_shape, atol=0.1)
+    assert neighbours.fit(Subset(None, 0, every)).layer == "1"
+
+
+def test_test_is_predicted_at_the_layer_that_validation_chose(task: Task) -> None:
+    def represent(images: np.ndarray) -> dict[str, np.ndarray]:
+        signal = images.reshape(len(images), -1).astype(np.float32)
+        noise = np.random.default_rng(len(images)).normal(size=(len(images), 5))
+        return {"noise": noise.astype(np.float32), "signal": signal}
+
+    method = linear(task, represent)
+    del method.test["noise"]  # a look at it would be an error
+    fit = method.fit(Subset(None, 0, np.arange(120)))
+    assert fit.layer == "signal"
+    assert np.array_equal(fit.predicted, fit.probe.probe.predict(method.test["signal"]))
+
+
+class Fixed:
+    """A method that is right on as many test pictures as its subset's seed says."""
+
+    def __init__(self, task: Task) -> None:
+        self.name, self.task = "fixed", task
+
+    def fit(self, subset: Subset) -> Fit:
+        predicted = self.task.test.labels.copy()
+        predicted[: 10 + subset.seed] ^= 1
+        return Fit(predicted, 0.5)
+
+
+def test_summaries_are_means_and_deviations_over_the_seeds(task: Task) -> None:
+    chosen = subsets(task, [3, None], seeds=3)
+    assert [len(subset.indices) for subset in chosen] == [6, 6, 6, 120]
+    assert len(needed_pictures(task, chosen)) == 120
+    said: list[str] = []
+    few, every = summarise(compare([Fixed(task)], task, chosen, said.append))
+    reached = [1 - (10 + seed) / 50 for seed in range(3)]
+    assert few.accuracy == pytest.approx((statistics.mean(reached), statistics.stdev(reached)))
+    assert (few.labels_per_class, few.seeds) == (3, 3)
+    assert (every.labels_per_class, every.seeds) == (None, 1)
+    assert every.accuracy == pytest.approx((0.8, 0))
+    assert "3 labels a class, seed 2: 76.0 % on test" in said[2]
