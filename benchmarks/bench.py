@@ -29,6 +29,7 @@ from peers import (
     IGPT_S,
     OURS,
     SMALL,
+    STREAMED,
     Work,
     at_length,
     attend_causally,
@@ -38,6 +39,8 @@ from peers import (
     features_theirs,
     matrix_products,
     memory_stream,
+    needed_flops,
+    product_flops,
     sample_ours,
     sample_theirs,
     score_ours,
@@ -47,10 +50,11 @@ from peers import (
 )
 
 from igpt.config import ModelConfig
-from igpt.plan import cache_bytes, training_flops, weight_bytes
+from igpt.plan import cache_bytes, weight_bytes
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
-BASE = "transformers, float32"
+BASE, BASE_16 = "transformers, float32", "transformers, bfloat16"
+LIMIT = "the machine's limit"
 GIVEN, STEPS = 512, 8  # positions in the cache, and steps of a unit
 HEADS = (4, 8, 1024, 64)  # pictures, heads, tokens, width: a layer of iGPT-S
 GIB = 2**30
@@ -64,37 +68,21 @@ class Row:
     unit: str  # of the rates, a second
     amount: float  # of that unit in one unit of work
     contenders: dict[str, Contender]
-    limit: Callable[[], float] | None = None  # the machine's, in the same unit
+    limit: Contender | None = None  # the machine's, measured in the same turns
+    int8_share: float = 1  # of the bytes that a step reads in bfloat16, in 8 bits
     quick: bool = False  # also part of --quick
 
 
-def product_rate(config: ModelConfig, batch: int) -> float:
-    """FLOP/s of the products of a training step, alone."""
-    work, flops = matrix_products(config, batch)
-    return flops / _best_seconds(work)
-
-
-def bandwidth() -> float:
-    """Bytes/s that a dot product reads."""
-    work, read = memory_stream()
-    return read / _best_seconds(work)
-
-
-def _best_seconds(work: Callable[[], object], times: int = 5) -> float:
-    work()
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+def product_limit(config: ModelConfig, batch: int, flops: float) -> Contender:
+    """The products of a training step alone: the rate at which units of `flops` are done."""
+    return Contender(matrix_products, (config, batch), product_flops(config, batch) / flops)
 
 
 def theirs_in_each_type(make: Callable[..., Work], *args: object) -> dict[str, Contender]:
     """`transformers` in float32 and, where the processor has it (elsewhere it crawls), bfloat16."""
     contenders = {BASE: Contender(make, (*args, FLOAT32))}
     if OURS == BFLOAT16:
-        contenders["transformers, bfloat16"] = Contender(make, (*args, BFLOAT16))
+        contenders[BASE_16] = Contender(make, (*args, BFLOAT16))
     return contenders
 
 
@@ -102,12 +90,12 @@ def training(title: str, config: ModelConfig, batch: int, quick: bool = False) -
     contenders = {
         **theirs_in_each_type(train_theirs, config, batch),
         "plain PyTorch": Contender(train_ours, (config, batch, False, False)),
+        "igpt, not compiled": Contender(train_ours, (config, batch, True, False)),
         "igpt": Contender(train_ours, (config, batch, True, True)),
     }
-    limit = lambda: product_rate(config, batch) / training_flops(config)  # noqa: E731
-    return Row(
-        f"training step, {title}, batch {batch}", "pictures", batch, contenders, limit, quick
-    )
+    limit = product_limit(config, batch, batch * needed_flops(config))
+    title = f"training step, {title}, batch {batch}"
+    return Row(title, "pictures", batch, contenders, limit, quick=quick)
 
 
 def sampling(batch: int, quick: bool = False) -> Row:
@@ -119,26 +107,38 @@ def sampling(batch: int, quick: bool = False) -> Row:
         "igpt": Contender(sample_ours, (*args, "bfloat16")),
         "igpt, int8": Contender(sample_ours, (*args, "int8")),
     }
-    share = (GIVEN + STEPS / 2) / IGPT_S.n_positions  # of the cache that a step reads
-    read = weight_bytes(IGPT_S, "bfloat16") + batch * share * cache_bytes(IGPT_S, "bfloat16")
-    title = f"sampling, iGPT-S, batch {batch}, from pixel {GIVEN}"
+    read = {precision: step_bytes(batch, precision) for precision in ("bfloat16", "int8")}
     return Row(
-        title, "pixels", batch * STEPS, contenders, lambda: batch * bandwidth() / read, quick
+        f"sampling, iGPT-S, batch {batch}, from pixel {GIVEN}",
+        "pixels",
+        batch * STEPS,
+        contenders,
+        Contender(memory_stream, (), STREAMED / (STEPS * read["bfloat16"])),
+        read["int8"] / read["bfloat16"],
+        quick,
     )
+
+
+def step_bytes(batch: int, precision: str) -> float:
+    """That a step of iGPT-S must read: all weights, and the cache as far as it is filled."""
+    filled = (GIVEN + STEPS / 2) / IGPT_S.n_positions
+    return weight_bytes(IGPT_S, precision) + batch * filled * cache_bytes(IGPT_S, precision)
 
 
 def rows() -> list[Row]:
     score = (SMALL, 8)
+    forward = product_limit(*score, 8 * needed_flops(SMALL) / 3)
+    attention = attention_gflops(HEADS)
     return [
         Row(
             "causal attention forward, 4x8 heads, 1,024 tokens, width 64",
             "GFLOP",
-            attention_gflops(HEADS),
+            attention,
             {
                 "scaled_dot_product_attention": Contender(attend_causally, (HEADS, False)),
                 "igpt": Contender(attend_causally, (HEADS, True)),
             },
-            lambda: product_rate(IGPT_S, 1) / 1e9,
+            product_limit(IGPT_S, 1, 1e9 * attention),
         ),
         training("L=8 d=128, 1,024 tokens", SMALL, 8, quick=True),
         training("iGPT-S, 1,024 tokens", IGPT_S, 2),
@@ -165,6 +165,7 @@ def rows() -> list[Row]:
                 "igpt, float32": Contender(score_ours, (*score, FLOAT32)),
                 "igpt": Contender(score_ours, (*score, OURS)),
             },
+            forward,
         ),
         Row(
             "features of all layers, L=8 d=128, 1,024 tokens, batch 8",
@@ -175,6 +176,7 @@ def rows() -> list[Row]:
                 "igpt, float32": Contender(features_ours, (*score, FLOAT32)),
                 "igpt": Contender(features_ours, (*score, OURS)),
             },
+            forward,
         ),
     ]
 
@@ -201,21 +203,23 @@ def start_up() -> dict[str, float]:
     }
 
 
-def table(unit: str, results: dict[str, Result], limit: float | None) -> str:
-    """Markdown: rates, ratios to the first contender, the part of the limit, memory."""
-    base = next(iter(results.values())).median
+def table(row: Row, results: dict[str, Result]) -> str:
+    """Markdown: rates, ratios to `transformers`, the part of the limit, memory."""
+    limit = results.get(LIMIT)
+    bases = [next(iter(results)), *(name for name in (BASE_16,) if name in results)]
+    ratios = " | ".join(f"to {name}" for name in bases)
     lines = [
-        f"| | {unit}/s (range) | ratio | of the limit | peak memory |",
-        "|---|---|---|---|---|",
+        f"| | {row.unit}/s (range) | {ratios} | of the limit | peak memory |",
+        f"|---|---|{'---|' * len(bases)}---|---|",
     ]
     for name, r in results.items():
-        part = f"{100 * r.median / limit:.0f} %" if limit else ""
+        share = row.int8_share if name.endswith("int8") else 1
+        part = f"{100 * r.median * share / limit.median:.0f} %" if limit else ""
+        faster = " | ".join(f"{r.median / results[base].median:.1f}" for base in bases)
         lines.append(
             f"| {name} | {r.median:.4g} ({r.lowest:.4g} to {r.highest:.4g}) "
-            f"| {r.median / base:.1f} | {part} | {r.peak_bytes / GIB:.1f} GiB |"
+            f"| {faster} | {part} | {r.peak_bytes / GIB:.1f} GiB |"
         )
-    if limit:
-        lines.append(f"| the machine's limit | {limit:.4g} | {limit / base:.1f} | | |")
     return "\n".join(lines)
 
 
@@ -228,7 +232,8 @@ def draw(measured: list[dict[str, Any]], path: Path) -> None:
         base = next(iter(row["results"].values()))["median"]
         for name, result in row["results"].items():
             ratio = result["median"] / base
-            axes.barh(place, ratio, 0.8, color="C1" if name.startswith("igpt") else "C7")
+            colour = "C1" if name.startswith("igpt") else "C0" if name == LIMIT else "C7"
+            axes.barh(place, ratio, 0.8, color=colour)
             axes.text(ratio, place, f" {name}: {ratio:.1f}", va="center", fontsize=7)
             place += 1
         ticks.append((place - 0.5 - len(row["results"]) / 2, row["title"]))
@@ -253,19 +258,20 @@ def main() -> None:
     print(json.dumps(about))
     measured: list[dict[str, Any]] = []
 
-    def report(title: str, unit: str, results: dict[str, Result], limit: float | None) -> None:
-        print(f"\n**{title}**\n\n{table(unit, results, limit)}", flush=True)
+    def report(row: Row, results: dict[str, Result]) -> None:
+        print(f"\n**{row.title}**\n\n{table(row, results)}", flush=True)
         described = {name: asdict(result) for name, result in results.items()}
-        measured.append({"title": title, "unit": unit, "limit": limit, "results": described})
+        measured.append({"title": row.title, "unit": row.unit, "results": described})
 
     for row in rows():
         if args.rows in row.title and (row.quick or not args.quick):
-            results = contest(row.contenders, row.amount, 2 if args.quick else args.rounds)
-            report(row.title, row.unit, results, row.limit() if row.limit else None)
+            limit = {LIMIT: row.limit} if row.limit else {}
+            rounds = 2 if args.quick else args.rounds
+            report(row, contest({**row.contenders, **limit}, row.amount, rounds))
     for kind in ("noise", "photo-like"):
-        title = f"palette, 512 colours, 32x32 pictures, {kind}"
-        if args.rows in title and not args.quick:
-            report(title, "pictures", encoding(kind, *ENCODED, args.rounds), None)
+        row = Row(f"palette, 512 colours, 32x32 pictures, {kind}", "pictures", ENCODED[0], {})
+        if args.rows in row.title and not args.quick:
+            report(row, encoding(kind, *ENCODED, args.rounds))
     started = {} if args.rows else start_up()
     print("\n" + "\n".join(f"{name}: {seconds:.2f} s" for name, seconds in started.items()))
     everything = {"machine": about, "rows": measured, "start_up": started}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,13 +19,13 @@ from PIL import Image
 from igpt.cli.arguments import add_data, add_run, load_pictures
 from igpt.pipeline import load
 
-FORMATS = {
+FORMATS: dict[str, dict[str, Any]] = {
     "PNG": {"format": "PNG", "optimize": True},
     "lossless WebP": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6},
 }
 
 
-def file_bits(pixels: np.ndarray, options: dict[str, object]) -> int:
+def file_bits(pixels: np.ndarray, options: dict[str, Any]) -> int:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, **options)
     return 8 * buffer.tell()

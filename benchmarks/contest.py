@@ -49,8 +49,9 @@ def contest(contenders: Mapping[str, Contender], amount: float, rounds: int) -> 
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, contender), daemon=True)
         process.start()
-        ours.recv()  # ready, and warm
         running[name] = process, ours
+    for _, connection in running.values():
+        connection.recv()  # ready, and warm
     for _ in range(rounds):
         for name, (_, connection) in running.items():
             connection.send("go")

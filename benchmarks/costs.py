@@ -89,7 +89,9 @@ def measure(line: str, values: Sequence[int], rounds: int) -> list[Point]:
     for value, (name, (config, batch)) in zip(values, shapes.items(), strict=True):
         costs = [
             Cost(
-                *(pictures / rate for rate in (result.median, result.highest, result.lowest)),
+                pictures / result.median,
+                pictures / result.highest,
+                pictures / result.lowest,
                 flops,
                 result.peak_bytes,
             )

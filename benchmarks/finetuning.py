@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from igpt.classify import Ensemble
 from igpt.cli.arguments import add_data, run_data
 from igpt.data import open_data
 from igpt.data.labels import labelled
@@ -40,7 +41,11 @@ VARIANTS = {
     "L_CLF": ("finetune.gen_weight=0",),
     "L_GEN + L_CLF": (),
 }
-VOTES = {"one mask": ("modal", 1), "modal of 5": ("modal", 5), "mean logits of 5": ("logits", 5)}
+VOTES: dict[str, tuple[Ensemble, int]] = {
+    "one mask": ("modal", 1),
+    "modal of 5": ("modal", 5),
+    "mean logits of 5": ("logits", 5),
+}
 
 
 def say(line: str) -> None:
@@ -60,7 +65,8 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
         config,
     ).decode(pipeline.image_size)
     tokens = pipeline.tokens(test.images)
-    ways = {"": ("modal", 1)} if pipeline.model.config.causal else VOTES
+    single: dict[str, tuple[Ensemble, int]] = {"": ("modal", 1)}
+    ways = single if pipeline.model.config.causal else VOTES
     dtype = compute_dtype("auto", pipeline.model.wte.device)
     found = {}
     for way, (ensemble, masks) in ways.items():

@@ -25,7 +25,7 @@ from igpt.objectives import generative_objective
 from igpt.pretrain import training_data
 from igpt.recipes import load_recipe
 from igpt.run import new_model
-from igpt.train import Callbacks, Trainer, Validation
+from igpt.train import Callbacks, Stop, Trainer, Validation
 
 WARM_UP = 5  # steps, in which the compiler works
 
@@ -62,7 +62,7 @@ def main() -> None:
     loop: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(recipe, Path(folder))
-        batch = next(iter(trainer._batches()))
+        batch = next(iter(trainer._batches(Stop())))
 
         def take_bare(steps: int) -> None:
             for _ in range(steps):

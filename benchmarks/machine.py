@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,29 @@ from igpt.kernels import roads
 
 
 def machine() -> dict[str, Any]:
-    """Of this process: its processor, threads, libraries, and what its kernels decode on."""
+    """This process's processor, memory, threads, code, libraries, and what its kernels decode on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = set(told.get("flags", "").split())
     return {
-        "processor": name or platform.processor(),
+        "processor": told.get("model name") or platform.processor(),
+        "vectors and tiles": sorted(flag for flag in flags if flag.startswith(("avx", "amx"))),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
+        "igpt": f"{version('igpt')} {_commit()}".strip(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "kernels": [road.name for road in roads()],
     }
+
+
+def _commit() -> str:
+    """Of the checkout that this file lies in; nothing where there is none."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

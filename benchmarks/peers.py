@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from igpt.attention import attend
 from igpt.config import ModelConfig
-from igpt.decode import new_decoder
+from igpt.decode import PackedDecoder, PlainDecoder, new_decoder
 from igpt.device import autocast, compute_dtype, reuse_memory
 from igpt.evaluate import picture_nats
 from igpt.folder import save_model
@@ -23,6 +24,7 @@ from igpt.model import ImageGPT
 from igpt.objectives import AR
 from igpt.order import Codec
 from igpt.palette import Palette
+from igpt.plan import training_flops
 from igpt.probe.features import extract, make_pool
 
 Work = Callable[[], object]
@@ -52,7 +54,7 @@ def ours(config: ModelConfig) -> ImageGPT:
     return model
 
 
-def theirs(config: ModelConfig) -> nn.Module:
+def theirs(config: ModelConfig) -> Any:
     """The same weights in `transformers`."""
     from transformers import ImageGPTForCausalImageModeling
 
@@ -90,7 +92,7 @@ def train_ours(config: ModelConfig, batch: int, kernels: bool, compiled: bool) -
     def step() -> None:
         with autocast(CPU, OURS):
             loss = values(pictures).sum() / batch
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -106,7 +108,7 @@ def train_theirs(config: ModelConfig, batch: int, dtype: torch.dtype) -> Work:
         with autocast(CPU, dtype):
             logits = model(input_ids=inputs).logits[..., : config.vocab_size]
         loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), pictures.flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -151,8 +153,9 @@ def sample_ours(
 
     @torch.inference_mode()
     def unit() -> None:
+        assert isinstance(decoder, PlainDecoder | PackedDecoder)
         decoder.cache.length = given
-        if hasattr(decoder, "tokens"):
+        if isinstance(decoder, PlainDecoder):
             decoder.tokens = decoder.tokens[:, : given - 1]
         token = pictures[:, given - 1]
         for _ in range(steps):
@@ -270,11 +273,9 @@ def encode_theirs(n: int, kind: str) -> Work:
 # --- the machine's limits ------------------------------------------------------------------------
 
 
-def matrix_products(config: ModelConfig, batch: int) -> tuple[Work, float]:
-    """Every product with weights of a training step, in the type of ours, and their FLOPs."""
-    d, rows = config.n_embd, batch * config.n_positions
-    shapes = [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)] * config.n_layer
-    shapes.append((d, config.vocab_size))
+def matrix_products(config: ModelConfig, batch: int) -> Work:
+    """Every product with weights of a training step, in the type of ours."""
+    rows, shapes = batch * config.n_positions, weight_shapes(config)
     x = {size: torch.randn(rows, size).to(OURS) for shape in shapes for size in shape}
     weights = [torch.randn(n, m).to(OURS) for n, m in shapes]
 
@@ -284,10 +285,35 @@ def matrix_products(config: ModelConfig, batch: int) -> tuple[Work, float]:
             torch.mm(x[m], weight.t())
             torch.mm(x[n].t(), x[m])
 
-    return unit, sum(6.0 * rows * n * m for n, m in shapes)
+    return unit
 
 
-def memory_stream() -> tuple[Work, float]:
-    """A dot product of an array with itself, and the bytes that it reads."""
-    x = torch.ones(50_000_000)
-    return lambda: torch.dot(x, x), x.nbytes
+def weight_shapes(config: ModelConfig) -> list[tuple[int, int]]:
+    """Of all matrices that multiply a picture's positions."""
+    d = config.n_embd
+    blocks = [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)] * config.n_layer
+    return [*blocks, (d, config.vocab_size)]
+
+
+def product_flops(config: ModelConfig, batch: int) -> float:
+    """FLOPs of `matrix_products`: of each matrix, forward, and twice backward."""
+    return sum(6.0 * batch * config.n_positions * n * m for n, m in weight_shapes(config))
+
+
+def needed_flops(config: ModelConfig) -> float:
+    """FLOPs that a picture's training step cannot do without.
+
+    Of the pairs of positions that `training_flops` counts, as PyTorch does, a causal mask leaves
+    half.
+    """
+    attention = 4 * config.n_positions**2 * config.n_embd  # q k^T, then its product with v
+    return training_flops(config) - 3 * config.n_layer * attention / 2
+
+
+STREAMED = 200_000_000  # bytes, more than caches hold
+
+
+def memory_stream() -> Work:
+    """A dot product of an array with itself, which reads STREAMED bytes."""
+    x = torch.ones(STREAMED // 4)
+    return lambda: torch.dot(x, x)

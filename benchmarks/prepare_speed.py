@@ -57,8 +57,8 @@ def write_shard(jpegs: Sequence[Path], path: Path) -> None:
 def plain_pillow(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         with Image.open(path) as image:
-            short = min(image.size)
-            size = tuple(round(length * SIZE / short) for length in image.size)
+            scale = SIZE / min(image.size)
+            size = round(image.width * scale), round(image.height * scale)
             image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
 
 
