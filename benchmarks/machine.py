@@ -15,7 +15,7 @@ from igpt.kernels import roads
 
 
 def machine() -> dict[str, Any]:
-    """This process's processor, memory, threads, code, libraries, and what its kernels decode on."""
+    """This process's processor, memory, threads, code and libraries, and what kernels decode on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(told.get("flags", "").split())
