@@ -24,6 +24,16 @@ def test_the_recipes_of_the_readme_and_the_paper_are_shipped() -> None:
     assert set(shipped_recipes()) == {"digits", "fashion-mnist", "emoji32", *PAPERS}
 
 
+@pytest.mark.parametrize(
+    "text", ["2020_01", "007", "photos #1", "12:30", "yes", "a=b", "a: b", "[1]", "1e5", "~", " x"]
+)
+def test_text_is_taken_as_it_is_written_whatever_yaml_makes_of_it(text: str) -> None:
+    recipe = load_recipe("digits", [f"data.source={text}", f"data.label_column={text}"])
+    assert (recipe.data.source, recipe.data.label_column) == (text, text)
+    assert parse_recipe(recipe_yaml(recipe), [], "test") == recipe
+    assert load_recipe("digits", ["data.label_column=null"]).data.label_column is None
+
+
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_papers_recipes_have_its_numbers(name: str) -> None:
     recipe, (preset, size, steps, batch_size) = load_recipe(name), PAPERS[name]

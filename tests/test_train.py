@@ -127,6 +127,9 @@ def test_a_step_that_breaks_the_weights_is_not_saved(
         train(tmp_path / "run", "train.eval_every=100")
     state, _ = newest(tmp_path / "run")
     assert state.step == 4
+    with pytest.raises(UserError, match="weights are not finite at step 8"):
+        train(tmp_path / "new", "train.eval_every=8", "train.checkpoint_every=12")
+    assert not (tmp_path / "new" / "model.safetensors").exists()  # it would have been the first
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(
@@ -228,6 +231,8 @@ def test_a_directory_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has another train\.steps"):
         train(tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    how = ("train.compile=true", "train.log_every=3", "train.checkpoint_every=2")
+    train(tmp_path / "run", "train.steps=4", *how, resume=True)  # how is not what
 
 
 def test_there_is_nothing_to_resume_in_an_empty_directory(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from igpt.parallel.processes import (
     together,
 )
 from igpt.parallel.sharding import DrawOnProcessor, build
-from igpt.recipes import DIVISION, differing_fields
+from igpt.recipes import MANNER, differing_fields
 from igpt.rng import torch_rng
 from igpt.train import Outcome, Trainer
 
@@ -60,7 +60,7 @@ def settle_recipe(
 ) -> Recipe:
     """The recipe of a new run, or the one that a run to resume was begun with by the same command.
 
-    How it is divided over processes and memory may change on the way.
+    How it is divided over processes and memory, compiled, logged and kept may change on the way.
     """
     if not run.exists():
         if recipe is None:
@@ -80,7 +80,7 @@ def settle_recipe(
         raise UserError(f"{run.path} is a run of `igpt {_command_of(saved)}`: resume it there")
     if recipe is None:
         return saved
-    changed = [name for name in differing_fields(recipe, saved) if not name.startswith(DIVISION)]
+    changed = [name for name in differing_fields(recipe, saved) if not name.startswith(MANNER)]
     if changed:
         fields = ", ".join(changed)
         other = "choose another --out, where --init-from can go on from its model"

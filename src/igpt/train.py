@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -309,12 +309,19 @@ class Trainer:
                 raise _diverged(f"loss is {loss}", step, rate)
         return losses
 
+    def _require_finite(self, weights: Mapping[str, Tensor]) -> None:
+        """UserError unless they are: a finite loss says nothing of the step that followed it."""
+        if not all_finite(weights):
+            rate = learning_rate(self.step - 1, self.config)
+            raise _diverged("weights are not finite", self.step, rate)
+
     def _validate(self, log: Callable[[Row], None], stop: Stop) -> None:
         self._finite_losses()
         self.model.eval()
         validation = self.callbacks.validate(stop.check)
         self.model.train()
         if self.best is None or validation.criterion < self.best:
+            self._require_finite(self.model.state_dict())
             self.best, self.best_step = validation.criterion, self.step
             self.callbacks.save_best()
         self._validated = self.step
@@ -326,10 +333,7 @@ class Trainer:
         self._publish()
         self._finite_losses()
         weights = self.model.state_dict()
-        # A finite loss says nothing of the step that followed it.
-        if not all_finite(weights):
-            rate = learning_rate(self.step - 1, self.config)
-            raise _diverged("weights are not finite", self.step, rate)
+        self._require_finite(weights)
         self._writing = self.run.begin_checkpoint(
             Progress(self.step, self.best, self.best_step, self._validated),
             weights | optimizer_tensors(self.model, self.optimizer),

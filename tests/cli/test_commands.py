@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import TINY, assert_mistake, is_sheet, picture_bytes, write_classes
 from igpt.cli import COMMANDS
@@ -198,6 +199,12 @@ def test_what_no_memory_holds_is_one_line(
 
     monkeypatch.setattr("igpt.pipeline.Pipeline.likelihood", large)
     assert_mistake(igpt("eval", tiny_run), "not enough memory: Unable to allocate 63.3 GiB")
+
+    def more_than_there_is(*_args: object, **_options: object) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr("igpt.pipeline.Pipeline.likelihood", more_than_there_is)
+    assert_mistake(igpt("eval", tiny_run), "not enough memory: [enforce fail")
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:

@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from igpt.cli.report import INTERRUPTED, LOST_PROCESS, USER_ERROR, Report
-from igpt.config import UserError
+from igpt.config import UserError, first_line
 from igpt.parallel import launch
 
 COMMANDS = {
@@ -123,17 +123,23 @@ def main(argv: list[str] | None = None) -> NoReturn:
     warnings.showwarning = lambda message, *_args, **_kwargs: _say(f"warning: {message}")
     try:
         status = _run(name, argv[1:])
-    except (UserError, OSError, MemoryError, launch.LostProcess) as error:
+    except (UserError, OSError, MemoryError, RuntimeError, launch.LostProcess) as error:
         # A full disk, a forbidden folder or too little memory is no bug of ours.
-        if "--debug" in argv:
+        lacking = _lacks_memory(error)
+        if "--debug" in argv or (isinstance(error, RuntimeError) and not lacking):
             raise
-        lacking = "not enough memory: " if isinstance(error, MemoryError) else ""
-        _tell(f"igpt {name}: error: {lacking}{error}")
+        _tell(f"igpt {name}: error: {'not enough memory: ' if lacking else ''}{first_line(error)}")
         status = LOST_PROCESS if isinstance(error, launch.LostProcess) else USER_ERROR
     except KeyboardInterrupt:
         _say("interrupted")
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether there was too little of it; PyTorch says so of a processor's in words alone."""
+    told = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return told or isinstance(error, MemoryError)
 
 
 def _tell(line: str) -> None:

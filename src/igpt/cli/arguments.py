@@ -183,9 +183,9 @@ def started_recipe(
     """The recipe that `make` derives from a trained model and a source, and what `changes` say."""
     from omegaconf import OmegaConf
 
-    from igpt.recipes import changed
+    from igpt.recipes import changed, parse_overrides
 
-    source = OmegaConf.select(OmegaConf.from_dotlist(list(changes)), "data.source")
+    source = OmegaConf.select(parse_overrides(changes), "data.source")
     return changed(make(start, source), changes, f"of {start}")
 
 

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from igpt.config import Recipe, UserError, first_line
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def shipped_recipes() -> tuple[str, ...]:
@@ -57,16 +60,11 @@ def parse_recipe(text: str, overrides: Sequence[str], name: str) -> Recipe:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    for item in overrides:
-        if "=" not in item:
-            raise UserError(f"expected an override like train.lr=0.003, got '{item}'")
     try:
         written = OmegaConf.create(text)
         if not OmegaConf.is_dict(written):
             raise UserError(f"recipe {name}: expected `field: value` lines")
-        merged = OmegaConf.merge(
-            OmegaConf.structured(Recipe), written, OmegaConf.from_dotlist(list(overrides))
-        )
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), written, parse_overrides(overrides))
         recipe = OmegaConf.to_object(merged)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -76,6 +74,38 @@ def parse_recipe(text: str, overrides: Sequence[str], name: str) -> Recipe:
         raise UserError(f"recipe {name}: {_complaint(error)}") from error
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+def parse_overrides(overrides: Sequence[str]) -> DictConfig:
+    """Fields by section of overrides like "train.lr=0.003".
+
+    Values are YAML, but that of a field of text is taken as it is written, or else the folder
+    2020_01 would be the number 202001; null alone still means none. Raises UserError for a word
+    without "=".
+    """
+    from omegaconf import OmegaConf
+
+    texts, found = _text_fields(Recipe), OmegaConf.create()
+    for item in overrides:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"expected an override like train.lr=0.003, got '{item}'")
+        if name in texts and value != "null":
+            OmegaConf.update(found, name, value)
+        else:
+            found.merge_with_dotlist([item])
+    return found
+
+
+def _text_fields(section: Any) -> set[str]:
+    """Dotted names of the fields that hold text, below a section."""
+    found = set()
+    for name, hint in get_type_hints(section).items():
+        kinds = {hint, *get_args(hint)}  # of `str | None`, both
+        found |= {name} if str in kinds else set()
+        for inner in filter(is_dataclass, kinds):
+            found |= {f"{name}.{field}" for field in _text_fields(inner)}
+    return found
 
 
 def _complaint(error: Exception) -> str:
@@ -114,8 +144,17 @@ def flat_fields(recipe: Recipe) -> dict[str, Any]:
     return flat(asdict(recipe), "")
 
 
-# Fields that say how a run is computed, not what: it can be resumed with others.
-DIVISION = ("parallel.", "train.micro_batch_size", "train.activation_checkpointing")
+# Beginnings of fields that say how a run is computed and told, not what: it can be resumed with
+# others.
+MANNER = (
+    "parallel.",
+    "train.micro_batch_size",
+    "train.activation_checkpointing",
+    "train.compile",
+    "train.checkpoint_every",
+    "train.log_every",
+    "train.wandb",
+)
 
 
 def differing_fields(a: Recipe, b: Recipe) -> list[str]:
