@@ -41,6 +41,7 @@ VARIANTS = {
     "L_CLF": ("finetune.gen_weight=0",),
     "L_GEN + L_CLF": (),
 }
+Rows = dict[str, dict[str, list[float]]]  # a value for each seed, by metric, by variant
 VOTES: dict[str, tuple[Ensemble, int]] = {
     "one mask": ("modal", 1),
     "modal of 5": ("modal", 5),
@@ -52,8 +53,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Test metric of a fine-tuned run, by the way that masks vote; one way for AR."""
+def accuracies(run: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Both metrics of a fine-tuned run on test, by the way that masks vote; one way for AR."""
     pipeline = load(run)
     given = run_data(args)
     config, source = given.config, open_data(given.config)
@@ -71,7 +72,7 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, float]:
     found = {}
     for way, (ensemble, masks) in ways.items():
         predicted = pipeline.classifier(None, ensemble, masks).predict(tokens, dtype)
-        found[way] = metric_value(args.metric, test.labels, predicted.labels)
+        found[way] = {m: metric_value(m, test.labels, predicted.labels) for m in METRICS}
     return found
 
 
@@ -94,6 +95,12 @@ def fit(args: argparse.Namespace, variant: str, rate: float, seed: int) -> tuple
         raise SystemExit(130)
     assert done.best is not None  # it was validated at its last step
     return out, done.best
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation, in %."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
 
 
 def draw(results: dict[str, dict[str, list[float]]], axis: str, path: Path) -> None:
@@ -119,7 +126,8 @@ def all_results(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     probes = json.loads(args.probes.read_text()) if args.probes else {}
     found = {}
     for path in sorted(args.out.glob("*.json")):
-        found[path.stem] = json.loads(path.read_text())
+        rows: Rows = json.loads(path.read_text())
+        found[path.stem] = {name: values[args.metric] for name, values in rows.items()}
         if path.stem in probes:
             found[path.stem]["linear probe (mean)"] = probes[path.stem][args.metric][:1]
     return found
@@ -142,23 +150,24 @@ def main() -> None:
     if any(word.startswith("train.lr=") for word in args.overrides):
         parser.error("give --rates, not train.lr")
     saved = args.out / f"{args.run.name}.json"
-    rows: dict[str, list[float]] = json.loads(saved.read_text()) if saved.exists() else {}
+    rows: Rows = json.loads(saved.read_text()) if saved.exists() else {}
     for variant in args.variants:
         searched = {rate: fit(args, variant, rate, 0)[1] for rate in args.rates}
         rate = max(searched, key=lambda rate: searched[rate])
         say(f"{variant}: validation by rate {searched}")
-        for row in [row for row in rows if row.split(", ")[0] == variant]:
-            del rows[row]  # is measured again
+        for name in [name for name in rows if name.split(", ")[0] == variant]:
+            del rows[name]  # is measured again
         for seed in range(args.seeds):
             out, _ = fit(args, variant, rate, seed)
-            for way, accuracy in accuracies(out, args).items():
-                rows.setdefault(f"{variant}{', ' if way else ''}{way}", []).append(accuracy)
+            for way, found in accuracies(out, args).items():
+                row = rows.setdefault(f"{variant}{', ' if way else ''}{way}", {})
+                for metric, value in found.items():
+                    row.setdefault(metric, []).append(value)
             write_text(saved, json.dumps(rows, indent=2) + "\n")
-    print(f"| {args.run.name}, {args.labels_per_class} labels a class | test, {args.metric}, % |")
-    print("|---|---|")
+    print(f"| {args.run.name}, {args.labels_per_class} labels a class, on test, % "
+          f"| {' | '.join(METRICS)} |\n|---|---|---|")  # fmt: skip
     for name, values in rows.items():
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        print(f"| {name} | {100 * statistics.mean(values):.1f} ± {100 * spread:.1f} |")
+        print(f"| {name} | {' | '.join(spread(values[metric]) for metric in METRICS)} |")
     axis = f"{args.metric.replace('_', ' ')} on test, %; {args.labels_per_class} labels a class"
     target = args.out / "finetuning.png"
     write_atomically(target, lambda path: draw(all_results(args), axis, path))

@@ -32,7 +32,8 @@ from igpt.run import in_run, new_model, train_run
 from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
 from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
 
-# What a fine-tuning is told unless the command line says otherwise.
+# What a fine-tuning is told unless the command line says otherwise: ours, for few labels and small
+# models. The paper takes pretraining's batches and says neither a length nor a warm-up (3.4).
 STEPS, BATCH_SIZE, PATIENCE, EVAL_EVERY = 2000, 64, 5, 100
 
 
