@@ -211,7 +211,7 @@ def test_a_run_on_imagenet_crops_is_fine_tuned_on_them_and_goes_on_to_the_bit(
         ("finetune.freeze=3", "the model has 2 blocks"),
         ("finetune.labels_per_class=999", "class 0 has"),
         ("finetune.gen_weight=0,finetune.clf_weight=0", "nothing to learn"),
-        ("data.source=''", "names no data"),
+        ("data.source=", "names no data"),
     ],
 )
 def test_what_cannot_be_is_refused(

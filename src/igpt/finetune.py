@@ -19,7 +19,15 @@ import torch
 from igpt.checkpoint import RunDirectory
 from igpt.classify import HeadClassifier
 from igpt.config import FinetuneConfig, Recipe, Say, TrainConfig, UserError
-from igpt.data import Labelled, Undecoded, few_labels, open_data, open_training
+from igpt.data import (
+    Labelled,
+    Source,
+    Undecoded,
+    divided_pictures,
+    few_labels,
+    open_data,
+    open_training,
+)
 from igpt.device import compute_dtype, default_device
 from igpt.folder import StoredModel, save_model
 from igpt.model import ImageGPT
@@ -28,7 +36,7 @@ from igpt.order import Codec
 from igpt.parallel.processes import name_skipped, require_same, together
 from igpt.probe.features import Masking
 from igpt.probe.linear import metric_value
-from igpt.run import in_run, new_model, train_run
+from igpt.run import in_run, new_model, train_run, with_division
 from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
 from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
 
@@ -85,7 +93,9 @@ def _finetune(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Fine
         start = open_start(recipe)
         _check(options, start)
         codec = start.codec
-        train, validation = _open_pictures(recipe, options, codec, say)
+        source = open_data(recipe.data)
+        train, validation = _open_pictures(source, recipe, options, codec, say)
+        recipe = with_division(recipe, divided_pictures(source, recipe.data), resume)
         loader = train.loader(codec, config.batch_size, config.seed, recipe.data.augmentation)
     require_same("labelled pictures", (zlib.crc32(train.labels.tobytes()), len(validation)))
     model = _build(recipe, options, start, train.n_classes)
@@ -157,11 +167,11 @@ def _check(options: FinetuneConfig, start: StoredModel) -> None:
 
 
 def _open_pictures(
-    recipe: Recipe, options: FinetuneConfig, codec: Codec, say: Say
+    source: Source, recipe: Recipe, options: FinetuneConfig, codec: Codec, say: Say
 ) -> tuple[Labelled | Undecoded, Labelled]:
     """Training pictures, held as tokens unless random crops are decoded anew, and validation's."""
     data = recipe.data
-    pictures, held_out = open_training(open_data(data), data, recipe.split_seed)
+    pictures, held_out = open_training(source, data, recipe.split_seed)
     crops = data.augmentation == "imagenet"
     train: Labelled | Undecoded = pictures if crops else pictures.encode(codec)
     if options.labels_per_class is not None:

@@ -22,6 +22,7 @@ from igpt.data import (
     StreamLoader,
     TokenLoader,
     decode_all,
+    divided_pictures,
     evaluation_fit,
     imagenet_centre,
     imagenet_crop,
@@ -48,7 +49,7 @@ from igpt.parallel.processes import (
     together,
 )
 from igpt.rng import numpy_rng
-from igpt.run import in_run, new_model, train_run
+from igpt.run import in_run, new_model, train_run, with_division
 from igpt.train import Callbacks, Outcome, Trainer, Validation
 from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
 
@@ -64,17 +65,27 @@ class TrainingData:
     validation: torch.Tensor  # int64 [N, T] in the model's order
     codec: Codec
     skipped: list[str]  # unreadable pictures, by name
+    divided: int | None = None  # pictures that the held-out ones were drawn of
 
 
 def training_data(recipe: Recipe, palette: Palette | None, say: Say) -> TrainingData:
     """Open and decode the pictures, fit the palette unless there is one, encode."""
-    data, seed = recipe.data, recipe.train.seed
+    data = recipe.data
     if data.streaming:
         return _data_of_stream(recipe, palette, say)
     with together():
-        train, held_out = training_splits(open_data(data), data, recipe.split_seed)
-    if data.augmentation == "imagenet":
-        return _data_of_crops(recipe, train, held_out, palette, say)
+        source = open_data(data)
+        train, held_out = training_splits(source, data, recipe.split_seed)
+        divided = divided_pictures(source, data)
+    make = _data_of_crops if data.augmentation == "imagenet" else _data_of_pictures
+    return replace(make(recipe, train, held_out, palette, say), divided=divided)
+
+
+def _data_of_pictures(
+    recipe: Recipe, train: Pictures, held_out: Pictures, palette: Palette | None, say: Say
+) -> TrainingData:
+    """All decoded and encoded once."""
+    data = recipe.data
     with together():
         decoded = decode_all(train, data.image_size)
         held_decoded = decode_all(held_out, data.image_size)
@@ -86,7 +97,7 @@ def training_data(recipe: Recipe, palette: Palette | None, say: Say) -> Training
         None,
         codec,
         recipe.train.batch_size,
-        seed,
+        recipe.train.seed,
         data.augmentation,
     )
     require_same("training pictures", _fingerprint(loader.tokens))
@@ -248,6 +259,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
             require_likelihood(start.config)
     begun = run.palette() if resume else None
     data = training_data(recipe, start.codec.palette if start else begun, say)
+    recipe = with_division(recipe, data.divided, resume)
     codec, config = data.codec, recipe.train
     model = _first_model(recipe, codec, start)
     held_out = generative_objective(model.config, config.seed, stream="evaluate")

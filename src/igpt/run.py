@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -80,12 +81,29 @@ def settle_recipe(
         raise UserError(f"{run.path} is a run of `igpt {_command_of(saved)}`: resume it there")
     if recipe is None:
         return saved
+    if recipe.data.split_pictures is None:
+        known = replace(recipe.data, split_pictures=saved.data.split_pictures)
+        recipe = replace(recipe, data=known)
     changed = [name for name in differing_fields(recipe, saved) if not name.startswith(MANNER)]
     if changed:
         fields = ", ".join(changed)
         other = "choose another --out, where --init-from can go on from its model"
         raise UserError(f"cannot resume {run.path}: its recipe has another {fields}; {other}")
     return recipe
+
+
+def with_division(recipe: Recipe, pictures: int | None, resume: bool) -> Recipe:
+    """The recipe that says of how many pictures the held-out ones are drawn.
+
+    Raises UserError when a run to resume began with more or fewer: others would be held out.
+    """
+    known, source = recipe.data.split_pictures, recipe.data.source
+    if resume and known not in (None, pictures):
+        raise UserError(
+            f"cannot resume: {source} had {known:,} pictures to train on when the run began, and "
+            f"has {pictures or 0:,} now"
+        )
+    return replace(recipe, data=replace(recipe.data, split_pictures=pictures))
 
 
 def _command_of(recipe: Recipe) -> Command:

@@ -207,6 +207,27 @@ def test_what_no_memory_holds_is_one_line(
     assert_mistake(igpt("eval", tiny_run), "not enough memory: [enforce fail")
 
 
+def test_a_folder_that_grows_does_not_test_in_silence_on_what_was_learned(
+    igpt, tmp_path: Path
+) -> None:
+    folder, run = tmp_path / "pictures", tmp_path / "run"
+    folder.mkdir()
+    for i in range(20):
+        (folder / f"{i:02}.png").write_bytes(picture_bytes(i))
+    small = ("--steps", 2, "--colors", 4, "--batch-size", 4, "model.n_layer=1", "model.n_embd=16")
+    words = ("pretrain", "digits", "--data", folder, "--out", run, *small)
+    assert igpt(*words).status == 0
+    assert "split_pictures: 20" in (run / "recipe.yaml").read_text()
+    assert "when the run began" not in igpt("eval", run).err
+    assert igpt(*words, "--resume").status == 0
+    for i in range(20, 23):
+        (folder / f"{i:02}.png").write_bytes(picture_bytes(i))
+    assert "20 pictures when the run began and has 23 now" in igpt("eval", run).err
+    assert_mistake(igpt(*words, "--resume"), "had 20 pictures to train on when the run began")
+    (folder / "more.png").write_bytes(picture_bytes(99))  # a warning is said once a process
+    assert "has 24 now" in igpt("pretrain", "--init-from", run, "--out", tmp_path / "next").err
+
+
 def test_a_reader_that_has_gone_is_no_error() -> None:
     words = [sys.executable, "-m", "igpt", "info", "igpt-s"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:

@@ -34,6 +34,7 @@ from igpt.data.pieces import Cut, Item, cut_source
 from igpt.data.shards import Stream, is_shards, next_pictures, open_streams
 from igpt.data.sources import (
     data_of,
+    divided_pictures,
     evaluation_split,
     open_data,
     open_source,
@@ -65,6 +66,7 @@ __all__ = [
     "cut_source",
     "data_of",
     "decode_all",
+    "divided_pictures",
     "evaluation_fit",
     "evaluation_split",
     "few_labels",

@@ -96,7 +96,21 @@ def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pict
         return train, source.split(name)
     if config.streaming:
         return _hold_out_first(source.name, train, config.validation_pictures)
+    if config.split_pictures not in (None, len(train)):
+        warnings.warn(
+            f"{source.name} had {config.split_pictures:,} pictures when the run began and has "
+            f"{len(train):,} now: which were held out is no longer known, and the run may have "
+            "learned from what it is tested on",
+            stacklevel=1,
+        )
     return _hold_out(source.name, train, config.validation_fraction, seed)
+
+
+def divided_pictures(source: Source, config: DataConfig) -> int | None:
+    """How many pictures `training_splits` draws a part of; None where it draws none."""
+    if validation_name(source.splits, config) is not None:
+        return None
+    return len(source.split(config.train_split))
 
 
 def task_training_splits(
