@@ -52,7 +52,7 @@ def test_a_run_holds_what_its_description_says(tiny_run: Path) -> None:
 
 def test_the_resolved_recipe_and_the_palette_are_saved(tiny_run: Path) -> None:
     run = RunDirectory(tiny_run)
-    assert run.recipe() == tiny_recipe()
+    assert run.recipe() == tiny_recipe("data.split_pictures=1500")  # which the run counted
     palette = run.palette()
     assert palette is not None
     assert palette == load_model(tiny_run)[1].palette
