@@ -53,6 +53,7 @@ ROOMS = [
     "sklearn",
     "study",
     "run_data",
+    "probing",
     "sweep",
     "score",
     "cli",

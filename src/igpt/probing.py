@@ -1,0 +1,244 @@
+"""A run's probe: fitted, tested, compared with what has no other data, and kept for `predict`.
+
+Several processes each compute their share of the features, and all repeat the fits.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from igpt.checkpoint import RunDirectory
+from igpt.config import Say, UserError
+from igpt.device import require_memory
+from igpt.disk import require_folder, write_atomically, write_json
+from igpt.monitor import read_metrics, training_minutes
+from igpt.parallel.meeting import is_restart
+from igpt.parallel.processes import on_first, require_same, share_of_batch, together
+from igpt.pipeline import Pipeline
+from igpt.plots import few_labels_figure, layers_figure
+from igpt.probe.attention import AttentionHead
+from igpt.probe.linear import FittedProbe
+from igpt.probe.sgd import SGD
+from igpt.probe.store import RESULTS, SavedProbe, mark, save_probe, source_mark
+from igpt.probe.unfinished import UNFINISHED
+from igpt.run_data import RunData
+from igpt.study import (
+    AnyTask,
+    AttentionMethod,
+    CnnMethod,
+    LinearMethod,
+    Method,
+    ModelFeatures,
+    ProbeFit,
+    ProbeMethod,
+    StreamedMethod,
+    Subset,
+    Summary,
+    Trial,
+    compare,
+    make_baselines,
+    needed_pictures,
+    subsets,
+    summarise,
+)
+
+SEEDS = 5  # subsets of each number of labels, as in the paper
+FEW = 50  # pictures that are too few to tell methods apart
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What is asked of a probe."""
+
+    layers: Sequence[str] = ("all",)  # to choose from: numbers, a:b (side by side) or all
+    pool: str = "mean"
+    precision: str = "auto"
+    attention: bool = False  # pool by learned queries, in place of `pool`
+    components: int | None = None  # principal ones kept; 0: all features; None: the usual number
+    sizes: Sequence[int | None] = (None,)  # labels a class; None: all there are
+    seeds: int = SEEDS
+    metric: str = "accuracy"  # that validation chooses by
+    sgd: SGD | None = None  # on features that are not kept; None: L-BFGS on ones that are
+    resume: bool = False  # a fit by SGD that was cut short
+    baselines: bool = False  # compare on the same labels
+    cnn_minutes: float | None = None  # of the CNN among them; None: as long as the run was trained
+    augmentation: str = "none"  # of its pictures
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What was found so far."""
+
+    fitted: FittedProbe  # of the most labels: the one that is kept
+    subset: Subset  # what it learned from
+    summaries: list[Summary]
+    values: dict[str, Any]  # all numbers, as they are written
+
+
+def probe_run(
+    run: Path, pipeline: Pipeline, data: RunData, asked: Probing, folder: Path, say: Say
+) -> Probed:
+    """Fit the probe that is asked for and write it, its numbers and figures into `folder`.
+
+    The probe is written before what it is compared with is trained, and the numbers after each.
+    Raises UserError for layers, pools, labels or sizes that cannot be.
+    """
+    with together():
+        features = ModelFeatures(pipeline, asked.layers, asked.pool, asked.precision)
+        features.check()
+    on_first(lambda: require_folder(folder))
+    if asked.sgd is None:
+        probe, others, chosen = _kept(run, features, data, asked, say)
+    else:
+        probe, others, chosen = _streamed(features, data, asked, asked.sgd, folder, say)
+    trials = compare([probe], probe.task, chosen, say)
+    kept = max(trials, key=lambda trial: len(trial.subset.indices))
+    assert isinstance(kept.fit, ProbeFit)
+    fitted = kept.fit.probe
+    saved = _saved(fitted, features, probe.task.train.class_names, data.config.source)
+    told = {
+        "run": str(run),
+        "data": data.config.source,
+        "solver": "lbfgs" if asked.sgd is None else "sgd",
+        "head": "attention" if asked.attention else "linear",
+        "pool": features.pool,
+        "components": asked.components,
+        "metric": asked.metric,
+    }
+
+    def write() -> Probed:
+        summaries = summarise(trials)
+        values = {**told, **_values(fitted, trials, summaries, folder)}
+        on_first(lambda: _write(folder, saved, fitted, values, summaries))
+        return Probed(fitted, kept.subset, summaries, values)
+
+    found = write()
+    if asked.sgd is not None:
+        on_first(lambda: (folder / UNFINISHED).unlink(missing_ok=True))
+    for other in others:  # some take hours
+        trials += compare([other], probe.task, chosen, say)
+        found = write()
+    return found
+
+
+def _streamed(
+    features: ModelFeatures, data: RunData, asked: Probing, config: SGD, folder: Path, say: Say
+) -> tuple[ProbeMethod, list[Method], list[Subset]]:
+    """The probe by SGD on all labels of a set that memory need not hold, and nothing beside it."""
+    share_of_batch(config.batch_size, "--batch-size")  # a mistake is told before all is decoded
+    unfinished, resume = folder / UNFINISHED, asked.resume or is_restart()
+    with together():
+        if unfinished.exists() and not resume:
+            raise UserError(
+                f"{unfinished} is of a fit that was cut short: --resume it, or remove it"
+            )
+        task = data.large_task(features.pipeline.codec)
+    _introduce(task, say)
+    method = StreamedMethod(features, task, config, asked.metric, unfinished, say)
+    return method, [], subsets(task, [None], 1)
+
+
+def _kept(
+    run: Path, features: ModelFeatures, data: RunData, asked: Probing, say: Say
+) -> tuple[ProbeMethod, list[Method], list[Subset]]:
+    """The probe on features that are kept, what it is compared with, and the labels they learn."""
+    with together():
+        task = data.task(features.pipeline.image_size)
+    sizes = list(dict.fromkeys(asked.sizes))  # each once
+    chosen = subsets(task, sizes, asked.seeds)
+    _introduce(task, say)
+    if asked.attention:
+        attentive = AttentionMethod(features, task, asked.metric)
+        require_memory(attentive.bytes(chosen), "fewer labels (--labels-per-class)")
+        return attentive, [], chosen
+    needed = needed_pictures(task, chosen)
+    kept = features.bytes(len(needed) + len(task.validation) + len(task.test))
+    networks = 2 if asked.baselines else 1  # the untrained one's are kept too
+    require_memory(networks * kept, "fewer --layer, a coarser --pool, or --solver sgd")
+    minutes = _cnn_minutes(run, asked) if asked.baselines else None  # before all is computed
+    linear = LinearMethod(
+        "linear probe", features, task, needed, components=asked.components, metric=asked.metric
+    )
+    if minutes is None:
+        return linear, [], chosen
+    cnn = CnnMethod(task, minutes, asked.augmentation, asked.metric)
+    return linear, [*make_baselines(features, linear), cnn], chosen
+
+
+def _introduce(task: AnyTask, say: Say) -> None:
+    """Say what there is to learn from, after making sure that all processes see the same."""
+    labels = zlib.crc32(task.train.labels.tobytes())
+    require_same("labelled pictures", (labels, len(task.validation), len(task.test)))
+    say(
+        f"{len(task.train):,} pictures to train on, {len(task.validation):,} to choose with, "
+        f"{len(task.test):,} to test on; {task.train.n_classes} classes"
+    )
+    least = min(len(task.validation), len(task.test))
+    if least < FEW:
+        say(f"warning: of {least} pictures one is {100 / least:.0f} points of accuracy")
+
+
+def _cnn_minutes(run: Path, asked: Probing) -> float:
+    """That the CNN may train: as it is said, or else those of the run."""
+    if asked.cnn_minutes is not None:
+        return asked.cnn_minutes
+    directory = RunDirectory(run)
+    minutes = 0.0
+    if directory.exists() and directory.metrics.exists():
+        batch_size = directory.recipe().train.batch_size
+        minutes = training_minutes(read_metrics(directory.metrics), batch_size)
+    if not minutes:
+        raise UserError(f"{run} does not say how long it was trained: give --cnn-minutes")
+    return minutes
+
+
+def _values(
+    fitted: FittedProbe, trials: Sequence[Trial], summaries: Sequence[Summary], folder: Path
+) -> dict[str, Any]:
+    return {
+        "validation_by_layer": fitted.by_layer,
+        "layer": fitted.layer,
+        "strength": fitted.strength,
+        "summaries": [asdict(summary) for summary in summaries],
+        "outcomes": [trial.row() for trial in trials],
+        "out": str(folder),
+    }
+
+
+def _saved(
+    fitted: FittedProbe, features: ModelFeatures, class_names: tuple[str, ...], source: str
+) -> SavedProbe:
+    """The chosen probe, and what it was made for."""
+    pipeline = features.pipeline
+    return SavedProbe(
+        fitted.probe,
+        features.groups()[fitted.layer],
+        "flatten" if isinstance(fitted.probe, AttentionHead) else features.pool,
+        class_names,
+        mark(pipeline.model, pipeline.codec),
+        source_mark(source),
+    )
+
+
+def _write(
+    folder: Path,
+    saved: SavedProbe,
+    fitted: FittedProbe,
+    values: dict[str, Any],
+    summaries: Sequence[Summary],
+) -> None:
+    """The probe of the most labels, all numbers, and the figures that they make."""
+    save_probe(folder, saved)
+    write_json(folder / RESULTS, values)
+    metric = values["metric"]
+    figures = [folder / "accuracy_by_layer.png", folder / "few_labels.png"]
+    for figure in figures:  # an earlier probe's
+        figure.unlink(missing_ok=True)
+    if len(fitted.by_layer) > 1:
+        write_atomically(figures[0], lambda path: layers_figure(fitted.by_layer, path, metric))
+    if len({summary.labels_per_class for summary in summaries}) > 1:
+        write_atomically(figures[1], lambda path: few_labels_figure(summaries, path, metric))
