@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-from conftest import load_model, newest, tiny_recipe
+from conftest import load_model, newest, silent, tiny_recipe
 from igpt.checkpoint import Progress, RunDirectory
 from igpt.config import UserError
 from igpt.disk import write_text
+from igpt.pretrain import pretrain
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def test_a_run_holds_what_its_description_says(tiny_run: Path) -> None:
         "palette.npy",
         "metrics.jsonl",
         "checkpoints/latest",
+        ".lock",
         *(
             f"checkpoints/step-{step:08d}/{name}"
             for step in (8, 12)
@@ -311,3 +313,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
         write_text(tmp_path / "file.txt" / "below", "new")  # a file is no folder
     assert path.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file.txt", "other.npy"]
+
+
+def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with run.alone(), pytest.raises(UserError, match="another process is training"):
+        pretrain(tiny_recipe(), tmp_path, resume=False, say=silent)
+    pretrain(tiny_recipe("train.steps=1"), tmp_path, resume=False, say=silent)  # let go

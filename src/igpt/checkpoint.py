@@ -5,6 +5,7 @@
       recipe.yaml, palette.npy                         resolved recipe; the two repeat the run
       metrics.jsonl, tensorboard/, figures/
       checkpoints/step-00001000/, checkpoints/latest   training state, and a pointer to it
+      .lock                                            held while it is trained
 
 A checkpoint is written into a folder of another name, in the background, flushed to the disk and
 renamed; then the pointer is replaced. A reader sees a whole checkpoint or the one before. Nothing
@@ -20,12 +21,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from igpt.config import Recipe, Say, UserError
@@ -101,6 +103,23 @@ class RunDirectory:
         for name in WRITTEN:
             if (self.path / name).exists():
                 raise UserError(f"{self.path} holds {name} of something else: choose another --out")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the run while it is trained; UserError when another process on its machine does.
+
+        What ends, however it ends, lets go. Where the disk knows no locks nothing is held.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        held = ExitStack()
+        try:
+            held.enter_context(lock)
+        except Timeout:
+            raise UserError(f"another process is training {self.path}") from None
+        except (OSError, NotImplementedError):
+            pass
+        with held:
+            yield
 
     def begin(self, recipe: Recipe, palette: Palette) -> None:
         """Write what repeats the run."""

@@ -134,24 +134,20 @@ def new_model(config: ModelConfig, recipe: Recipe) -> ImageGPT:
 
 
 def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, say: Say) -> Outcome:
-    """Train to the end, from the run's newest checkpoint if it is resumed and has one."""
+    """Train to the end, from the run's newest checkpoint if it is resumed and has one.
+
+    Raises UserError for a run that another process trains, or that had another palette.
+    """
     run, config = trainer.run, recipe.train
-    with together():
-        begun = run.palette() if resume else None
-        if begun is not None and not np.array_equal(begun.clusters, codec.palette.clusters):
-            was = f"{recipe.init_from} has another palette than when {run.path} began"
-            raise UserError(f"cannot resume: {was}")
-    checkpoint = run.latest_checkpoint(say) if resume else None
-    require_same("checkpoints", checkpoint and checkpoint.progress.step)
-    if config.warmup_steps > config.steps:
-        say(f"warning: {config.steps} steps end before the warm-up's {config.warmup_steps}")
-    if resume and checkpoint is None:
-        say(f"no checkpoint in {run.path} to go on from: beginning at step 0")
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
-        say(f"resuming at step {trainer.step} of {config.steps}")
-    on_first(lambda: run.begin(recipe, codec.palette))
     with ExitStack() as stack:
+        with together():
+            if rank() == 0:
+                stack.enter_context(run.alone())
+        if config.warmup_steps > config.steps:
+            say(f"warning: {config.steps} steps end before the warm-up's {config.warmup_steps}")
+        if resume:
+            _go_on(trainer, recipe, codec, say)
+        on_first(lambda: run.begin(recipe, codec.palette))
         log: Callable[[Row], None] = _ignore
         with together():
             if rank() == 0:
@@ -159,6 +155,23 @@ def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, s
                 monitor = Monitor(run.path, trainer.step, config.steps, config.wandb, is_owed=owed)
                 log = stack.enter_context(monitor).log
         return trainer.train(log)
+
+
+def _go_on(trainer: Trainer, recipe: Recipe, codec: Codec, say: Say) -> None:
+    """From the run's newest checkpoint, if it has one."""
+    run = trainer.run
+    with together():
+        begun = run.palette()
+        if begun is not None and not np.array_equal(begun.clusters, codec.palette.clusters):
+            was = f"{recipe.init_from} has another palette than when {run.path} began"
+            raise UserError(f"cannot resume: {was}")
+    checkpoint = run.latest_checkpoint(say)
+    require_same("checkpoints", checkpoint and checkpoint.progress.step)
+    if checkpoint is None:
+        say(f"no checkpoint in {run.path} to go on from: beginning at step 0")
+        return
+    trainer.resume(checkpoint)
+    say(f"resuming at step {trainer.step} of {recipe.train.steps}")
 
 
 def _ignore(_row: Row) -> None:
