@@ -64,7 +64,7 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, dict[str, float
         source.name,
         pipeline.class_names,
         config,
-    ).decode(pipeline.image_size)
+    ).encode(pipeline.codec)
     tokens = pipeline.tokens(test.images)
     single: dict[str, tuple[Ensemble, int]] = {"": ("modal", 1)}
     ways = single if pipeline.model.config.causal else VOTES

@@ -12,7 +12,12 @@ from PIL import Image
 
 import igpt
 from igpt.config import UserError
-from igpt.data import decode_all, open_source
+from igpt.data import decode_all, imagenet_centre, open_files, open_source
+from igpt.order import Codec
+from igpt.palette import Palette
+from igpt.run_data import load_named
+from igpt.score import score
+from test_model import AR, random_model
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,46 @@ def test_every_form_of_picture_gives_the_same_likelihood(
         np.testing.assert_allclose(pipeline.nll(form), expected, atol=1e-6)
     np.testing.assert_allclose(pipeline.nll(pictures[0]), expected[:1], atol=1e-6)
     np.testing.assert_allclose(pipeline.nll(str(tmp_path / "0.png")), expected[:1], atol=1e-6)
+
+
+@pytest.fixture
+def cropping() -> igpt.Pipeline:
+    """A random model of 3x3 pixels whose pictures go through ImageNet's crop."""
+    palette = Palette(np.linspace(-1, 1, 11, dtype=np.float32)[:, None].repeat(3, axis=1))
+    return igpt.Pipeline(random_model(AR), Codec(palette, "raster", 3), fit=imagenet_centre)
+
+
+@pytest.mark.filterwarnings("ignore:pictures of 3 pixels are enlarged")
+def test_every_form_of_picture_goes_through_the_crop(
+    cropping: igpt.Pipeline, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 3, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(pixels) for pixels in images]
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png")
+    expected = torch.from_numpy(
+        cropping.codec.encode(np.stack([imagenet_centre(picture, 3) for picture in pictures]))
+    )
+    assert not torch.equal(expected, torch.from_numpy(cropping.codec.encode(images)))
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for form in (images, pictures, list(images), torch.from_numpy(images), paths):
+        assert torch.equal(cropping.tokens(form), expected)
+    assert torch.equal(cropping.tokens(images[0]), expected[:1])
+
+
+@pytest.mark.filterwarnings("ignore:pictures of 3 pixels are enlarged")
+def test_what_a_command_decoded_is_not_cropped_again(
+    cropping: igpt.Pipeline, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 30, 40, 3), dtype=np.uint8)
+    for i, pixels in enumerate(images):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    given, expected = load_named(open_files([tmp_path]), cropping), cropping.nll(images)
+    np.testing.assert_array_equal(cropping.nll(given.images), expected)
+    fitted = np.stack([imagenet_centre(Image.fromarray(pixels), 3) for pixels in images])
+    for form in (given.images, fitted):
+        scores = score(cropping, form, given.names)
+        np.testing.assert_allclose(scores.nats_per_pixel, expected, rtol=1e-6)
 
 
 def test_the_likelihood_of_all_pictures_is_the_mean_of_theirs(

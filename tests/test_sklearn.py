@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
 
 import igpt
+from igpt.data import imagenet_centre
 from igpt.probe.linear import STRENGTHS
 from igpt.sklearn import ImageGPTClassifier, ImageGPTFeatures
 
@@ -175,6 +176,18 @@ def test_a_list_may_hold_pictures_of_several_sizes(
     several = [images[0], images[1].repeat(2, axis=0).repeat(2, axis=1), images[2, :6]]
     found = ImageGPTFeatures(pipeline).fit_transform(several)
     assert np.array_equal(found, pipeline.features(several).reshape(3, -1))
+
+
+@pytest.mark.filterwarnings("ignore:pictures of 8 pixels are enlarged")
+def test_pictures_are_cropped_once_as_the_run_crops_them(
+    tiny_run: Path, images: np.ndarray
+) -> None:
+    cropping = igpt.load(tiny_run)
+    cropping.fit = imagenet_centre
+    few = np.repeat(images[:3, ..., None], 3, axis=3)
+    expected = cropping.features(few).reshape(3, -1)
+    for form in (few, [Image.fromarray(pixels) for pixels in few]):
+        assert np.array_equal(ImageGPTFeatures(cropping).fit_transform(form), expected)
 
 
 def test_each_feature_has_a_name(pipeline: igpt.Pipeline, images: np.ndarray) -> None:

@@ -33,7 +33,9 @@ from igpt.types import Pixels
 # What people hold: one picture or several, as PIL images, paths of files, or uint8 arrays or
 # tensors [H, W], [H, W, 3], [B, H, W] or [B, H, W, 3].
 Shown = Image.Image | str | Path | Sequence[Any] | npt.NDArray[np.uint8] | torch.Tensor
-Images = Shown | Encoded  # or already tokens of the model's palette
+# Or already tokens of the model's palette, as are the pictures that a command has decoded: they are
+# taken as they are. All others are brought to the model's size as the run's own were.
+Images = Shown | Encoded
 
 EVAL_BATCH = 32  # pictures a forward pass
 
@@ -229,7 +231,7 @@ class Pipeline:
         return generative_objective(self.model.config, seed=0, stream="evaluate")
 
     def tokens(self, images: Images) -> torch.Tensor:
-        """Tokens int64 [B, T] in the model's order, of pictures resized to the model's size."""
+        """Tokens int64 [B, T] in the model's order, of pictures brought to the model's size."""
         if not isinstance(images, Encoded):
             images = as_pixels(images, self.image_size, self.fit)
         return torch.from_numpy(self.codec.encode(images))
@@ -271,10 +273,13 @@ def load(path: str | Path, *, parallel: ParallelConfig | None = None, **options:
 
 
 def as_pixels(images: Shown, size: int, fit: Fit) -> npt.NDArray[np.uint8]:
-    """uint8 [B, size, size, 3] of pictures in whatever form, brought to the size by `fit`."""
+    """uint8 [B, size, size, 3] of pictures in whatever form, brought to the size by `fit`.
+
+    ImageNet's crop changes those of that size too, whatever form they have.
+    """
     if isinstance(images, np.ndarray) and images.dtype == np.uint8 and len(images) > 0:
-        ready = images.shape[1:] == (size, size, 3)
-        if ready:
+        unchanged = images.shape[1:] == (size, size, 3) and fit is fit_square
+        if unchanged:  # one by one, as below, a large set would take longer
             return images
     return np.stack([fit(to_rgb(image), size) for image in _as_pil(images)])
 

@@ -19,7 +19,7 @@ from igpt.data import (
     Pictures,
     Task,
     data_of,
-    decode_all,
+    encode_all,
     evaluation_split,
     open_data,
     open_large_task,
@@ -103,9 +103,9 @@ class RunData:
 
 @dataclass(frozen=True)
 class Named:
-    """Readable pictures, as the model takes them."""
+    """Readable pictures as tokens, which nothing brings to the model's size a second time."""
 
-    images: npt.NDArray[np.uint8] | Encoded  # [N, size, size, 3], or tokens
+    images: Encoded  # N
     names: list[str]
     labels: npt.NDArray[np.int64] | None  # [N], -1 where one is missing
     class_names: tuple[str, ...] | None  # of the labels, where the source names them
@@ -113,7 +113,8 @@ class Named:
 
 def load_named(pictures: Pictures, pipeline: Pipeline) -> Named:
     """All of the pictures that can be read, in memory."""
-    decoded = decode_all(pictures, pipeline.image_size, pipeline.fit)
+    decoded = encode_all(pictures, pipeline.codec, pipeline.fit)
+    assert isinstance(decoded.images, Encoded)
     names = [pictures.name(int(i)) for i in decoded.kept]
     labels = None if pictures.labels is None else pictures.labels[decoded.kept]
     return Named(decoded.images, names, labels, pictures.class_names)

@@ -80,12 +80,13 @@ class Signal:
 def score(pipeline: Pipeline, images: Pixels | Encoded, names: list[str]) -> Scores:
     """Score pictures [N, H, W, 3] of the model's size, or encoded ones, called `names`.
 
-    A pixel's nats are those of `Pipeline.surprise`, so that a BERT model's are from every pixel and
-    do not depend on which other pictures are in the set. They are not kept.
+    They are taken as they are: what made them of that size did it as for the run's own. A pixel's
+    nats are those of `Pipeline.surprise`, so that a BERT model's are from every pixel and do not
+    depend on which other pictures are in the set. They are not kept.
     """
     nats, compressed = [], []
     for start in range(0, len(images), CHUNK):
-        part = images[start : start + CHUNK]
+        part = Encoded(pipeline.codec.raster_tokens(images[start : start + CHUNK]))
         nats.append(pipeline.surprise(part).mean(axis=(1, 2), dtype=np.float64))
         compressed.append(compressed_bits(pipeline.quantize(part)))
     return Scores(names, np.concatenate(nats), np.concatenate(compressed))

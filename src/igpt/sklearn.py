@@ -36,6 +36,7 @@ from sklearn.utils.validation import (
 )
 
 from igpt.config import UserError
+from igpt.order import Encoded
 from igpt.pipeline import Pipeline, as_pixels, load
 from igpt.probe.features import Features, make_pool, parse_layers, pool_width
 from igpt.probe.linear import STRENGTHS, Basis, LinearProbe, logistic_path, usual_components
@@ -76,7 +77,8 @@ class _PictureEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _features(self, images: Pixels) -> Features:
         """[N, F] of pictures uint8 [N, S, S, 3]; several layers stand side by side."""
-        features = self.pipeline_.features(images, self.layer, self.pool)
+        tokens = Encoded(self.pipeline_.codec.raster_tokens(images))
+        features = self.pipeline_.features(tokens, self.layer, self.pool)
         return features.reshape(len(images), -1)
 
     def _pixels(self, X: Any, *, fitting: bool) -> Pixels:

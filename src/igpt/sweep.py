@@ -18,7 +18,7 @@ import torch
 from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, Say, UserError
 from igpt.data import (
-    decode_all,
+    encode_all,
     few_labels,
     is_shards,
     open_data,
@@ -180,11 +180,11 @@ def sweep(points: Sequence[Point], out: Path, labels_per_class: int | None, say:
 def measure(point: Point, outcome: Outcome, labels_per_class: int | None, say: Say) -> Result:
     """What the finished run of `point` cost and reached."""
     recipe, pipeline = point.recipe, load(point.run.path)
-    data, config, size = recipe.data, pipeline.model.config, pipeline.image_size
+    data, config = recipe.data, pipeline.model.config
     test = pictures_to_test(open_data(data), data, recipe.split_seed)
     assert outcome.best is not None  # the last step validates
     validation = Likelihood(outcome.best, 1, pipeline.codec.n_tokens)
-    likelihood = pipeline.likelihood(decode_all(test, size, pipeline.fit).images)
+    likelihood = pipeline.likelihood(encode_all(test, pipeline.codec, pipeline.fit).images)
     return Result(
         point.name,
         parameters=n_parameters(config),

@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 from igpt.config import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from igpt.config import Recipe
     from igpt.data import Pictures
     from igpt.order import Encoded
@@ -147,8 +144,8 @@ def limited(pictures: Pictures, limit: int | None) -> Pictures:
     return pictures.select(np.arange(min(limit, len(pictures))))
 
 
-def load_pictures(args: argparse.Namespace, pipeline: Pipeline) -> npt.NDArray[np.uint8] | Encoded:
-    """The pictures [N, S, S, 3] of the model's size S, or encoded ones, of `open_pictures`."""
+def load_pictures(args: argparse.Namespace, pipeline: Pipeline) -> Encoded:
+    """The pictures of `open_pictures` as the model takes them."""
     from igpt.run_data import load_named
 
     return load_named(open_pictures(args), pipeline).images

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from igpt.order import Encoded
     from igpt.pipeline import Pipeline
     from igpt.score import Scores, Signal
-    from igpt.types import Pixels
 
 EXAMPLE = "igpt score runs/digits --split test --ood FOLDER --out scores"
 
@@ -92,7 +91,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _sheets(
-    args: argparse.Namespace, pipeline: Pipeline, images: Pixels | Encoded, scores: Scores
+    args: argparse.Namespace, pipeline: Pipeline, images: Encoded, scores: Scores
 ) -> list[Path]:
     """Draw the surprise of the first pictures and, of two or more, the extremes."""
     from igpt.plots import extremes_sheet, save_image, surprise_sheet

@@ -4,6 +4,7 @@ from igpt.data.augment import imagenet_crop, move_pixels
 from igpt.data.decode import (
     Fit,
     decode_all,
+    encode_all,
     evaluation_fit,
     fit_square,
     imagenet_centre,
@@ -67,6 +68,7 @@ __all__ = [
     "data_of",
     "decode_all",
     "divided_pictures",
+    "encode_all",
     "evaluation_fit",
     "evaluation_split",
     "few_labels",
