@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 
 import igpt
 from conftest import is_sheet, silent, tiny_recipe
+from igpt.order import Codec
+from igpt.palette import Palette
 from igpt.pretrain import pretrain
+from test_model import AR, random_model
 
 
 @pytest.fixture
@@ -60,6 +64,27 @@ def test_names_of_local_folders_are_not_told(tmp_path: Path) -> None:
     assert "source: pictures.npy" in (tmp_path / "shared" / "recipe.yaml").read_text()
 
 
+def test_the_card_tells_the_steps_that_were_done(tiny_run: Path, tmp_path: Path) -> None:
+    from igpt.share import write_folder
+
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("  steps: 12\n", "  steps: 5000\n"))
+    write_folder(igpt.load(run), tmp_path / "shared", "me/stopped", None)
+    assert "| 12 steps of 8 pictures |" in (tmp_path / "shared" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("order", "same"), [("raster", True), ("hilbert", False)])
+def test_transformers_is_recommended_for_what_it_computes(order: str, same: bool) -> None:
+    from igpt.share import card
+
+    palette = Palette(np.linspace(-1, 1, 11, dtype=np.float32)[:, None].repeat(3, axis=1))
+    pipeline = igpt.Pipeline(random_model(AR), Codec(palette, order, 3))
+    text = card(pipeline, "me/model", None, None, None, None, paints=True)
+    assert ("ImageGPTForCausalImageModeling.from_pretrained" in text) is same
+    assert ("computes something else" in text) is not same
+
+
 def test_what_is_shared_of_a_bert_model_has_no_samples(tmp_path: Path) -> None:
     from igpt.share import write_folder
 
@@ -69,6 +94,7 @@ def test_what_is_shared_of_a_bert_model_has_no_samples(tmp_path: Path) -> None:
     card = (tmp_path / "shared" / "README.md").read_text()
     assert "samples.png" not in card
     assert "p.features(" in card
+    assert "transformers import" not in card  # it would put a causal mask
     assert json.loads((tmp_path / "shared" / "config.json").read_text())["igpt"]["causal"] is False
 
 

@@ -37,15 +37,17 @@ def write_folder(pipeline: Pipeline, folder: Path, name: str, license: str | Non
     require_new_folder(folder)
     save_model(folder, pipeline.model, pipeline.codec, pipeline.class_names)
     pipeline.palette.save(folder / "palette.npy")
-    recipe, loss = None, None
+    recipe, loss, steps = None, None, None
     if pipeline.folder is not None and RunDirectory(pipeline.folder).exists():
         run = RunDirectory(pipeline.folder)
         recipe = _without_paths(run.recipe())
         write_text(folder / "recipe.yaml", recipe_yaml(recipe))
         if run.metrics.is_file():
             shutil.copy(run.metrics, folder / run.metrics.name)
-            losses = [row["val_loss"] for row in read_metrics(run.metrics) if row.get("val_loss")]
+            rows = read_metrics(run.metrics)
+            losses = [row["val_loss"] for row in rows if row.get("val_loss")]
             loss = min((value for value in losses if value is not None), default=None)
+            steps = max((int(row["step"] or 0) for row in rows), default=None)
         if (run.path / "probe").is_dir():
             unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
             shutil.copytree(run.path / "probe", folder / "probe", ignore=unready)
@@ -54,7 +56,7 @@ def write_folder(pipeline: Pipeline, folder: Path, name: str, license: str | Non
     if paints:
         sheet = picture_sheet(pipeline.paint(SAMPLES, Sampling()))
         save_image(sheet, folder / SHEET)
-    write_text(folder / "README.md", card(pipeline, name, license, recipe, loss, paints))
+    write_text(folder / "README.md", card(pipeline, name, license, recipe, loss, steps, paints))
 
 
 def push(
@@ -123,9 +125,13 @@ def card(
     license: str | None,
     recipe: Recipe | None,
     loss: float | None,
+    steps: int | None,
     paints: bool,
 ) -> str:
-    """The model card, as Markdown with the Hub's header."""
+    """The model card, as Markdown with the Hub's header.
+
+    `steps` are those that were done, where that is known: a run may have been stopped.
+    """
     from huggingface_hub import ModelCardData
 
     config, codec = pipeline.model.config, pipeline.codec
@@ -143,7 +149,7 @@ def card(
         "started from": recipe and recipe.init_from,
         "data": recipe and recipe.data.source,
         "training": recipe
-        and f"{recipe.train.steps:,} steps of {recipe.train.batch_size} pictures",
+        and f"{steps or recipe.train.steps:,} steps of {recipe.train.batch_size} pictures",
         "validation": loss and f"{loss:.4f} nats/pixel",
         "classes": ", ".join(pipeline.class_names),
     }
@@ -151,7 +157,6 @@ def card(
     use = [f'p = igpt.load("{name}")']
     use += ["p.sample(16)"] if paints else []
     use += ['p.predict("picture.png")'] if config.n_classes else ['p.features("picture.png")']
-    theirs = "ForImageClassification" if config.n_classes else "ForCausalImageModeling"
     return "\n".join(
         [
             f"---\n{header.to_yaml()}\n---",
@@ -166,17 +171,31 @@ def card(
             *use,
             "```",
             "",
-            "With `transformers`, which puts no start token before the pixels:",
-            "",
-            "```python",
-            f"from transformers import AutoImageProcessor, ImageGPT{theirs}",
-            "",
-            f'processor = AutoImageProcessor.from_pretrained("{name}")',
-            f'model = ImageGPT{theirs}.from_pretrained("{name}")',
-            "```",
+            *_with_transformers(pipeline, name),
             "",
             "`recipe.yaml` repeats the training: `igpt pretrain recipe.yaml --out RUN`."
             if recipe and not recipe.init_from
             else "",
         ]
     )
+
+
+def _with_transformers(pipeline: Pipeline, name: str) -> list[str]:
+    """How `transformers` computes the model, or that it does not."""
+    if not pipeline.model.config.causal or pipeline.order != "raster":
+        return [
+            "`transformers` loads these weights but computes something else: it knows no BERT "
+            "models, and its processor reads pixels row by row."
+        ]
+    classifies = pipeline.model.config.n_classes
+    theirs = "ForImageClassification" if classifies else "ForCausalImageModeling"
+    return [
+        "With `transformers`, which puts no start token before the pixels:",
+        "",
+        "```python",
+        f"from transformers import AutoImageProcessor, ImageGPT{theirs}",
+        "",
+        f'processor = AutoImageProcessor.from_pretrained("{name}")',
+        f'model = ImageGPT{theirs}.from_pretrained("{name}")',
+        "```",
+    ]
