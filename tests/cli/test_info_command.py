@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from igpt.config import PRESETS, ModelConfig
 from igpt.interop.huggingface import config_to_hf
@@ -62,6 +65,30 @@ def test_a_run_is_described_as_it_is(igpt, tiny_run: Path) -> None:
     assert (training["data"], training["steps"]) == ("digits", "12 of 12")
     assert 0 < float(training["best_val_loss"]) < 3
     assert "best val loss" in igpt("info", tiny_run).out
+
+
+def test_a_run_on_the_hub_is_described_by_what_is_fetched_of_it(
+    igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded = Path(shutil.copytree(tiny_run, tmp_path / "uploaded"))  # by hand, all of it
+    (uploaded / "probe").mkdir()
+    (uploaded / "probe" / "probe.safetensors").write_text("")
+    files = [str(p.relative_to(uploaded)) for p in uploaded.rglob("*") if p.is_file()]
+
+    def download(_name: str, **options: Any) -> str:
+        patterns = {name: options.get(name) for name in ("allow_patterns", "ignore_patterns")}
+        for name in filter_repo_objects(files, **patterns):
+            (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(uploaded / name, tmp_path / "cache" / name)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    there, here = (json.loads(igpt("info", run, "--json").out) for run in ("me/mine", tiny_run))
+    assert there["training"] == here["training"]
+    assert there["training"]["steps"] == "12 of 12"
+    assert (tmp_path / "cache" / "probe" / "probe.safetensors").exists()
+    assert not (tmp_path / "cache" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("change", [{}, {"causal": False}, {"n_classes": 3}, {"bias": True}])

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from igpt.config import UserError, first_line
 
-# What of a Hub repository is fetched.
-PATTERNS = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.yaml", "*.npy"]
+# What of a Hub repository is fetched; a star goes on over folders, such as the probe's.
+PATTERNS = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.yaml", "*.npy", "metrics.jsonl"]
+IGNORED = ["checkpoints/*"]  # of a run uploaded by hand; each is three times the weights
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -127,6 +128,7 @@ def fetch_folder(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             allow_patterns=PATTERNS,
+            ignore_patterns=IGNORED,
         )
     except HFValidationError as error:
         raise UserError(f"'{model_id}' is no folder and no id of a Hub model") from error
