@@ -156,6 +156,17 @@ MISTAKES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("command", ["complete", "predict", "score"])
+def test_what_only_data_has_is_not_asked_of_files(
+    igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(picture_bytes(0))
+    for words in (["--split", "test"], ["--image-column", "x", "--label-column", "y"]):
+        result = igpt(command, tiny_run, tmp_path / "a.png", *words)
+        assert_mistake(result, f"{', '.join(words[::2])}: not with picture files")
+
+
 @pytest.mark.parametrize(("argv", "complaint"), MISTAKES)
 def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     igpt,

@@ -107,9 +107,11 @@ def run_data(args: argparse.Namespace) -> RunData:
 
 
 def refuse_two_sources(args: argparse.Namespace) -> None:
-    """UserError when pictures are given in both ways."""
+    """UserError when pictures are given in both ways, or what is asked of files only --data has."""
     if args.images and args.data:
         raise UserError("give picture files or --data, not both")
+    files = bool(args.images)
+    refuse_given(args, files, "with picture files", "split", "image_column", "label_column")
 
 
 def refuse_given(args: argparse.Namespace, when: bool, why: str, *names: str) -> None:
