@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from igpt.attention import KVCache
 from igpt.config import UserError
+from igpt.decode import PlainDecoder
 from igpt.model import ImageGPT
-from igpt.sample import Sampling, draw, generate, probabilities
+from igpt.sample import Sampling, draw, generate, generate_batches, probabilities
 from test_model import AR, BERT, random_model
 
 EMPTY = torch.empty(1, 0, dtype=torch.long)
@@ -66,6 +67,31 @@ def test_what_is_given_is_computed_once_for_all_its_completions(
     first, *steps = [(rows, positions) for rows, positions, _ in computed]
     assert first == (2, 6)  # two pictures, with the start token, in one pass
     assert steps == [(12, 1)] * 3  # then their completions, a pixel at a time
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "prefixes", "rows"),
+    [(4, [1] * 4, [3] * 4), (7, [2, 2], [6, 6]), (2, [1, 2, 1] * 2, [2] * 6)],
+)
+def test_a_picture_and_its_completions_share_a_batch_where_they_fit(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, prefixes: list[int], rows: list[int]
+) -> None:
+    started: list[int] = []
+    prefill = PlainDecoder.prefill
+
+    def counted(self: PlainDecoder, prefix: torch.Tensor) -> torch.Tensor:
+        started.append(len(prefix))
+        return prefill(self, prefix)
+
+    monkeypatch.setattr(PlainDecoder, "prefill", counted)
+    prefix = torch.randint(11, (4, 4), generator=torch.Generator().manual_seed(0))
+    exact = Sampling(precision="float32")
+    batches = [*generate_batches(random_model(AR), prefix, 3, exact, batch_size)]
+    assert started == prefixes
+    assert [len(batch) for batch in batches] == rows
+    assert torch.equal(
+        torch.cat(batches), generate(random_model(AR), prefix, 3, exact).flatten(0, 1)
+    )
 
 
 def test_completions_keep_what_was_given_and_differ_in_the_rest() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from igpt.palette import Palette
 from igpt.parallel.processes import together
 from igpt.probe.features import Masking, extract, make_pool, parse_layers
 from igpt.probe.store import load_probe, mark
-from igpt.sample import Sampling, generate
+from igpt.sample import Sampling, generate_batches
 from igpt.share import push
 from igpt.types import Pixels
 
@@ -135,9 +135,15 @@ class Pipeline:
 
     def paint(self, n: int, sampling: Sampling) -> Pixels:
         """`sample` as an array [n, H, W, 3]."""
-        nothing = torch.empty(1, 0, dtype=torch.long)
-        tokens = generate(self.model, nothing, _positive(n), sampling)  # [1, n, T]
-        return self.codec.decode(tokens[0].numpy())
+        return np.concatenate(list(self.painting(n, sampling)))
+
+    def painting(self, n: int, sampling: Sampling) -> Iterator[Pixels]:
+        """The same in batches [b, H, W, 3], each as soon as it is painted."""
+        return self._painted(torch.empty(1, 0, dtype=torch.long), n, sampling)
+
+    def _painted(self, given: torch.Tensor, n: int, sampling: Sampling) -> Iterator[Pixels]:
+        for tokens in generate_batches(self.model, given, _positive(n), sampling):
+            yield self.codec.decode(tokens.numpy())
 
     def complete(
         self,
@@ -161,9 +167,14 @@ class Pipeline:
 
     def continue_from(self, images: Images, keep: float, n: int, sampling: Sampling) -> Pixels:
         """`complete` as an array [B, n, H, W, 3]."""
-        given = self.tokens(images)[:, : self.given(keep)]
-        tokens = generate(self.model, given, _positive(n), sampling)  # [B, n, T]
-        return np.stack([self.codec.decode(variants.numpy()) for variants in tokens])
+        completed = np.concatenate(list(self.continuing(images, keep, n, sampling)))
+        return completed.reshape(-1, n, *completed.shape[1:])
+
+    def continuing(
+        self, images: Images, keep: float, n: int, sampling: Sampling
+    ) -> Iterator[Pixels]:
+        """The same in batches [b, H, W, 3] of the completions, picture after picture."""
+        return self._painted(self.tokens(images)[:, : self.given(keep)], n, sampling)
 
     def nll(self, images: Images) -> npt.NDArray[np.float64]:
         """Negative log-likelihood of each picture, in nats per pixel, [B].

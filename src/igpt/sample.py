@@ -7,6 +7,7 @@ seed gives the same pictures whatever the batch size.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,16 +84,28 @@ def _uniforms(seed: int, pictures: range, n_positions: int) -> Tensor:
     return torch.from_numpy(np.stack(rows))  # [B, T]
 
 
-@torch.inference_mode()
 def generate(
     model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling, batch_size: int | None = None
 ) -> Tensor:
     """Continue each of the pictures that begin with `prefix` [B, t] in n ways: tokens [B, n, T].
 
-    The prefix may be empty (t = 0). It is computed once a picture and shared by the n completions.
-    `batch_size` pictures are decoded side by side, by default as many as CACHE_BYTES holds. Raises
-    UserError for a BERT model, which has no order to paint in, and for a prefix that is not shorter
-    than the picture.
+    What `generate_batches` gives, together.
+    """
+    batches = list(generate_batches(model, prefix, n, sampling, batch_size))
+    return torch.cat(batches).view(len(prefix), n, model.config.n_positions)
+
+
+@torch.inference_mode()
+def generate_batches(
+    model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling, batch_size: int | None = None
+) -> Iterator[Tensor]:
+    """Tokens [R, T] as they are painted: the n completions of the first picture, of the second, ...
+
+    The prefix [B, t] may be empty (t = 0). Up to `batch_size` completions are decoded side by side,
+    by default as many as CACHE_BYTES holds. Those of a picture are in one batch and share one pass
+    over its prefix; where there are more of them than that, each batch computes the prefixes of its
+    own. Raises UserError for a BERT model, which has no order to paint in, and for a prefix that is
+    not shorter than the picture.
     """
     if not model.config.causal:
         raise UserError("a BERT model cannot sample or complete: it has no order to paint in")
@@ -103,16 +116,14 @@ def generate(
     if batch_size is None:
         batch_size = min(MOST_TOGETHER, max(1, CACHE_BYTES // cache_bytes(model.config, "float32")))
     decoder, device = new_decoder(model, sampling.precision), model.wte.device
-    out = torch.empty(len(prefix) * n, n_positions, dtype=torch.long)
-    # A picture with its n completions is the unit of work; more completions than fit are split.
-    for start in range(0, len(out), batch_size):
-        rows = range(start, min(start + batch_size, len(out)))
+    total, together = len(prefix) * n, batch_size // n * n or batch_size
+    for start in range(0, total, together):
+        rows = range(start, min(start + together, total))
         sources = range(rows.start // n, (rows.stop - 1) // n + 1)
         which = torch.tensor([row // n - sources.start for row in rows], device=device)
         part = prefix[sources.start : sources.stop].to(device)
         uniforms = _uniforms(sampling.seed, rows, n_positions).to(device)
-        out[rows.start : rows.stop] = _paint(decoder, part, which, uniforms, sampling)
-    return out.view(len(prefix), n, n_positions)
+        yield _paint(decoder, part, which, uniforms, sampling).cpu()
 
 
 def _paint(

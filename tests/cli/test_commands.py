@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from conftest import TINY, assert_mistake, is_sheet, picture_bytes, write_classes
+from igpt import sample
 from igpt.cli import COMMANDS
 from igpt.disk import UMASK
 
@@ -53,6 +54,46 @@ def test_sample_paints_a_sheet_and_repeats_it(igpt, tiny_run: Path, tmp_path: Pa
         sheets.append((tmp_path / f"{name}.png").read_bytes())
     assert is_sheet(tmp_path / "a.png")
     assert sheets[0] == sheets[1] != sheets[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "painted"),
+    [
+        (["sample", "-n", 5], ["00000", "00001", "00002", "00003"]),
+        (["complete", "--limit", 3, "-n", 2], ["00000-0", "00000-1", "00001-0", "00001-1"]),
+    ],
+    ids=["sample", "complete"],
+)
+def test_what_was_painted_before_an_interruption_is_in_the_folder(
+    igpt,
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[object],
+    painted: list[str],
+) -> None:
+    command, *options = [*words, "--precision", "float32"]
+    assert igpt(command, tiny_run, *options, "--out", tmp_path / "all").status == 0
+    uniforms = sample._uniforms
+
+    def interrupted(seed: int, pictures: range, n_positions: int) -> torch.Tensor:
+        if pictures.start >= 4:
+            raise KeyboardInterrupt
+        return uniforms(seed, pictures, n_positions)
+
+    monkeypatch.setattr("igpt.sample._uniforms", interrupted)
+    monkeypatch.setattr("igpt.sample.MOST_TOGETHER", 2)
+    monkeypatch.setattr("igpt.cli.painting.SECONDS", 0)
+    result = igpt(command, tiny_run, *options, "--out", tmp_path / "part")
+    assert result.status == 130
+    total = len(list((tmp_path / "all").iterdir()))
+    progress = [f"{done} of {total} pictures painted" for done in (2, 4)]
+    assert result.err.splitlines() == [*progress, "interrupted"]
+    assert sorted(path.stem for path in (tmp_path / "part").iterdir()) == painted
+    for path in (tmp_path / "part").iterdir():
+        assert path.read_bytes() == (tmp_path / "all" / path.name).read_bytes()
+    assert igpt(command, tiny_run, *options, "--out", tmp_path / "part.npz").status == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "part"]
 
 
 def test_complete_takes_files_folders_and_data(igpt, tiny_run: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from igpt.cli.arguments import (
     add_data,
@@ -14,8 +15,14 @@ from igpt.cli.arguments import (
     refuse_two_sources,
     sampling,
 )
+from igpt.cli.painting import save_painted
 from igpt.cli.report import Report
 from igpt.config import Say
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from igpt.types import Pixels
 
 EXAMPLE = "igpt complete runs/digits --images photo.png --keep 0.5 -n 4 --out sheet.png"
 
@@ -35,22 +42,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
-    from igpt.plots import completion_sheet, require_pictures, save_pictures
+    from igpt.plots import completion_sheet, require_pictures
 
     args.images = [*(args.images or []), *args.files]
     refuse_two_sources(args)
     require_pictures(args.out)
     pipeline = load(args.run)
     images = load_pictures(args, pipeline)
-    completed = pipeline.continue_from(images, args.keep, args.n, sampling(args))
     count, known = len(images), pipeline.known(args.keep)
+    batches = pipeline.continuing(images, args.keep, args.n, sampling(args))
     names = [f"{i:05}-{variant}" for i in range(count) for variant in range(args.n)]
-    save_pictures(
-        completed.reshape(-1, *completed.shape[2:]),
-        names,
-        args.out,
-        lambda: completion_sheet(known, completed, pipeline.quantize(images)),
-    )
+
+    def sheet(completed: Pixels) -> Image.Image:
+        by_picture = completed.reshape(count, args.n, *completed.shape[1:])
+        return completion_sheet(known, by_picture, pipeline.quantize(images))
+
+    save_painted(batches, names, args.out, sheet, say)
     return Report(
         f"{args.n} completions of {count} pictures: {args.out}",
         {"out": str(args.out), "count": count, "n": args.n},

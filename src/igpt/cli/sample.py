@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from igpt.cli.arguments import add_pictures_out, add_run, add_sampling, sampling
+from igpt.cli.painting import save_painted
 from igpt.cli.report import Report
 from igpt.config import Say
 
@@ -20,10 +21,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
-    from igpt.plots import picture_sheet, require_pictures, save_pictures
+    from igpt.plots import picture_sheet, require_pictures
 
     require_pictures(args.out)
-    painted = load(args.run).paint(args.n, sampling(args))
+    batches = load(args.run).painting(args.n, sampling(args))
     names = [f"{i:05}" for i in range(args.n)]
-    save_pictures(painted, names, args.out, lambda: picture_sheet(painted))
+    save_painted(batches, names, args.out, picture_sheet, say)
     return Report(f"{args.n} samples: {args.out}", {"out": str(args.out), "count": args.n})
