@@ -20,11 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from igpt.cli.arguments import add_data, run_data
-from igpt.device import compute_dtype
 from igpt.disk import write_atomically, write_text
 from igpt.order import Encoded
 from igpt.pipeline import load
@@ -56,11 +54,10 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     )
     trials = compare([linear], task, chosen, lambda line: print(line, file=sys.stderr))
     (summary,) = summarise(trials)
-    dtype = compute_dtype("auto", torch.device("cpu"))
     validation = Encoded(pipeline.codec.raster_tokens(task.validation.images))
     layers = [trial.fit.probe.by_layer for trial in trials if isinstance(trial.fit, ProbeFit)]
     return {
-        "nats_per_pixel": pipeline.likelihood(validation, dtype).nats_per_pixel,
+        "nats_per_pixel": pipeline.likelihood(validation, precision="auto").nats_per_pixel,
         "accuracy": summary.accuracy,
         "balanced_accuracy": summary.balanced_accuracy,
         "layer": trials[0].fit.layer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.run_data import load_named
 from igpt.score import score
-from test_model import AR, random_model
+from test_model import AR, BERT, random_model
+
+GREYS = Palette(np.linspace(-1, 1, 11, dtype=np.float32)[:, None].repeat(3, axis=1))
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +73,7 @@ def test_every_form_of_picture_gives_the_same_likelihood(
 @pytest.fixture
 def cropping() -> igpt.Pipeline:
     """A random model of 3x3 pixels whose pictures go through ImageNet's crop."""
-    palette = Palette(np.linspace(-1, 1, 11, dtype=np.float32)[:, None].repeat(3, axis=1))
-    return igpt.Pipeline(random_model(AR), Codec(palette, "raster", 3), fit=imagenet_centre)
+    return igpt.Pipeline(random_model(AR), Codec(GREYS, "raster", 3), fit=imagenet_centre)
 
 
 @pytest.mark.filterwarnings("ignore:pictures of 3 pixels are enlarged")
@@ -113,6 +115,27 @@ def test_the_likelihood_of_all_pictures_is_the_mean_of_theirs(
     total = pipeline.likelihood(digits)
     assert total.count == 3
     assert total.nats_per_pixel == pytest.approx(pipeline.nll(digits).mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("config", [AR, BERT, replace(AR, n_classes=3)], ids=["ar", "bert", "head"])
+def test_numbers_can_be_computed_in_bfloat16(config: igpt.ModelConfig) -> None:
+    p = igpt.Pipeline(random_model(config), Codec(GREYS, "hilbert", 3), ("a", "b", "c"))
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 3, 3), dtype=np.uint8)
+    numbers = {
+        "nll": lambda precision: p.nll(images, precision=precision),
+        "likelihood": lambda precision: p.likelihood(images, precision=precision).nats_per_pixel,
+        "surprise": lambda precision: p.surprise(images, precision=precision),
+        "features": lambda precision: p.features(images, precision=precision),
+    }
+    if config.n_classes:
+        numbers["predict"] = lambda precision: p.predict(images, precision=precision).probabilities
+    for name, compute in numbers.items():
+        exact, rounded, fastest = map(compute, ("float32", "bfloat16", "auto"))
+        assert 0 < np.abs(rounded - exact).max() < 0.05, name
+        assert np.array_equal(fastest, exact) or np.array_equal(fastest, rounded), name
+        with pytest.raises(UserError, match="one of auto, float32, bfloat16, got 'int8'") as error:
+            compute("int8")
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.5])

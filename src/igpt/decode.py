@@ -8,6 +8,7 @@ neither cache nor weights.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -23,10 +24,10 @@ from igpt.model import NORM_EPS, Block, ImageGPT
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
-def check_precision(precision: str) -> None:
+def check_precision(precision: str, known: Sequence[str] = PRECISIONS) -> None:
     """UserError for a precision of another name."""
-    if precision not in PRECISIONS:
-        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got '{precision}'")
+    if precision not in known:
+        raise UserError(f"precision must be one of {', '.join(known)}, got '{precision}'")
 
 
 class Decoder(Protocol):

@@ -15,7 +15,8 @@ from igpt.checkpoint import recipe_of
 from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
 from igpt.config import ParallelConfig, Recipe, UserError
 from igpt.data import Fit, UnreadablePicture, evaluation_fit, fit_square, open_files, to_rgb
-from igpt.device import default_device, reuse_memory
+from igpt.decode import check_precision
+from igpt.device import compute_dtype, default_device, reuse_memory
 from igpt.evaluate import Likelihood, likelihood, picture_nats, pixel_nats
 from igpt.folder import fill_model, load_class_names, open_model, save_model
 from igpt.interop.files import local_folder
@@ -38,10 +39,15 @@ Shown = Image.Image | str | Path | Sequence[Any] | npt.NDArray[np.uint8] | torch
 Images = Shown | Encoded
 
 EVAL_BATCH = 32  # pictures a forward pass
+PRECISIONS = ("auto", "float32", "bfloat16")  # of what scores; what paints has int8 as well
 
 
 class Pipeline:
-    """A model and all that stands between it and pictures."""
+    """A model and all that stands between it and pictures.
+
+    Where pictures become numbers, `precision` is that of the model's products: float32; bfloat16,
+    which is faster where the device has it in hardware; or "auto", bfloat16 on such a device.
+    """
 
     def __init__(
         self,
@@ -176,21 +182,27 @@ class Pipeline:
         """The same in batches [b, H, W, 3] of the completions, picture after picture."""
         return self._painted(self.tokens(images)[:, : self.given(keep)], n, sampling)
 
-    def nll(self, images: Images) -> npt.NDArray[np.float64]:
+    def nll(self, images: Images, *, precision: str = "float32") -> npt.NDArray[np.float64]:
         """Negative log-likelihood of each picture, in nats per pixel, [B].
 
         For a BERT model: of the pixels hidden by a fixed random mask, given the others.
         """
-        nats = picture_nats(self.model, self._objective(), self.tokens(images), EVAL_BATCH)
+        dtype, tokens = self._dtype(precision), self.tokens(images)
+        nats = picture_nats(self.model, self._objective(), tokens, EVAL_BATCH, dtype)
         return nats.double().numpy()
 
-    def likelihood(self, images: Images, dtype: torch.dtype = torch.float32) -> Likelihood:
-        """Totals of `nll` over a set, with the matrix products in `dtype`."""
-        tokens = self.tokens(images)
+    def likelihood(self, images: Images, *, precision: str = "float32") -> Likelihood:
+        """Totals of `nll` over a set."""
+        dtype, tokens = self._dtype(precision), self.tokens(images)
         return likelihood(self.model, self._objective(), tokens, EVAL_BATCH, dtype)
 
     def features(
-        self, images: Images, layer: int | str = "all", pool: str = "mean"
+        self,
+        images: Images,
+        layer: int | str = "all",
+        pool: str = "mean",
+        *,
+        precision: str = "float32",
     ) -> npt.NDArray[np.float32]:
         """What the layers know of the pictures: n^l, pooled over positions.
 
@@ -199,16 +211,18 @@ class Pipeline:
         its pictures masked, and which pixels are hidden depends on a picture's place among them.
         """
         layers = parse_layers(str(layer), self.model.config.n_layer)
-        batches = extract(self.model, self.tokens(images), layers, make_pool(pool, self.codec))
+        reduce, dtype = make_pool(pool, self.codec), self._dtype(precision)
+        batches = extract(self.model, self.tokens(images), layers, reduce, dtype=dtype)
         features = np.concatenate(list(batches))  # [B, layers, F]
         return features if layer == "all" else features.reshape(len(features), -1)
 
-    def predict(self, images: Images) -> Prediction:
+    def predict(self, images: Images, *, precision: str = "float32") -> Prediction:
         """Class `labels` [B], their `names`, and `probabilities` [B, C], of all `class_names` [C].
 
         By the model's own head or, if it has none, by its run's probe.
         """
-        return self.classifier().predict(self.tokens(images))
+        dtype = self._dtype(precision)
+        return self.classifier().predict(self.tokens(images), dtype)
 
     def classifier(
         self, probe: Path | None = None, ensemble: Ensemble = "modal", masks: int = MASKS
@@ -227,19 +241,25 @@ class Pipeline:
         saved = load_probe(folder, mark(self.model, self.codec))
         return ProbeClassifier(self.model, self.codec, saved, ensemble, masks)
 
-    def surprise(self, images: Images) -> npt.NDArray[np.float32]:
+    def surprise(self, images: Images, *, precision: str = "float32") -> npt.NDArray[np.float32]:
         """-ln p of each pixel at its place in the picture, nats, [B, H, W].
 
         Given the pixels that the model reads before it; for a BERT model, given all but a random
         part of the pixels, of which it is one: a seventh for the paper's 15 %.
         """
-        nats = pixel_nats(self.model, self.tokens(images), EVAL_BATCH).numpy()  # [B, T]
+        dtype, tokens = self._dtype(precision), self.tokens(images)
+        nats = pixel_nats(self.model, tokens, EVAL_BATCH, dtype).numpy()  # [B, T]
         raster = np.empty_like(nats)
         raster[:, self.codec.pi] = nats
         return raster.reshape(-1, self.image_size, self.image_size)
 
     def _objective(self) -> Objective:
         return generative_objective(self.model.config, seed=0, stream="evaluate")
+
+    def _dtype(self, precision: str) -> torch.dtype:
+        """UserError for a precision of another name."""
+        check_precision(precision, PRECISIONS)
+        return compute_dtype(precision, self.model.wte.device)
 
     def tokens(self, images: Images) -> torch.Tensor:
         """Tokens int64 [B, T] in the model's order, of pictures brought to the model's size."""

@@ -77,17 +77,24 @@ class Signal:
         return float(roc_auc_score(is_outside, np.concatenate([self.inside, self.outside])))
 
 
-def score(pipeline: Pipeline, images: Pixels | Encoded, names: list[str]) -> Scores:
+def score(
+    pipeline: Pipeline,
+    images: Pixels | Encoded,
+    names: list[str],
+    *,
+    precision: str = "float32",
+) -> Scores:
     """Score pictures [N, H, W, 3] of the model's size, or encoded ones, called `names`.
 
     They are taken as they are: what made them of that size did it as for the run's own. A pixel's
     nats are those of `Pipeline.surprise`, so that a BERT model's are from every pixel and do not
-    depend on which other pictures are in the set. They are not kept.
+    depend on which other pictures are in the set. They are not kept. `precision` as there.
     """
     nats, compressed = [], []
     for start in range(0, len(images), CHUNK):
         part = Encoded(pipeline.codec.raster_tokens(images[start : start + CHUNK]))
-        nats.append(pipeline.surprise(part).mean(axis=(1, 2), dtype=np.float64))
+        surprise = pipeline.surprise(part, precision=precision)  # [B, H, W]
+        nats.append(surprise.mean(axis=(1, 2), dtype=np.float64))
         compressed.append(compressed_bits(pipeline.quantize(part)))
     return Scores(names, np.concatenate(nats), np.concatenate(compressed))
 

@@ -246,7 +246,7 @@ def test_a_run_without_a_model_says_so(igpt, tmp_path: Path) -> None:
 def test_what_no_memory_holds_is_one_line(
     igpt, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def large(*_args: object) -> None:
+    def large(*_args: object, **_options: object) -> None:
         raise MemoryError("Unable to allocate 63.3 GiB")
 
     monkeypatch.setattr("igpt.pipeline.Pipeline.likelihood", large)

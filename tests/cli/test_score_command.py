@@ -68,6 +68,20 @@ def test_where_nothing_can_be_written_is_said_before_the_work(
         assert "pictures" not in result.err.replace(str(pictures), "")  # nothing was done before
 
 
+def test_scores_in_bfloat16_are_nearly_the_same(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    def nats(command: str, precision: str) -> float:
+        out = ("--out", tmp_path / precision) if command == "score" else ()
+        words = (command, tiny_run, "--limit", 20, "--precision", precision, *out)
+        return float(json.loads(igpt(*words, "--json").out)["nats_per_pixel"])
+
+    for command in ("score", "eval"):
+        exact, rounded, fastest = (nats(command, p) for p in ("float32", "bfloat16", "auto"))
+        assert 0 < abs(rounded - exact) < 0.01
+        assert fastest in (exact, rounded)
+    result = igpt("score", tiny_run, "--precision", "int8", "--out", tmp_path / "out")
+    assert_mistake(result, "choose from")
+
+
 def test_one_picture_has_no_extremes(igpt, tiny_run: Path, pictures: Path, tmp_path: Path) -> None:
     assert igpt("score", tiny_run, pictures / "1.png", "--out", tmp_path / "out").status == 0
     assert names(tmp_path / "out") == ["scores.csv", "surprise.png"]

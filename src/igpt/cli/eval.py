@@ -15,12 +15,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_data(parser)
     add_shard(parser)
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="float32",
+        help="of the model's products; default float32, auto: what the device is made for",
+    )
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import ParallelConfig
-    from igpt.device import compute_dtype
     from igpt.parallel.processes import processes, require_same, together
     from igpt.pipeline import load
 
@@ -31,8 +35,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
             images = load_pictures(args, pipeline)
         require_same("pictures", len(images))
         say(f"{len(images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
-        dtype = compute_dtype(args.precision, pipeline.model.wte.device)
-        result = pipeline.likelihood(images, dtype)
+        result = pipeline.likelihood(images, precision=args.precision)
     values = {
         "nats_per_pixel": result.nats_per_pixel,
         "bits_per_pixel": result.bits_per_pixel,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--top", type=int, default=8, metavar="N", help="pictures on each end; default 8"
     )
     parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="float32",
+        help="of the model's products; default float32, auto: what the device is made for",
+    )
+    parser.add_argument(
         "--out", type=Path, default=Path("scores"), metavar="FOLDER", help="default scores"
     )
 
@@ -66,8 +73,9 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         source = RunData.of(args.run, args.ood, args.ood_split)
         other = load_named(limited(source.pictures(), args.limit), pipeline)
     say(f"{len(given.images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
-    scores = score(pipeline, given.images, given.names)
-    outside = score(pipeline, other.images, other.names) if other else None
+    measure = partial(score, pipeline, precision=args.precision)
+    scores = measure(given.images, given.names)
+    outside = measure(other.images, other.names) if other else None
 
     table = args.out / "scores.csv"
     values = _values(scores)
@@ -100,7 +108,8 @@ def _sheets(
     surprise, extremes = args.out / "surprise.png", args.out / "extremes.png"
     for figure in (extremes, args.out / "ood.png"):  # of an earlier call
         figure.unlink(missing_ok=True)
-    save_image(surprise_sheet(pipeline.quantize(first), pipeline.surprise(first)), surprise)
+    nats = pipeline.surprise(first, precision=args.precision)
+    save_image(surprise_sheet(pipeline.quantize(first), nats), surprise)
     top = min(args.top, len(images) // 2)  # no picture stands on both ends
     if top == 0:
         return [surprise]
