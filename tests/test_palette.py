@@ -156,3 +156,11 @@ def test_a_token_outside_the_palette_is_named() -> None:
 def test_pictures_of_another_shape_or_type_are_refused(images: npt.NDArray) -> None:
     with pytest.raises(UserError, match="uint8"):
         Palette(np.zeros((1, 3), np.float32)).encode(images)
+
+
+def test_no_pictures_have_no_tokens_and_no_palette() -> None:
+    none = np.zeros((0, 5, 4, 3), np.uint8)
+    tokens = Palette(np.zeros((1, 3), np.float32)).encode(none)
+    assert (tokens.shape, tokens.dtype) == ((0, 20), np.uint16)
+    with pytest.raises(UserError, match="no pictures given"):
+        Palette.fit(none)

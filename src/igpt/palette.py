@@ -82,7 +82,7 @@ class Palette:
         """
         if n_colors < 1:
             raise UserError(f"a palette has at least 1 colour, got {n_colors}")
-        packed, counts = np.unique(_pack(_checked(images).reshape(-1, 3)), return_counts=True)
+        packed, counts = np.unique(_pack(_some(images).reshape(-1, 3)), return_counts=True)
         colors = _unpack(packed)  # [U, 3]
         if len(colors) <= n_colors:
             if len(colors) < n_colors:
@@ -108,7 +108,7 @@ class Palette:
     def encode(self, images: Pixels) -> Tokens:
         """The nearest cluster of every pixel of `images` [B, H, W, 3]: uint16 [B, H*W].
 
-        Exact: equal to brute force in float64, ties to the lowest index.
+        Exact: equal to brute force in float64, ties to the lowest index. Of no pictures, no tokens.
         """
         flat = _checked(images).reshape(-1, 3)
         tokens = np.empty(len(flat), dtype=np.uint16)
@@ -117,12 +117,12 @@ class Palette:
         def encode_part(start: int) -> None:
             self._look_up(flat[start : start + PART], tokens[start : start + PART])
 
-        if len(starts) == 1:
-            encode_part(0)
-        else:
+        if len(starts) > 1:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(encode_part, starts))
-        return tokens.reshape(len(images), -1)
+        elif starts:
+            encode_part(0)
+        return tokens.reshape(len(images), images.shape[1] * images.shape[2])
 
     def decode(self, tokens: npt.NDArray[Any]) -> Pixels:
         """Pixels uint8 [B, S, S, 3] of raster tokens [B, S*S].
@@ -224,7 +224,12 @@ def _checked(images: Pixels) -> Pixels:
         raise UserError(
             f"pictures must be uint8 [B, H, W, 3], got {images.dtype} {list(images.shape)}"
         )
-    if images.size == 0:
+    return images
+
+
+def _some(images: Pixels) -> Pixels:
+    """`_checked`, where at least one pixel is needed."""
+    if _checked(images).size == 0:
         raise UserError("no pictures given")
     return images
 

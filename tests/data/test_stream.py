@@ -31,6 +31,7 @@ from igpt.data import (
     pictures_to_test,
     training_splits,
 )
+from igpt.data.shards import ROWS
 from igpt.order import Codec
 from numbered_shards import GREYS, add, picture, write_shards, write_tar
 
@@ -253,6 +254,22 @@ def test_unreadable_pictures_are_skipped_and_named(igpt, tmp_path: Path) -> None
     with pytest.warns(UserWarning, match=r"skipped an unreadable picture: 0003\.png"):
         (epoch,) = epochs(batches, 1)
     assert sorted(epoch) == [n for n in range(20) if n not in (3, 14)]
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+@pytest.mark.parametrize("why", ["held out", "unreadable"])
+def test_reads_without_a_picture_to_train_on_are_passed_over(tmp_path: Path, why: str) -> None:
+    """As the validation pictures of a stream are, which come before all others."""
+    cut = 40 if why == "unreadable" else None
+    passed = [picture(n % 256, size=5 + n // 256)[:cut] for n in range(2 * ROWS)]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number, data in enumerate([*passed, *map(picture, range(20))]):
+            add(archive, f"{number:04}.png", data)
+    stream, _ = open_streams(DataConfig(source=str(tmp_path / "a.tar"), streaming=True))
+    first = {row.digest for row in stream.read().rows(2 * ROWS)}
+    held_out = frozenset(first if why == "held out" else ())
+    batches = StreamLoader(stream, held_out, Codec(GREYS, "raster", SIZE), 2 * ROWS, 0, "none")
+    assert sorted(epochs(batches, 1)[0]) == list(range(20))
 
 
 # --- sources -------------------------------------------------------------------------------------
