@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,32 @@ def test_fitting_is_a_function_of_the_seed_and_better_than_a_random_palette() ->
     assert palette == Palette.fit(images, 32, seed=1)
     some = images.reshape(-1, 3)[:32] / 127.5 - 1
     assert palette.psnr(images) > Palette(some.astype(np.float32)).psnr(images) + 1
+
+
+@pytest.mark.parametrize("coarse", [4, 32])
+def test_fitting_in_parts_is_fitting_at_once_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, coarse: int
+) -> None:
+    images = random_images(5, n=3) // coarse  # of few cells, which take long to compute
+    whole = Palette.fit(images, 5)
+    expected = (whole.decode(whole.encode(images)).astype(float) - images) ** 2
+    monkeypatch.setattr("igpt.palette.PART", 100)  # 768 pixels in 8 parts
+    parts = Palette.fit(images, 5)
+    assert np.array_equal(parts.clusters, whole.clusters)
+    assert parts.psnr(images) == 10 * np.log10(255**2 / expected.mean())
+
+
+def test_how_near_a_palette_comes_takes_a_part_of_the_pictures_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = random_images(6, n=1000) // 16
+    palette = Palette.fit(images, 16)
+    monkeypatch.setattr("igpt.palette.PART", 1000)
+    tracemalloc.start()
+    palette.psnr(images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < images.nbytes / 2
 
 
 def test_many_colours_are_fitted_in_bins_and_hardly_worse(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,3 +191,5 @@ def test_no_pictures_have_no_tokens_and_no_palette() -> None:
     assert (tokens.shape, tokens.dtype) == ((0, 20), np.uint16)
     with pytest.raises(UserError, match="no pictures given"):
         Palette.fit(none)
+    with pytest.raises(UserError, match="no pictures given"):
+        Palette(np.zeros((1, 3), np.float32)).psnr(none)

@@ -30,7 +30,8 @@ SLACK = 1e-9  # of the bounds on squared distances, far above float64's error
 EXACT, BIN = 50_000, 4
 SEEDS = 1 << 32  # that scikit-learn takes
 GATHER = 1 << 16  # pixels a gather, so that its indexes stay in the cache
-PART = 1 << 20  # pixels a thread takes at once: NumPy gathers without the interpreter's lock
+# Pixels that are worked on at once; a thread's, as NumPy gathers without the interpreter's lock.
+PART = 1 << 20
 
 
 class Palette:
@@ -82,7 +83,7 @@ class Palette:
         """
         if n_colors < 1:
             raise UserError(f"a palette has at least 1 colour, got {n_colors}")
-        packed, counts = np.unique(_pack(_some(images).reshape(-1, 3)), return_counts=True)
+        packed, counts = _count_colors(_some(images).reshape(-1, 3))
         colors = _unpack(packed)  # [U, 3]
         if len(colors) <= n_colors:
             if len(colors) < n_colors:
@@ -139,8 +140,13 @@ class Palette:
 
     def psnr(self, images: Pixels) -> float:
         """How near the palette's colours come to those of `images` [B, H, W, 3], in dB."""
-        nearest = self.colors[self.encode(images)].astype(np.float32)  # [B, H*W, 3]
-        error = np.mean((nearest - images.reshape(nearest.shape)) ** 2, dtype=np.float64)
+        flat, colors = _some(images).reshape(-1, 3), self.colors.astype(np.float32)
+        total = 0.0  # of squares, which are whole numbers: exact, however they are added
+        for start in range(0, len(flat), PART):
+            part = flat[start : start + PART]
+            nearest = colors[self.encode(part[None, None])[0]]  # [n, 3]
+            total += float(np.sum((nearest - part) ** 2, dtype=np.float64))
+        error = total / flat.size
         return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
     def save(self, path: str | Path) -> None:
@@ -190,6 +196,21 @@ class Palette:
             near = _candidates(clusters, _to_unit(low), _to_unit(low + CELL - 1))
             nearest = near[_nearest(_to_unit(colors), clusters[near])]
             self._table[_pack(colors)] = nearest
+
+
+def _count_colors(pixels: Pixels) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    """The distinct colours [U] of `pixels` [N, 3], packed and in order, and how many of each.
+
+    Of many pixels in a table of all colours: to sort them at once takes several times their memory.
+    """
+    if len(pixels) <= PART:
+        return np.unique(_pack(pixels), return_counts=True)
+    counts = np.zeros(1 << 24, dtype=np.int64)
+    for start in range(0, len(pixels), PART):
+        found, times = np.unique(_pack(pixels[start : start + PART]), return_counts=True)
+        counts[found] += times
+    packed = np.flatnonzero(counts)
+    return packed.astype(np.uint32), counts[packed]
 
 
 def _binned(colors: Pixels, counts: Floats) -> tuple[Floats, npt.NDArray[Any]]:
