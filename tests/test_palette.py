@@ -107,6 +107,16 @@ def test_many_colours_are_fitted_in_bins_and_hardly_worse(monkeypatch: pytest.Mo
     assert binned > exact - 0.1
 
 
+def test_many_colours_in_fewer_bins_than_clusters_are_fitted_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("igpt.palette.EXACT", 500)
+    steps = np.stack(np.meshgrid(*[np.arange(8)] * 3), axis=-1)  # 512 colours in 2x2x2 bins
+    images = steps.reshape(1, 32, 16, 3).astype(np.uint8)
+    for k in (8, 9, 30):
+        assert Palette.fit(images, k).n_colors == k
+
+
 def test_fewer_colours_than_asked_are_kept_exactly_and_said() -> None:
     images = np.zeros((1, 2, 2, 3), np.uint8)
     images[0, 0, 0] = (200, 10, 3)

@@ -76,9 +76,10 @@ class Palette:
     def fit(cls, images: Pixels, n_colors: int = 512, seed: int = 0) -> Palette:
         """k-means on the pixels of uint8 `images` [B, H, W, 3], its clusters from dark to light.
 
-        Works on the distinct colours, weighted by how often they occur: the same clusters as on
-        all pixels, in a fraction of the time; more than 50,000 of them are first averaged in fine
-        bins. With fewer distinct colours than `n_colors` the palette is those colours, and a
+        Works on the distinct colours, weighted by how often they occur: what k-means makes small
+        is the same as on all pixels, in a fraction of the time, though it may draw other first
+        centres. More than 50,000 of them are first averaged in fine bins, unless these are fewer
+        than `n_colors`. With fewer distinct colours than that the palette is those colours, and a
         warning says so.
         """
         if n_colors < 1:
@@ -97,7 +98,9 @@ class Palette:
 
         points, weights = _to_unit(colors), counts.astype(np.float64)
         if len(points) > EXACT:
-            points, weights = _binned(colors, weights)
+            bins = _binned(colors, weights)
+            if len(bins[0]) >= n_colors:
+                points, weights = bins
         kmeans = KMeans(n_colors, n_init=1, random_state=seed % SEEDS).fit(
             points, sample_weight=weights
         )
