@@ -244,7 +244,10 @@ def write_measures(path: Path) -> None:
         (["--data", "memory://nowhere"], "no stream at 'memory://nowhere'"),
         (["--data", "dropbox://nowhere/0.tar"], "pip install 'igpt[remote]'"),
         (["--data", "texts.tar"], "expected one column of pictures"),
-        (["--data", "measures.parquet"], "must be whole numbers or names, not float32"),
+        (
+            ["--data", "measures.parquet", "--label-column", "label"],
+            "must be whole numbers or names, not float32",
+        ),
         (["--image-column", "image"], "has no column 'image', only: photo, label, note"),
         (["--label-column", "class"], "has no column 'class', only: photo, label, note"),
     ],

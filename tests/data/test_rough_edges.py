@@ -127,6 +127,20 @@ def test_a_column_that_cannot_be_what_it_is_called_is_refused(tmp_path: Path) ->
         open_source(str(tmp_path), label_column="kind").split("train")
 
 
+@pytest.mark.parametrize("values", [[0.5, 1.5], [[1, 2], [3]], [None, None], [[[1]], [[2]]]])
+def test_a_column_that_is_only_called_labels_is_passed_over_until_it_is_named(
+    tmp_path: Path, values: list[object]
+) -> None:
+    save_rows(tmp_path / "alone", labels=values)
+    source = open_source(str(tmp_path / "alone"))
+    assert source.split("train").labels is None
+    assert source.split("test").labels is None
+    with pytest.raises(UserError, match="labels in 'labels' must be whole numbers or names"):
+        open_source(str(tmp_path / "alone"), label_column="labels").split("train")
+    save_rows(tmp_path / "beside", label=values, cls=["cat", "dog"])
+    assert open_source(str(tmp_path / "beside")).split("train").class_names == ("cat", "dog")
+
+
 def test_a_row_without_a_picture_is_unreadable(tmp_path: Path) -> None:
     rows = {"image": [{"bytes": picture_bytes(0), "path": None}, None], "label": [0, 1]}
     dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())

@@ -129,21 +129,29 @@ def _split_pictures(
 def label_column_of(features: Any, spec: str, name: str | None) -> str | None:
     """The column named, else the first of class labels, else one that has a usual name.
 
-    Raises UserError when there is no such column, and for labels that are no classes.
+    Raises UserError when there is no column of the name, or its values are no classes. A column
+    that is only called so, and has no classes, is passed over: pictures may have other labels.
     """
     import datasets
 
-    if name is not None and name not in features:
+    if name is None:
+        found = [c for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+        usual = [c for c in USUAL_LABELS if c in features and _is_class(features[c])]
+        return next(iter(found + usual), None)
+    if name not in features:
         raise UserError(f"{spec} has no column '{name}', only: {', '.join(features)}")
-    found = [c for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    usual = [c for c in USUAL_LABELS if c in features]
-    column = name or next(iter(found + usual), None)
-    if column is None:
-        return None
-    dtype = getattr(features[column], "dtype", "list")
-    if "string" not in dtype and "int" not in dtype and dtype != "bool":
-        raise UserError(f"{spec}: labels in '{column}' must be whole numbers or names, not {dtype}")
-    return column
+    if not _is_class(features[name]):
+        got = getattr(features[name], "dtype", "list")
+        raise UserError(f"{spec}: labels in '{name}' must be whole numbers or names, not {got}")
+    return name
+
+
+def _is_class(kind: Any) -> bool:
+    """Whether a column of this kind holds a class a row: a whole number or a name."""
+    import datasets
+
+    one = isinstance(kind, datasets.ClassLabel | datasets.Value)  # and no array
+    return one and ("string" in kind.dtype or "int" in kind.dtype or kind.dtype == "bool")
 
 
 def _labels(
