@@ -35,6 +35,13 @@ def colour(image: Image.Image) -> list[int]:
     return list(to_rgb(image).getpixel((0, 0)))
 
 
+@pytest.mark.parametrize("shape", [(0, 0), (5, 0, 3)])
+def test_a_picture_without_pixels_is_a_mistake(shape: tuple[int, ...]) -> None:
+    empty = Image.fromarray(np.zeros(shape, np.uint8))
+    with pytest.raises(UserError, match="this one is 0x"):
+        fit_square(to_rgb(empty), 4)
+
+
 def test_grey_and_one_bit_pictures_become_rgb() -> None:
     assert colour(Image.new("L", (2, 2), 77)) == [77] * 3
     assert colour(Image.new("1", (2, 2), 1)) == [255] * 3

@@ -111,15 +111,17 @@ def _load_one(path: Path) -> npt.NDArray[Any]:
 def _split(
     path: Path, images: npt.NDArray[Any], labels: npt.NDArray[Any] | None
 ) -> Callable[[], Pictures]:
-    known = None if labels is None else _labels(path, labels, len(images))
-    if images.ndim == 2 and images.dtype.kind in "iu":
-        return partial(encoded_pictures, _encoded(path, images), known, str(path))
+    tokens = images.ndim == 2 and images.dtype.kind in "iu"
     colour = images.ndim == 4 and images.shape[-1] == 3
-    if images.dtype != np.uint8 or not (images.ndim == 3 or colour):
+    pixels = images.dtype == np.uint8 and (images.ndim == 3 or colour) and 0 not in images.shape[1:]
+    if not (tokens or pixels):
         raise UserError(
             f"{path}: expected uint8 pictures [N, H, W] or [N, H, W, 3], or whole numbers [N, T] "
             f"that are tokens, got {images.dtype} {list(images.shape)}"
         )
+    known = None if labels is None else _labels(path, labels, len(images))
+    if tokens:
+        return partial(encoded_pictures, _encoded(path, images), known, str(path))
     return partial(array_pictures, images, known, str(path))
 
 

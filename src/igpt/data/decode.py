@@ -33,7 +33,12 @@ PART = 1024  # pictures decoded at a time where not all of them are held as pixe
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as RGB: upright, alpha over white, 16 bits and floats scaled and not clipped."""
+    """Any picture as RGB: upright, alpha over white, 16 bits and floats scaled and not clipped.
+
+    Raises UserError for one without pixels, which an array can hold and no file.
+    """
+    if 0 in image.size:
+        raise UserError(f"a picture has pixels, this one is {image.width}x{image.height}")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _deep_grey(image)
