@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from igpt.data import (
     decode_all,
     fit_square,
     imagenet_centre,
+    imagenet_crop,
     open_files,
     to_rgb,
 )
@@ -24,6 +26,7 @@ from igpt.data.decode import encode_all
 from igpt.data.pictures import Pictures
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
+from igpt.types import Pixels
 
 
 def test_imagenets_crops_of_pictures_that_were_made_small_before_are_warned_of() -> None:
@@ -93,6 +96,84 @@ def test_a_picture_of_the_size_is_not_touched_and_a_wide_one_is_cropped_in_the_m
     pixels = np.random.default_rng(0).integers(0, 256, (8, 14, 3), dtype=np.uint8)
     assert np.array_equal(fit_square(Image.fromarray(pixels[:, :8]), 8), pixels[:, :8])
     assert np.array_equal(fit_square(Image.fromarray(pixels), 8), pixels[:, 3:11])
+
+
+def resized_whole(image: Image.Image, side: int) -> Image.Image:
+    """The picture with its short side `side` pixels long, by definition."""
+    short = min(image.size)
+    size = [max(side, round(length * side / short)) for length in image.size]
+    return image if short == side else image.resize((size[0], size[1]), decode.FILTER)
+
+
+def cropped(image: Image.Image, left: int, top: int, side: int) -> Pixels:
+    return np.asarray(image.crop((left, top, left + side, top + side)))
+
+
+def middle(image: Image.Image, side: int) -> Pixels:
+    whole = resized_whole(image, side)
+    return cropped(whole, (whole.width - side) // 2, (whole.height - side) // 2, side)
+
+
+def noise(seed: int, width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    short=st.integers(1, 40),
+    ratio=st.floats(1, decode.LONG),
+    tall=st.booleans(),
+    size=st.integers(1, 40),
+    seed=st.integers(0, 9),
+)
+def test_pictures_that_are_not_very_long_are_resized_whole_to_the_bit(
+    short: int, ratio: float, tall: bool, size: int, seed: int
+) -> None:
+    sides = (short, int(short * ratio))
+    image = noise(seed, *sides[:: -1 if tall else 1])
+    assert np.array_equal(fit_square(image, size), middle(image, size))
+
+
+@pytest.mark.filterwarnings("ignore:pictures of")
+@pytest.mark.parametrize(("width", "height"), [(300, 250), (500, 375), (40, 90), (7, 190)])
+def test_imagenets_crops_are_those_of_the_picture_resized_whole(width: int, height: int) -> None:
+    image = noise(0, width, height)
+    whole = Image.fromarray(middle(image, 224)).resize((32, 32), decode.FILTER)
+    assert np.array_equal(imagenet_centre(image, 32), np.asarray(whole))
+    rng = np.random.default_rng(1)
+    whole = resized_whole(image, int(rng.integers(256, 385)))
+    left, top = (int(rng.integers(0, length - 224 + 1)) for length in whole.size)
+    crop = Image.fromarray(cropped(whole, left, top, 224)).resize((32, 32), decode.FILTER)
+    ours = imagenet_crop(image, 32, np.random.default_rng(1))
+    assert np.array_equal(ours, np.asarray(crop))
+
+
+@pytest.mark.parametrize("sides", [(3, 120), (3, 500), (20, 900), (8, 999)])
+def test_of_a_very_long_picture_the_same_is_seen(sides: tuple[int, int]) -> None:
+    for image in (noise(0, *sides), noise(1, *sides[::-1])):
+        for size in (1, 8, 13):
+            difference = fit_square(image, size).astype(int) - middle(image, size)
+            assert np.abs(difference).max() <= 1  # of rounding
+        assert np.array_equal(fit_square(image, min(sides)), middle(image, min(sides)))
+
+
+@pytest.mark.filterwarnings("ignore:pictures of")
+def test_a_very_long_picture_takes_no_more_memory_than_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resize = Image.Image.resize
+
+    def watched(image: Image.Image, size: tuple[int, int], *options: Any) -> Image.Image:
+        assert size[0] * size[1] < 10**6
+        return resize(image, size, *options)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    for image in (noise(0, 2, 20_000), noise(0, 20_000, 2)):
+        fit_square(image, 192)
+        imagenet_centre(image, 32)
+        for seed in range(3):
+            imagenet_crop(image, 32, np.random.default_rng(seed))
 
 
 def test_the_imagenet_evaluation_is_the_middle_of_the_picture() -> None:

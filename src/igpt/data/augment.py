@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from igpt.data.decode import CROP, FILTER, Fit, resize_short
+from igpt.data.decode import CROP, FILTER, Fit, resized, resized_crop
 from igpt.types import Pixels
 
 # How a picture is shown at one step: picture, size and chance -> [size, size, 3].
@@ -58,10 +58,11 @@ def move_pixels(
 
 def imagenet_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Pixels:
     """A random crop as the paper takes it (section 3.1): uint8 [size, size, 3]."""
-    resized = resize_short(image, int(rng.integers(SHORT_SIDE[0], SHORT_SIDE[1] + 1)))
-    left = int(rng.integers(0, resized.width - CROP + 1))
-    top = int(rng.integers(0, resized.height - CROP + 1))
-    crop = resized.crop((left, top, left + CROP, top + CROP))
+    side = int(rng.integers(SHORT_SIDE[0], SHORT_SIDE[1] + 1))
+    width, height = resized(image, side)
+    left = int(rng.integers(0, width - CROP + 1))
+    top = int(rng.integers(0, height - CROP + 1))
+    crop = resized_crop(image, side, left, top, CROP)
     return np.asarray(crop.resize((size, size), FILTER))
 
 

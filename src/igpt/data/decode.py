@@ -24,6 +24,7 @@ Fit = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size, 3]
 
 # With antialiasing, as the Hugging Face ImageGPT processor; the paper does not state its filter.
 FILTER = Image.Resampling.BILINEAR
+LONG = 32  # sides of a picture's short one, beyond which it is cropped before it is resized
 CROP = 224  # ImageNet's crop before the reduction (paper, section 3.1)
 TWELVE_BITS = 1 << 12  # what microscopes write into files of 16
 NAMED = 3  # unreadable pictures that a warning names
@@ -81,7 +82,7 @@ def fit_square(image: Image.Image, size: int) -> Pixels:
 
     A picture that has the size already is not resampled.
     """
-    return np.asarray(_centre(resize_short(image, size), size))
+    return np.asarray(_centre(image, size))
 
 
 def imagenet_centre(image: Image.Image, size: int) -> Pixels:
@@ -95,24 +96,35 @@ def imagenet_centre(image: Image.Image, size: int) -> Pixels:
             "small before, choose data.augmentation=flip or cifar",
             stacklevel=2,
         )
-    crop = _centre(resize_short(image, CROP), CROP)
-    return np.asarray(crop.resize((size, size), FILTER))
-
-
-def resize_short(image: Image.Image, side: int) -> Image.Image:
-    """The picture with its short side `side` pixels long; itself when it is so already."""
-    short = min(image.size)
-    if short == side:
-        return image
-    width, height = (max(side, round(length * side / short)) for length in image.size)
-    return image.resize((width, height), FILTER)
+    return np.asarray(_centre(image, CROP).resize((size, size), FILTER))
 
 
 def _centre(image: Image.Image, side: int) -> Image.Image:
-    if image.size == (side, side):
-        return image
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    """The middle of the picture once its short side is `side` pixels long."""
+    width, height = resized(image, side)
+    return resized_crop(image, side, (width - side) // 2, (height - side) // 2, side)
+
+
+def resized(image: Image.Image, side: int) -> tuple[int, int]:
+    """Width and height of the picture once its short side is `side` pixels long."""
+    short = min(image.size)
+    width, height = (max(side, round(length * side / short)) for length in image.size)
+    return width, height
+
+
+def resized_crop(image: Image.Image, side: int, left: int, top: int, crop: int) -> Image.Image:
+    """The picture with its short side `side` pixels long, and of that [crop, crop] at (left, top).
+
+    What has the size already is not resampled. Of a picture that is very long only the crop is:
+    the whole of one of 2x20,000 pixels would be gigabytes.
+    """
+    size = width, height = resized(image, side)
+    if max(size) > LONG * side and size != image.size:
+        x0, x1 = (x * image.width / width for x in (left, left + crop))
+        y0, y1 = (y * image.height / height for y in (top, top + crop))
+        return image.resize((crop, crop), FILTER, (x0, y0, x1, y1))
+    whole = image if size == image.size else image.resize(size, FILTER)
+    return whole if size == (crop, crop) else whole.crop((left, top, left + crop, top + crop))
 
 
 @dataclass(frozen=True)
