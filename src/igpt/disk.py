@@ -6,18 +6,17 @@ import csv
 import io
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError
 
 from igpt.config import UserError
-
-UMASK = os.umask(0)
-os.umask(UMASK)  # which can only be read by setting it
 
 
 def flush(path: Path) -> None:
@@ -32,13 +31,16 @@ def flush(path: Path) -> None:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file of another name, flush it, rename it to `path`.
 
-    Raises UserError when the disk does not take it; `path` is then what it was.
+    The name is this call's alone: other threads, and machines with the same file system, may write
+    the same file. Raises UserError when the disk does not take it; `path` is then what it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        usual = stat.S_IMODE(temporary.stat().st_mode)  # what the process's umask leaves
         write(temporary)
-        temporary.chmod(0o666 & ~UMASK)  # safetensors' own writer gives it to its owner alone
+        temporary.chmod(usual)  # safetensors' own writer gives it to its owner alone
         flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)

@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 from pathlib import Path
+from uuid import uuid4
 
 from igpt.cli.arguments import add_run
 from igpt.cli.report import Report
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     require_new_folder(args.out)
     pipeline = load(args.run)
     # Under another name until all of it is there and was compared.
-    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")
+    temporary = args.out.with_name(f".{args.out.name}.{uuid4().hex[:8]}.tmp")
     temporary.mkdir(parents=True)
     try:
         differences = export_onnx(pipeline.model, temporary)

@@ -1,0 +1,57 @@
+"""Files that are written whole or not at all, by whoever writes them at the same time."""
+
+from __future__ import annotations
+
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from igpt.disk import write_atomically, write_text
+
+
+def test_two_threads_may_write_the_same_file_at_once(tmp_path: Path) -> None:
+    path, together = tmp_path / "new" / "file", Barrier(2)
+
+    def write(text: str) -> None:
+        def slowly(temporary: Path) -> None:
+            temporary.write_text(text)
+            together.wait(10)
+
+        write_atomically(path, slowly)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, ["one", "two"]))
+    assert path.read_text() in ("one", "two")
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_a_file_has_the_permissions_of_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    """Read without setting the umask, which other threads' files would take."""
+    before = os.umask(umask)
+    try:
+        with monkeypatch.context() as forbidding:
+            forbidding.delattr(os, "umask")
+            write_text(tmp_path / "file", "text")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("before")
+
+    def interrupted(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", interrupted)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
