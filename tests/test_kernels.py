@@ -215,6 +215,48 @@ def test_where_it_cannot_be_compiled_the_plain_road_is_taken(
     assert len(done.stderr.splitlines()) <= 1
 
 
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What a compiler that makes empty files was asked for."""
+    asked: list[Path] = []
+
+    def compile_nothing(command: list[str], **_options: object) -> object:
+        if "-o" in command:
+            asked.append(Path(command[command.index("-o") + 1]))
+            asked[-1].touch()
+        return subprocess.CompletedProcess(command, 0, "version", "")
+
+    monkeypatch.setattr(subprocess, "run", compile_nothing)
+    monkeypatch.setattr("shutil.which", lambda _name: "/compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("IGPT_KERNELS", raising=False)
+    return asked
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_user_without_a_home_needs_another_cache(
+    compiled: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    if not cache:
+        monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert load.__wrapped__("attention") is None  # what is empty is no library
+    assert [path.parent for path in compiled] == [tmp_path / "igpt"] * cache
+
+
+def test_whoever_compiles_does_so_under_a_name_of_its_own(
+    compiled: list[Path], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        load.__wrapped__("attention")
+        (library,) = (tmp_path / "igpt").iterdir()
+        library.unlink()
+    assert len(set(compiled)) == 2
+
+
 @needs_bfloat16
 def test_processes_that_compile_at_once_leave_one_whole_library(tmp_path: Path) -> None:
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}

@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @cache
 def load(name: str, *flags: str) -> ctypes.CDLL | None:
-    """The library of `<name>.cpp`, or None without a compiler or when the switch is off."""
+    """The library of `<name>.cpp`, or None where it cannot be compiled or the switch is off."""
     if os.environ.get(SWITCH) == "0":
         return None
     compiler = shutil.which(os.environ.get("CXX", "c++"))
@@ -39,7 +40,7 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_compiled(name, compiler, flags)))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         reason = first_line(getattr(error, "stderr", None) or error)
         _log.warning("cannot compile %s, it stays on the plain road: %s", name, reason)
         return None
@@ -84,8 +85,9 @@ def _compiled(name: str, compiler: str, flags: Sequence[str]) -> Path:
     library = _cache_folder() / f"{name}-{key}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
-        # Two processes may both compile: each renames a whole file to the same name.
-        temporary = library.with_name(f".{library.name}.{os.getpid()}")
+        # Two processes, on two machines perhaps, may both compile: each renames a whole file to the
+        # same name.
+        temporary = library.with_name(f".{library.name}.{uuid4().hex[:8]}")
         command = [compiler, *flags, str(source), "-o", str(temporary), *threads]
         subprocess.run(command, check=True, capture_output=True, text=True)
         os.replace(temporary, library)
@@ -112,4 +114,5 @@ def _processor() -> str:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "igpt"
+    """Of the user; RuntimeError for one without a home who names no other folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igpt"
