@@ -70,6 +70,19 @@ def test_shards_hold_the_pixels_and_labels_that_training_would_have_seen(
     np.testing.assert_array_equal(ours.labels, theirs.labels[kept])
 
 
+def test_names_that_are_no_text_are_prepared_as_text(igpt, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"set\xff")
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(picture_bytes(0))
+    (folder / os.fsdecode(b"broken\xff.png")).write_bytes(b"")
+    out = tmp_path / "out"
+    result = igpt("prepare", "--data", folder, "--size", 8, "--out", out, "--workers", 1)
+    assert result.status == 0, result.err
+    assert open_source(str(out)).split("train").name(0) == "\\udcff.png"
+    (shard,) = json.loads((out / "manifest.json").read_text())["shards"]
+    assert "broken\\udcff.png" in shard["skipped"][0]
+
+
 def test_the_manifest_counts_checks_and_names(igpt, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     igpt("prepare", "--data", folder, "--size", 8, "--out", out, "--workers", 1)

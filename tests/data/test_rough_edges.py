@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import datasets
@@ -23,10 +24,12 @@ from igpt.data import (
     imagenet_crop,
     open_files,
     open_source,
+    open_streams,
     to_rgb,
     training_splits,
 )
 from igpt.data.augment import move_tokens
+from igpt.disk import write_csv
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.rng import numpy_rng
@@ -75,6 +78,36 @@ def test_notes_and_hidden_files_beside_the_pictures_are_passed_over(tmp_path: Pa
     for i in range(5):
         (tmp_path / f"note{i}.txt").write_text("hello")
     assert len(open_source(str(tmp_path)).split("train")) == 2
+
+
+ODD, SHOWN = os.fsdecode(b"\xff"), "\\udcff"  # a file's name that is no UTF-8, and its text
+
+
+def test_names_that_are_no_text_are_made_text(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "flat", f"{ODD}.png")
+    write_pictures(tmp_path / f"classes{ODD}", f"{ODD}/1.png", "a/2.png")
+    np.savez(
+        tmp_path / f"{ODD}.npz", images=np.zeros((3, 4, 4), np.uint8), x_test=np.eye(3, dtype=int)
+    )
+    pictures = [
+        open_files([tmp_path / "flat"]),
+        open_source(str(tmp_path / "flat")).split("train"),
+        classes := open_source(str(tmp_path / f"classes{ODD}")).split("train"),
+        *(open_source(str(tmp_path / f"{ODD}.npz")).split(name) for name in ("train", "test")),
+    ]
+    rows = [{"name": part.name(i)} for part in pictures for i in range(len(part))]
+    assert all(SHOWN in row["name"] for row in rows)
+    assert classes.class_names == ("\\udcff", "a")
+    write_csv(tmp_path / "names.csv", rows)
+    lines = (tmp_path / "names.csv").read_text("utf-8").splitlines()
+    assert lines == ["name", *(row["name"] for row in rows)]
+
+
+def test_a_stream_names_what_is_no_text(tmp_path: Path) -> None:
+    write_pictures(tmp_path, f"{ODD}.png")
+    stream, _ = open_streams(DataConfig(source=str(tmp_path), streaming=True))
+    (row,) = stream.read().rows(2)
+    assert row.name.endswith(f"{SHOWN}.png")
 
 
 def test_a_broken_data_file_is_told_and_not_called_an_empty_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -176,11 +177,13 @@ def test_a_set_of_which_nothing_is_readable_is_refused(seen: list[int], tmp_path
 
 
 def test_a_name_that_is_no_text_is_written_as_one(tmp_path: Path) -> None:
-    odd = replace(PICTURES.select(KEPT), name=lambda i: f"\udcff{i}")
+    odd = tmp_path / os.fsdecode(b"\xff.png")
+    Image.fromarray(PIXELS[0]).save(odd)
     for name in ("f.npz", "f.parquet"):
-        write(pipeline(), tmp_path / name, odd, layer="0")
-    assert np.load(tmp_path / "f.npz")["names"][1] == "\\udcff1"
-    assert columns(tmp_path / "f.parquet")["name"][1] == "\\udcff1"
+        write(pipeline(), tmp_path / name, open_files([odd]), layer="0")
+    shown = [str(tmp_path / "\\udcff.png")]
+    assert np.load(tmp_path / "f.npz")["names"].tolist() == shown
+    assert columns(tmp_path / "f.parquet")["name"].tolist() == shown
 
 
 @pytest.mark.parametrize("name", ["f.npz", "f.parquet"])

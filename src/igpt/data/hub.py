@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from igpt.config import UserError, first_line
-from igpt.data.pictures import Pictures, Source, files_in, open_files
+from igpt.data.pictures import Pictures, Source, as_text, files_in, open_files
 from igpt.types import Labels
 
 Classes = tuple[Labels | None, tuple[str, ...] | None]  # of the pictures, and their names
@@ -74,7 +74,8 @@ def _folder(path: Path, files: Sequence[Path]) -> Source:
     pictures = open_files(files)
     parts = [file.relative_to(path).parts for file in files]
     if all(len(p) > 1 for p in parts):
-        labels, names = _indexed([p[0] for p in parts], {p[0] for p in parts})
+        classes = [as_text(p[0]) for p in parts]
+        labels, names = _indexed(classes, set(classes))
         pictures = replace(pictures, labels=labels, class_names=names)
     return Source(str(path), {"train": lambda: pictures})
 
@@ -113,7 +114,7 @@ def _split_pictures(
     rows = encoded.with_format("arrow")[:][column]
 
     def name_of(i: int) -> str:
-        return (rows[i].as_py() or {}).get("path") or f"{name}[{i}]"
+        return as_text((rows[i].as_py() or {}).get("path") or f"{name}[{i}]")
 
     def open_image(i: int) -> Image.Image:
         item = rows[i].as_py()

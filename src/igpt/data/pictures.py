@@ -39,7 +39,7 @@ class Pictures:
 
     count: int
     open_image: Callable[[int], Image.Image]
-    name: Callable[[int], str]
+    name: Callable[[int], str]  # text that can be written: `as_text`
     labels: npt.NDArray[np.int64] | None = None  # [N]
     class_names: tuple[str, ...] | None = None
     # uint8 [N, H, W] or [N, H, W, 3], where all of them are in memory
@@ -108,16 +108,19 @@ def array_pictures(
     def open_image(i: int) -> Image.Image:
         return Image.fromarray(images[i])
 
-    return Pictures(len(images), open_image, lambda i: f"{name}[{i}]", labels, array=images)
+    text = as_text(name)
+    return Pictures(len(images), open_image, lambda i: f"{text}[{i}]", labels, array=images)
 
 
 def encoded_pictures(encoded: Encoded, labels: npt.NDArray[np.int64] | None, name: str) -> Pictures:
     """Pictures that are tokens; UserError for whoever opens one to see its pixels."""
 
-    def open_image(i: int) -> Image.Image:
-        raise UserError(f"{name}[{i}] has no pixels, it is tokens of a palette")
+    text = as_text(name)
 
-    return Pictures(len(encoded), open_image, lambda i: f"{name}[{i}]", labels, encoded=encoded)
+    def open_image(i: int) -> Image.Image:
+        raise UserError(f"{text}[{i}] has no pixels, it is tokens of a palette")
+
+    return Pictures(len(encoded), open_image, lambda i: f"{text}[{i}]", labels, encoded=encoded)
 
 
 def open_files(paths: Sequence[Path]) -> Pictures:
@@ -139,7 +142,12 @@ def open_files(paths: Sequence[Path]) -> Pictures:
     def open_image(i: int) -> Image.Image:
         return Image.open(io.BytesIO(files[i].read_bytes()))  # leaves no file open
 
-    return Pictures(len(files), open_image, lambda i: str(files[i]))
+    return Pictures(len(files), open_image, lambda i: as_text(str(files[i])))
+
+
+def as_text(name: str) -> str:
+    """A name as it can be written: a file's may be bytes that are no UTF-8, shown as \\udcff."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from igpt.config import UserError
 from igpt.data.decode import read_rgb
-from igpt.data.pictures import Pictures
+from igpt.data.pictures import Pictures, as_text
 from igpt.data.shards import ROWS, Row, Stream, is_shards, open_shards
 from igpt.data.sources import open_source
 
@@ -59,12 +59,12 @@ def _cut_set(pictures: Pictures, spec: str, length: int) -> Cut:
     if pictures.encoded is not None:
         raise UserError(f"{spec} is encoded already: there are no pixels to resize")
     starts = range(0, len(pictures), length)
-    labels, names = pictures.labels, pictures.class_names
+    labels, names, folder = pictures.labels, pictures.class_names, as_text(f"{spec}/")
     kind = datasets.Value("int64") if names is None else datasets.ClassLabel(names=list(names))
 
     def read(piece: int) -> Iterator[Item]:
         for i in range(starts[piece], min(starts[piece] + length, len(pictures))):
-            name = pictures.name(i).removeprefix(f"{spec}/")
+            name = pictures.name(i).removeprefix(folder)
             label = None if labels is None else _known(int(labels[i]))
             yield Item(name, partial(read_rgb, pictures, i), label)
 

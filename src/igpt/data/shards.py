@@ -24,7 +24,7 @@ from igpt.config import DataConfig, UserError
 from igpt.data.decode import CHUNK, Fit, decode_readable, to_rgb
 from igpt.data.hub import image_column_of, label_column_of, reason
 from igpt.data.loader import State
-from igpt.data.pictures import Pictures
+from igpt.data.pictures import Pictures, as_text
 from igpt.data.sources import check_split_names, is_hub_id, validation_name
 from igpt.order import need_pixels
 from igpt.rng import numpy_rng
@@ -99,7 +99,7 @@ class Reading:
         if data is None:
             data = _read(path) if path else b""
         digest = hashlib.blake2b(data, digest_size=8).digest()
-        self._last = path or f"{self.name}[{digest.hex()}]"
+        self._last = as_text(path or f"{self.name}[{digest.hex()}]")
         return Row(self._last, data, digest, None if self._label is None else item[self._label])
 
 

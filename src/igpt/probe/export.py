@@ -204,8 +204,7 @@ def _read(pictures: Pictures, codec: Codec, fit: Fit, say: Say) -> Iterator[Pict
         tokens = torch.from_numpy(codec.encode(decoded.images))
         for row, i in zip(tokens, decoded.kept.tolist(), strict=True):
             label = -1 if chunk.labels is None else int(chunk.labels[i])
-            # A file's name may be bytes that are no text.
-            yield row, label, chunk.name(i).encode(errors="backslashreplace").decode()
+            yield row, label, chunk.name(i)
         say(f"{start + len(chunk):,} of {len(pictures):,} pictures")
     if count == 0:
         raise failures[0]
