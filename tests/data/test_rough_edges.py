@@ -103,6 +103,12 @@ def test_names_that_are_no_text_are_made_text(tmp_path: Path) -> None:
     assert lines == ["name", *(row["name"] for row in rows)]
 
 
+def test_splits_that_cannot_be_opened_are_no_classes(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "train/cat/1.png", "train/dog/2.png", f"test/cat/{ODD}.png")
+    with pytest.raises(UserError, match=r"cannot open the splits of .*/\\udcff.png is no UTF-8"):
+        open_source(str(tmp_path))
+
+
 def test_a_stream_names_what_is_no_text(tmp_path: Path) -> None:
     write_pictures(tmp_path, f"{ODD}.png")
     stream, _ = open_streams(DataConfig(source=str(tmp_path), streaming=True))

@@ -18,6 +18,11 @@ from igpt.types import Labels
 
 Classes = tuple[Labels | None, tuple[str, ...] | None]  # of the pictures, and their names
 
+# Folders that the `datasets` library takes for splits.
+SPLITS = {
+    *("train", "training", "validation", "valid", "val", "dev"),
+    *("test", "testing", "eval", "evaluation"),
+}
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
 
 
@@ -29,6 +34,8 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
         if image_column is None and _leaves_out(splits, spec, len(files)):
             return _folder(Path(spec), files)
     except Exception as error:  # builders raise anything on what they can make nothing of
+        if files and _are_splits(Path(spec), files):  # which are no classes
+            raise UserError(f"cannot open the splits of {spec}: {reason(error)}") from error
         if files:
             return _folder(Path(spec), files)
         what = "no pictures in" if Path(spec).is_dir() else "no data set"
@@ -41,6 +48,8 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
 def reason(error: Exception) -> str:
     """What went wrong in the library, in one line."""
     cause = error.__cause__ or error  # the library's own words for a failed build say nothing
+    if isinstance(cause, UnicodeEncodeError):
+        return f"the name {as_text(cause.object)} is no UTF-8"
     return first_line(cause)
 
 
@@ -67,6 +76,11 @@ def _leaves_out(splits: Any, spec: str, n_files: int) -> bool:
     if not any(isinstance(kind, datasets.Image) for kind in kinds):
         return n_files > 0
     return sum(map(len, splits.values())) < n_files and not any(Path(spec).rglob("metadata.*"))
+
+
+def _are_splits(path: Path, files: Sequence[Path]) -> bool:
+    """Whether all files of a folder are in folders that the library takes for splits."""
+    return {file.relative_to(path).parts[0].lower() for file in files} <= SPLITS
 
 
 def _folder(path: Path, files: Sequence[Path]) -> Source:
