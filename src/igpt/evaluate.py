@@ -23,15 +23,15 @@ from igpt.rng import torch_rng
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Totals over a set of pictures, from which every reported unit follows."""
+    """A total over a set of pictures, from which every reported unit follows."""
 
-    nats: float  # sum over pictures of the mean nats per predicted pixel
+    sum_of_nats_per_pixel: float  # over pictures, of each the mean over its predicted pixels
     count: int  # pictures
     n_pixels: int  # of one picture
 
     @property
     def nats_per_pixel(self) -> float:
-        return self.nats / self.count
+        return self.sum_of_nats_per_pixel / self.count
 
     @property
     def bits_per_pixel(self) -> float:
@@ -136,6 +136,7 @@ def likelihood(
     mask_batch: int | None = None,
     check: Callable[[], None] | None = None,
 ) -> Likelihood:
-    """Totals of `picture_nats`, summed in float64."""
-    nats = picture_nats(model, objective, tokens, batch_size, dtype, mask_batch, check)
-    return Likelihood(float(nats.double().sum()), len(tokens), tokens.shape[1])
+    """The total of `picture_nats`, summed in float64."""
+    values = picture_nats(model, objective, tokens, batch_size, dtype, mask_batch, check)
+    summed = float(values.double().sum())
+    return Likelihood(summed, count=len(tokens), n_pixels=tokens.shape[1])
