@@ -20,11 +20,10 @@ from pathlib import Path
 
 from contest import Contender, contest
 from machine import machine
-from peers import SMALL, at_length, sample_ours, train_ours
+from peers import SMALL, at_length, needed_flops, sample_ours, train_ours
 
 from igpt.config import ModelConfig
 from igpt.disk import write_atomically, write_json
-from igpt.plan import forward_flops, training_flops
 
 BATCH, HEAD = 4, 32  # pictures; width of a head
 STEPS = 64  # pixels of a unit of sampling
@@ -44,7 +43,7 @@ class Cost:
     seconds: float
     least: float
     most: float
-    flops: int
+    flops: float
     peak_bytes: int
 
 
@@ -96,8 +95,8 @@ def measure(line: str, values: Sequence[int], rounds: int) -> list[Point]:
                 result.peak_bytes,
             )
             for result, pictures, flops in (
-                (trained[name], 1 / batch, training_flops(config)),
-                (sampled[name], config.n_positions / STEPS / batch, forward_flops(config)),
+                (trained[name], 1 / batch, needed_flops(config)),
+                (sampled[name], config.n_positions / STEPS / batch, needed_flops(config) / 3),
             )
         ]
         points.append(Point(line, value, config.n_positions, *costs))
