@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from igpt.attention import attend
 from igpt.config import ModelConfig
-from igpt.kernels import attention_takes, fast_attention, fast_quick_gelu, gelu_takes
-from igpt.kernels.build import NO_TILES, load
+from igpt.kernels import attention_takes, build, fast_attention, fast_quick_gelu, gelu_takes
+from igpt.kernels.build import FLAGS, NO_TILES, load
 from igpt.model import ImageGPT, quick_gelu
 from igpt.objectives import AR
 
@@ -183,6 +184,37 @@ def test_a_model_in_bfloat16_learns_as_in_float32(compiled: bool) -> None:
         curves.append(curve)
     assert curves[0][-1] < curves[0][0] - 0.05
     assert curves[1] == pytest.approx(curves[0], abs=0.01)
+
+
+SOURCES = sorted(path.name for path in Path(build.__file__).parent.glob("*.cpp"))
+WITH_TILES = "-march=sapphirerapids"  # the first that has them, and products in bfloat16
+
+
+def compile_with_tiles(*words: str) -> subprocess.CompletedProcess[str]:
+    """As the kernels are compiled, but for a processor with tiles, and to nowhere."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler here")
+    # As far as assembly: that an instruction is not for the processor is found no sooner.
+    command = [compiler, *FLAGS, WITH_TILES, "-O0", "-S", "-o", os.devnull, *words]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def knows_tiles() -> None:
+    """Skips where the compiler is for other processors, or older than tiles."""
+    if compile_with_tiles("-x", "c++", os.devnull).returncode:
+        pytest.skip("the compiler knows no processor with tiles")
+
+
+@pytest.mark.usefixtures("knows_tiles")
+@pytest.mark.parametrize(
+    ("source", "flag"), [*((name, "") for name in SOURCES), ("attention.cpp", NO_TILES)]
+)
+def test_every_kernel_compiles_for_a_processor_with_tiles(source: str, flag: str) -> None:
+    """Here too, where there may be none: what they hide from other processors is code as well."""
+    done = compile_with_tiles(*flag.split(), str(Path(build.__file__).with_name(source)))
+    assert done.returncode == 0, done.stderr
 
 
 WHERE = """
