@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from igpt.attention import attend
 from igpt.config import ModelConfig
@@ -21,6 +22,7 @@ from igpt.kernels import attention_takes, build, fast_attention, fast_quick_gelu
 from igpt.kernels.build import FLAGS, NO_TILES, load
 from igpt.model import ImageGPT, quick_gelu
 from igpt.objectives import AR
+from measured_memory import peak_bytes, resident_bytes
 
 EXAMPLE = torch.zeros(1, 1, 2, 8, dtype=torch.bfloat16)
 needs_bfloat16 = pytest.mark.skipif(
@@ -184,6 +186,34 @@ def test_a_model_in_bfloat16_learns_as_in_float32(compiled: bool) -> None:
         curves.append(curve)
     assert curves[0][-1] < curves[0][0] - 0.05
     assert curves[1] == pytest.approx(curves[0], abs=0.01)
+
+
+def memory_of_a_step(n_positions: int) -> int:
+    """Bytes of the tensors of a small model's step in bfloat16 on a picture of so many tokens."""
+    config = ModelConfig(n_layer=2, n_embd=64, n_head=2, vocab_size=16, n_positions=n_positions)
+    model, tokens = ImageGPT(config), torch.zeros(1, n_positions, dtype=torch.long)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            AR()(model, tokens).mean().backward()
+
+    return peak_bytes(step)
+
+
+@needs_bfloat16
+def test_the_memory_of_training_grows_as_the_tokens_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory_of_a_step(1024) < 5 * memory_of_a_step(256)
+    monkeypatch.setattr("igpt.attention.attention_takes", lambda *_: False)
+    with sdpa_kernel(SDPBackend.MATH):  # keeps a number for every two tokens: it would be seen
+        assert memory_of_a_step(1024) > 8 * memory_of_a_step(256)
+
+
+@needs_bfloat16
+def test_the_attention_kernel_keeps_no_number_for_every_two_tokens_itself() -> None:
+    """What it takes by itself is none of PyTorch's tensors."""
+    T = 8192
+    inputs = [x.requires_grad_() for x in heads(0, 1, 1, T, 32)]
+    assert resident_bytes(lambda: fast_attention(*inputs, True).sum().backward()) < T**2
 
 
 SOURCES = sorted(path.name for path in Path(build.__file__).parent.glob("*.cpp"))
