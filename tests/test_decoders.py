@@ -145,6 +145,20 @@ def test_a_compiled_step_gives_the_logits_of_the_whole_model_and_is_compiled_onc
     assert len(captured) == 1
 
 
+def test_pictures_of_a_compiled_step_are_those_of_the_plain_one(
+    captured: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, exact = lively(CONFIG), Sampling(seed=5, precision="float32")
+    prefix = torch.randint(27, (3, 40), generator=torch.Generator().manual_seed(0))
+    assert isinstance(new_decoder(model, "float32"), PlainDecoder)
+    plain = generate(model, prefix, 4, exact)
+    monkeypatch.setattr("igpt.decode.replays_steps", lambda device: device == model.wte.device)
+    assert isinstance(new_decoder(model, "float32"), CompiledDecoder)
+    assert not captured
+    assert torch.equal(generate(model, prefix, 4, exact, batch_size=6), plain)
+    assert len(captured) == 1  # both batches went through it
+
+
 @every_way
 def test_a_whole_picture_passes_every_boundary_of_the_cache(
     precision: str, road: Road | None
