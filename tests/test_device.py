@@ -3,17 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from igpt.config import ModelConfig
+from igpt.checkpoint import RunDirectory
+from igpt.config import ModelConfig, TrainConfig
+from igpt.data import Batch, Loader, prefetch
 from igpt.decode import CompiledDecoder
 from igpt.device import replays_steps
+from igpt.objectives import AR
+from igpt.train import Callbacks, ParameterGroup, Trainer, Validation
 from test_model import random_model
 
 CONFIG = ModelConfig(n_layer=1, n_embd=16, n_head=2, vocab_size=11, n_positions=9)
+
+
+class TwoPictures(Loader):
+    """Batches of the same two pictures and their labels."""
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        tokens, labels = torch.zeros(2, 9, dtype=torch.long), torch.tensor([0, 1])
+        return Batch(tokens, labels, step, rows or range(2))
+
+
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What lies in pinned memory, in the order in which it was put there."""
+    found: list[Tensor] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        found.append(tensor.clone())
+        return found[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    return found
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_lie_in_pinned_memory_if_there_is_a_gpu(
+    pinned: list[Tensor], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("igpt.device.default_device", lambda: torch.device(device))
+    (coming,) = prefetch(TwoPictures(), range(1))
+    batch = coming.result()
+    assert batch.labels is not None
+    for tensor in (batch.tokens, batch.labels):
+        assert any(tensor is other for other in pinned) == (device == "cuda")
 
 
 def test_steps_are_compiled_for_a_gpu_alone() -> None:
@@ -47,3 +86,20 @@ def test_a_decoders_step_is_one_graph_that_a_gpu_replays(monkeypatch: pytest.Mon
     cache = (1, 2, 2, 9, 8)  # [L, B, H, S, D], of keys and of values; and the position
     assert [tuple(tensor.shape) for tensor in stays] == [cache, cache, (1,)]
     assert len(begun) == 4 + 2
+
+
+def test_adam_takes_all_weights_at_once(tmp_path: Path) -> None:
+    """Fused: few kernels to start, however many tensors there are."""
+    model = random_model(CONFIG)
+    first, *others = model.parameters()
+    trainer = Trainer(
+        model,
+        AR(),
+        TwoPictures(),
+        TrainConfig(steps=1, batch_size=2),
+        RunDirectory(tmp_path / "run"),
+        Callbacks(lambda _: Validation({}, 0.0), lambda: None),
+        [ParameterGroup([first], 0.5), ParameterGroup(others)],
+    )
+    groups: list[dict[str, Any]] = trainer.optimizer.param_groups
+    assert [group["fused"] for group in groups] == [True, True]
