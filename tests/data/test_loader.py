@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from conftest import picture_bytes
 from igpt.config import UserError
 from igpt.data import (
+    Batch,
     PictureLoader,
     TokenLoader,
     fit_square,
@@ -84,6 +86,34 @@ def test_prefetching_gives_the_same_batches_in_order() -> None:
     got = [coming.result() for coming in prefetch(batches, range(3, 9))]
     assert [batch.step for batch in got] == list(range(3, 9))
     assert all(batch.tokens.equal(batches.batch(batch.step).tokens) for batch in got)
+
+
+class WatchedLoader(TokenLoader):
+    """Tells which batches are begun, and makes none before it may."""
+
+    def __init__(self) -> None:
+        super().__init__(numbered(11), None, Codec(GREYS, "raster", 2), 4, 3, "none")
+        self.begun, self.may = ([threading.Event() for _ in range(9)] for _ in range(2))
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        self.begun[step].set()
+        assert self.may[step].wait(10)
+        return super().batch(step, rows)
+
+
+def test_the_next_batch_is_made_while_the_last_is_used() -> None:
+    watched = WatchedLoader()
+    batches = prefetch(watched, range(3, 9))
+    watched.may[3].set()
+    assert next(batches).result(10).step == 3
+    assert watched.begun[4].wait(10)  # nobody asked for it yet
+    coming = next(batches)  # who takes it need not wait
+    assert not coming.done()
+    assert not watched.begun[5].wait(0.05)  # one at a time
+    for event in watched.may:
+        event.set()
+    assert coming.result(10).step == 4
+    assert [later.result(10).step for later in batches] == list(range(5, 9))
 
 
 @pytest.mark.parametrize("augmentation", ["none", "flip", "cifar"])
