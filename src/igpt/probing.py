@@ -188,7 +188,7 @@ def _cnn_minutes(run: Path, asked: Probing) -> float:
         return asked.cnn_minutes
     directory = RunDirectory(run)
     minutes = 0.0
-    if directory.exists() and directory.metrics.exists():
+    if directory.exists():
         batch_size = directory.recipe().train.batch_size
         minutes = training_minutes(read_metrics(directory.metrics), batch_size)
     if not minutes:

@@ -235,6 +235,62 @@ def test_a_probe_is_there_before_its_baselines_are(
     assert len(summaries) == 5  # all but the network
 
 
+@pytest.mark.parametrize(
+    ("own", "words", "expected"),
+    [
+        ("flip", [], (2.0, "flip")),
+        ("imagenet", [], (2.0, "none")),  # which crops larger pictures than it is given
+        ("flip", ["--cnn-minutes", 0.5, "--augmentation", "cifar"], (0.5, "cifar")),
+    ],
+)
+def test_the_network_is_trained_as_long_as_the_run_and_on_pictures_moved_alike(
+    igpt,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own: str,
+    words: list[object],
+    expected: tuple[float, str],
+) -> None:
+    asked = []
+
+    def spy(*_args: object, minutes: float, augmentation: str, **_options: object) -> None:
+        asked.append((minutes, augmentation))
+        raise KeyboardInterrupt  # it is not trained
+
+    monkeypatch.setattr("igpt.study.methods.train_cnn", spy)
+    monkeypatch.setattr("igpt.probing.make_baselines", lambda *_: [])  # the others
+    theirs = Path(shutil.copytree(run, tmp_path / "theirs"))
+    recipe = theirs / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("augmentation: none", f"augmentation: {own}"))
+    rows: list[dict[str, float]] = [  # of batches of 8: half a minute, then one and a half
+        {"step": 4, "loss": 2.5, "pictures_per_second": 32 / 30},
+        {"step": 4, "val_loss": 2.5},
+        {"step": 12, "loss": 2.5, "pictures_per_second": 64 / 90},
+    ]
+    (theirs / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    few = ("--layer", 1, "--labels-per-class", 1, "--seeds", 1)
+    assert igpt("probe", theirs, "--baselines", *few, *words).status == 130
+    assert asked == [(pytest.approx(expected[0]), expected[1])]
+
+
+@pytest.mark.parametrize("lost", ["metrics.jsonl", "recipe.yaml"])
+def test_how_long_a_run_was_trained_is_asked_before_its_features_are_computed(
+    igpt, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    theirs = Path(shutil.copytree(run, tmp_path / "theirs"))
+    (theirs / lost).unlink()
+    computed: list[object] = []
+    monkeypatch.setattr(
+        "igpt.study.methods.ModelFeatures.__call__", lambda *_: computed.append(1) or {}
+    )
+    words = ("--data", "digits", "--baselines", "--labels-per-class", 1)
+    assert_mistake(
+        igpt("probe", theirs, *words), "does not say how long it was trained: give --cnn"
+    )
+    assert not computed
+
+
 @pytest.mark.parametrize(("argv", "complaint"), MISTAKES)
 def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     igpt, run: Path, tmp_path: Path, argv: list[str], complaint: str
