@@ -12,7 +12,7 @@ import torch
 
 import igpt
 from conftest import load_model, silent, tiny_recipe, write_classes
-from igpt.config import FinetuneConfig, Recipe, UserError
+from igpt.config import FinetuneConfig, ModelConfig, Recipe, UserError
 from igpt.data import (
     Batch,
     Labelled,
@@ -24,10 +24,11 @@ from igpt.data import (
 )
 from igpt.finetune import class_weights, default_recipe, finetune, parameter_groups
 from igpt.monitor import read_metrics
-from igpt.objectives import AR, Joint
+from igpt.objectives import AR, BERT, Generative, Joint
 from igpt.pretrain import pretrain
 from igpt.recipes import changed, recipe_yaml
 from test_model import AR as AR_CONFIG
+from test_model import BERT as BERT_CONFIG
 from test_model import random_model
 
 FAST = (
@@ -50,21 +51,29 @@ def losses(out: Path) -> list[object]:
     return [(row["step"], row.get("loss"), row.get("val_accuracy")) for row in rows]
 
 
-def test_the_loss_is_the_sum_of_both_and_each_can_be_left_out() -> None:
-    model = random_model(replace(AR_CONFIG, n_classes=3))
+@pytest.mark.parametrize(
+    ("config", "generative"),
+    [(AR_CONFIG, AR()), (BERT_CONFIG, BERT(0.4, seed=0, stream="train"))],
+    ids=["ar", "bert"],
+)
+def test_the_loss_is_the_sum_of_both_and_each_can_be_left_out(
+    config: ModelConfig, generative: Generative
+) -> None:
+    model = random_model(replace(config, n_classes=3))
     tokens = torch.randint(11, (4, 9), generator=torch.Generator().manual_seed(0))
     batch = Batch(tokens, torch.tensor([0, 2, 1, 2]), 0, range(4))
 
     def value(**options: float) -> torch.Tensor:
-        objective = Joint(AR(), torch.tensor([1.0, 1.0, 2.0]), **options)
+        objective = Joint(generative, torch.tensor([1.0, 1.0, 2.0]), **options)
         return objective(model, *objective.inputs(batch)).detach()
 
-    logits = model.classify(model.trunk(tokens))
+    seen = generative.inputs(batch)  # of BERT with the mask: its classes see what is not hidden
+    logits = model.classify(model.trunk(*seen))
     picked = -logits.log_softmax(dim=1)[range(4), batch.labels] * torch.tensor([1, 2, 1, 2])
     assert torch.allclose(value(gen_weight=0), picked, atol=1e-6)
-    generative = AR()(model, tokens)
-    assert torch.allclose(value(clf_weight=0), generative, atol=1e-6)
-    assert torch.allclose(value(clf_weight=0.5), generative + 0.5 * picked, atol=1e-6)
+    nats = generative(model, *seen)
+    assert torch.allclose(value(clf_weight=0), nats, atol=1e-6)
+    assert torch.allclose(value(clf_weight=0.5), nats + 0.5 * picked, atol=1e-6)
     # Smoothing gives a tenth of the target to all classes alike.
     even = -logits.log_softmax(dim=1).mean(dim=1) * torch.tensor([1, 2, 1, 2])
     smooth = value(gen_weight=0, label_smoothing=0.1)
