@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
@@ -320,3 +321,34 @@ def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path) -> None:
     with run.alone(), pytest.raises(UserError, match="another process is training"):
         pretrain(tiny_recipe(), tmp_path, resume=False, say=silent)
     pretrain(tiny_recipe("train.steps=1"), tmp_path, resume=False, say=silent)  # let go
+
+
+def test_where_the_disk_knows_no_locks_a_run_is_trained_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_args: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("igpt.checkpoint.fcntl.flock", unknown)
+    (tmp_path / ".lock").touch()  # copied from elsewhere
+    pretrain(tiny_recipe("train.steps=1"), tmp_path, resume=False, say=silent)
+    pretrain(None, tmp_path, resume=True, say=silent)
+
+
+def test_a_run_that_another_process_began_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from igpt import run
+
+    settle = run.settle_recipe
+
+    def overtaken(*args: Any) -> Any:
+        settled = settle(*args)
+        monkeypatch.setattr("igpt.run.settle_recipe", settle)
+        pretrain(tiny_recipe("train.steps=2"), tmp_path, resume=False, say=silent)
+        return settled
+
+    monkeypatch.setattr("igpt.run.settle_recipe", overtaken)
+    with pytest.raises(UserError, match="another process began it"):
+        pretrain(tiny_recipe(), tmp_path, resume=False, say=silent)
+    assert newest(tmp_path)[0].step == 2

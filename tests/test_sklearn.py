@@ -176,6 +176,10 @@ def test_a_list_may_hold_pictures_of_several_sizes(
     several = [images[0], images[1].repeat(2, axis=0).repeat(2, axis=1), images[2, :6]]
     found = ImageGPTFeatures(pipeline).fit_transform(several)
     assert np.array_equal(found, pipeline.features(several).reshape(3, -1))
+    faint = [np.rint(x / 255 * 16) for x in several]
+    scaled = ImageGPTFeatures(pipeline, white=16).fit_transform(faint)
+    restored = [np.rint(x * (255 / 16)).astype(np.uint8) for x in faint]
+    assert np.array_equal(scaled, pipeline.features(restored).reshape(3, -1))
 
 
 @pytest.mark.filterwarnings("ignore:pictures of 8 pixels are enlarged")

@@ -17,17 +17,17 @@ part of a checkpoint.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from igpt.config import Recipe, Say, UserError
@@ -110,15 +110,14 @@ class RunDirectory:
 
         What ends, however it ends, lets go. Where the disk knows no locks nothing is held.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
-        held = ExitStack()
-        try:
-            held.enter_context(lock)
-        except Timeout:
-            raise UserError(f"another process is training {self.path}") from None
-        except (OSError, NotImplementedError):
-            pass
-        with held:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is training {self.path}") from None
+            except OSError:
+                pass
             yield
 
     def begin(self, recipe: Recipe, palette: Palette) -> None:

@@ -21,6 +21,7 @@ def first_line(error: BaseException | str) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+SUBSETS = 5  # random ones of each number of labels, as in the paper
 Say = Callable[[str], None]  # how a command tells what it does
 
 

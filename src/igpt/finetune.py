@@ -23,7 +23,7 @@ from igpt.data import (
     Labelled,
     Source,
     Undecoded,
-    divided_pictures,
+    count_split_pictures,
     few_labels,
     open_data,
     open_training,
@@ -36,7 +36,13 @@ from igpt.order import Codec
 from igpt.parallel.processes import name_skipped, require_same, together
 from igpt.probe.features import Masking
 from igpt.probe.linear import metric_value
-from igpt.run import in_run, new_model, train_run, with_division
+from igpt.run import (
+    in_run,
+    new_model,
+    require_same_split,
+    train_run,
+    with_split_pictures,
+)
 from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
 from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
 
@@ -94,9 +100,11 @@ def _finetune(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Fine
         _check(options, start)
         codec = start.codec
         source = open_data(recipe.data)
+        count = count_split_pictures(source, recipe.data)
+        require_same_split(recipe, count, resume)
         train, validation = _open_pictures(source, recipe, options, codec, say)
-        recipe = with_division(recipe, divided_pictures(source, recipe.data), resume)
         loader = train.loader(codec, config.batch_size, config.seed, recipe.data.augmentation)
+    recipe = with_split_pictures(recipe, count)
     require_same("labelled pictures", (zlib.crc32(train.labels.tobytes()), len(validation)))
     model = _build(recipe, options, start, train.n_classes)
     classifier = HeadClassifier(model, train.class_names, Masking())

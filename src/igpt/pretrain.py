@@ -21,8 +21,8 @@ from igpt.data import (
     Pictures,
     StreamLoader,
     TokenLoader,
+    count_split_pictures,
     decode_all,
-    divided_pictures,
     evaluation_fit,
     imagenet_centre,
     imagenet_crop,
@@ -49,7 +49,13 @@ from igpt.parallel.processes import (
     together,
 )
 from igpt.rng import numpy_rng
-from igpt.run import in_run, new_model, train_run, with_division
+from igpt.run import (
+    in_run,
+    new_model,
+    require_same_split,
+    train_run,
+    with_split_pictures,
+)
 from igpt.train import Callbacks, Outcome, Trainer, Validation
 from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
 
@@ -65,20 +71,26 @@ class TrainingData:
     validation: torch.Tensor  # int64 [N, T] in the model's order
     codec: Codec
     skipped: list[str]  # unreadable pictures, by name
-    divided: int | None = None  # pictures that the held-out ones were drawn of
+    split_pictures: int | None = None  # that the held-out ones were drawn of
 
 
-def training_data(recipe: Recipe, palette: Palette | None, say: Say) -> TrainingData:
-    """Open and decode the pictures, fit the palette unless there is one, encode."""
+def training_data(
+    recipe: Recipe, palette: Palette | None, say: Say, resume: bool = False
+) -> TrainingData:
+    """Open and decode the pictures, fit the palette unless there is one, encode.
+
+    Raises UserError when a run to resume began with more or fewer pictures.
+    """
     data = recipe.data
     if data.streaming:
         return _data_of_stream(recipe, palette, say)
     with together():
         source = open_data(data)
+        count = count_split_pictures(source, data)
+        require_same_split(recipe, count, resume)
         train, held_out = training_splits(source, data, recipe.split_seed)
-        divided = divided_pictures(source, data)
     make = _data_of_crops if data.augmentation == "imagenet" else _data_of_pictures
-    return replace(make(recipe, train, held_out, palette, say), divided=divided)
+    return replace(make(recipe, train, held_out, palette, say), split_pictures=count)
 
 
 def _data_of_pictures(
@@ -258,8 +270,8 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
         if start is not None:
             require_likelihood(start.config)
     begun = run.palette() if resume else None
-    data = training_data(recipe, start.codec.palette if start else begun, say)
-    recipe = with_division(recipe, data.divided, resume)
+    data = training_data(recipe, start.codec.palette if start else begun, say, resume)
+    recipe = with_split_pictures(recipe, data.split_pictures)
     codec, config = data.codec, recipe.train
     model = _first_model(recipe, codec, start)
     held_out = generative_objective(model.config, config.seed, stream="evaluate")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from igpt.checkpoint import RunDirectory
-from igpt.config import Say, UserError
+from igpt.config import SUBSETS, Say, UserError
 from igpt.device import require_memory
 from igpt.disk import require_folder, write_atomically, write_json
 from igpt.monitor import read_metrics, training_minutes
@@ -46,7 +46,6 @@ from igpt.study import (
     summarise,
 )
 
-SEEDS = 5  # subsets of each number of labels, as in the paper
 FEW = 50  # pictures that are too few to tell methods apart
 
 
@@ -60,7 +59,7 @@ class Probing:
     attention: bool = False  # pool by learned queries, in place of `pool`
     components: int | None = None  # principal ones kept; 0: all features; None: the usual number
     sizes: Sequence[int | None] = (None,)  # labels a class; None: all there are
-    seeds: int = SEEDS
+    seeds: int = SUBSETS  # of each size
     metric: str = "accuracy"  # that validation chooses by
     sgd: SGD | None = None  # on features that are not kept; None: L-BFGS on ones that are
     resume: bool = False  # a fit by SGD that was cut short

@@ -70,7 +70,8 @@ def settle_recipe(
             raise UserError(f"the recipe is one of `igpt {_command_of(recipe)}`")
         run.require_free()
         require_folder(run.path)
-        return recipe
+        # What another run counted is of its own pictures.
+        return recipe if recipe.init_from else with_split_pictures(recipe, None)
     if not resume:
         if not run.checkpoints.exists():
             what = "a run without checkpoints: add --resume, remove it, or choose another --out"
@@ -81,9 +82,7 @@ def settle_recipe(
         raise UserError(f"{run.path} is a run of `igpt {_command_of(saved)}`: resume it there")
     if recipe is None:
         return saved
-    if recipe.data.split_pictures is None:
-        known = replace(recipe.data, split_pictures=saved.data.split_pictures)
-        recipe = replace(recipe, data=known)
+    recipe = with_split_pictures(recipe, saved.data.split_pictures)
     changed = [name for name in differing_fields(recipe, saved) if not name.startswith(MANNER)]
     if changed:
         fields = ", ".join(changed)
@@ -92,18 +91,19 @@ def settle_recipe(
     return recipe
 
 
-def with_division(recipe: Recipe, pictures: int | None, resume: bool) -> Recipe:
-    """The recipe that says of how many pictures the held-out ones are drawn.
+def with_split_pictures(recipe: Recipe, pictures: int | None) -> Recipe:
+    """The recipe that says of how many pictures the held-out ones are drawn."""
+    return replace(recipe, data=replace(recipe.data, split_pictures=pictures))
 
-    Raises UserError when a run to resume began with more or fewer: others would be held out.
-    """
+
+def require_same_split(recipe: Recipe, pictures: int | None, resume: bool) -> None:
+    """UserError when a run to resume began with more or fewer: others would be held out."""
     known, source = recipe.data.split_pictures, recipe.data.source
     if resume and known not in (None, pictures):
         raise UserError(
             f"cannot resume: {source} had {known:,} pictures to train on when the run began, and "
             f"has {pictures or 0:,} now"
         )
-    return replace(recipe, data=replace(recipe.data, split_pictures=pictures))
 
 
 def _command_of(recipe: Recipe) -> Command:
@@ -143,6 +143,8 @@ def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, s
         with together():
             if rank() == 0:
                 stack.enter_context(run.alone())
+                if not resume and run.exists():  # which it was not when this one was called
+                    raise UserError(f"{run.path} holds a run already: another process began it")
         if config.warmup_steps > config.steps:
             say(f"warning: {config.steps} steps end before the warm-up's {config.warmup_steps}")
         if resume:

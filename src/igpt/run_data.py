@@ -105,7 +105,7 @@ class RunData:
 class Named:
     """Readable pictures as tokens, which nothing brings to the model's size a second time."""
 
-    images: Encoded  # N
+    images: Encoded  # [N, T]
     names: list[str]
     labels: npt.NDArray[np.int64] | None  # [N], -1 where one is missing
     class_names: tuple[str, ...] | None  # of the labels, where the source names them

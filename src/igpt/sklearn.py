@@ -6,7 +6,7 @@ Both take the pictures `X` of N samples as
   full brightness is; lists of lists, data frames and tensors are such numbers too
 - numbers [N, H*W] or [N, H*W*3], a row a square picture as its array flattens (not channel after
   channel, as CIFAR's files have it)
-- a list of PIL images, paths of files, or both
+- a list of PIL images, paths of files, or arrays of several sizes [H, W] or [H, W, 3]
 
 and resize them to the model's size. Every other X raises ValueError, a file that cannot be read
 UserError.
@@ -87,7 +87,8 @@ class _PictureEstimator(BaseEstimator):  # type: ignore[misc]
         if isinstance(X, Image.Image | str | Path):
             raise InvalidInput("X is one picture: put it into a list")
         if _is_list_of_pictures(X):
-            return as_pixels(list(X), size, fit)
+            pictures = [self._as_bytes(x) if isinstance(x, np.ndarray) else x for x in X]
+            return as_pixels(pictures, size, fit)
         numbers = X if hasattr(X, "ndim") else np.asarray(X)
         if numbers.ndim > 2:
             numbers = check_array(numbers, allow_nd=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from igpt.checkpoint import RunDirectory
-from igpt.config import Recipe, Say, UserError
+from igpt.config import SUBSETS, Recipe, Say, UserError
 from igpt.data import (
     encode_all,
     few_labels,
@@ -40,7 +40,6 @@ from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, su
 from igpt.train import Outcome
 
 ALIASES = {"model": "model.preset"}  # other fields go by the last part of their name
-SEEDS = 5  # subsets of --labels-per-class that an accuracy is the mean of
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ def _accuracies(
     data = recipe.data
     try:
         task = open_task(open_data(recipe.data), data, pipeline.image_size, recipe.split_seed)
-        chosen = subsets(task, [labels_per_class], SEEDS)
+        chosen = subsets(task, [labels_per_class], SUBSETS)
     except UserError as error:
         say(f"no accuracy: {error}")
         return dict.fromkeys(("val_accuracy", "accuracy", "accuracy_deviation"))

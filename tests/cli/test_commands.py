@@ -275,7 +275,16 @@ def test_a_folder_that_grows_does_not_test_in_silence_on_what_was_learned(
     assert "20 pictures when the run began and has 23 now" in igpt("eval", run).err
     assert_mistake(igpt(*words, "--resume"), "had 20 pictures to train on when the run began")
     (folder / "more.png").write_bytes(picture_bytes(99))  # a warning is said once a process
-    assert "has 24 now" in igpt("pretrain", "--init-from", run, "--out", tmp_path / "next").err
+    onward = ("pretrain", "--init-from", run, "--out", tmp_path / "next")
+    assert "has 24 now" in igpt(*onward).err
+    assert igpt(*onward, "--resume").status == 0  # it counted them anew
+    # A recipe alone brings no count of other pictures.
+    (tmp_path / "others").mkdir()
+    for i in range(12):
+        (tmp_path / "others" / f"{i}.png").write_bytes(picture_bytes(i))
+    again = ("pretrain", run / "recipe.yaml", "--data", tmp_path / "others", "--out")
+    assert "when the run began" not in igpt(*again, tmp_path / "new").err
+    assert "split_pictures: 12" in (tmp_path / "new" / "recipe.yaml").read_text()
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:

@@ -36,6 +36,9 @@ def test_a_sweep_leaves_runs_a_table_and_a_figure(igpt, tmp_path: Path) -> None:
         accuracy, deviation = run["accuracy"], run["accuracy_deviation"]
         assert row.endswith(f"{100 * accuracy:.1f}  ± {100 * deviation:.1f}")
         assert run["labels_per_class"] == 3
+    # Its runs have an = in their names, which is no field of a recipe.
+    finetuned = igpt("finetune", out / "image_size=4", "--out", tmp_path / "ft", "--steps", 1)
+    assert finetuned.status == 0, finetuned.err
     evaluated = json.loads(igpt("eval", out / "image_size=4", "--json").out)
     assert evaluated["nats_per_picture"] == pytest.approx(
         values["runs"][1]["test_nats_per_picture"]

@@ -85,7 +85,7 @@ def test_a_fit_is_kept_until_its_probe_is(
         raise UserError("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr("igpt.probe.store.save_probe", full)
+        patched.setattr("igpt.probing.save_probe", full)
         assert_mistake(igpt("probe", tiny_run, *words), "no space left")
     resumed = igpt("probe", tiny_run, *words, "--resume")
     assert "SGD goes on at step 4 of 4" in resumed.err

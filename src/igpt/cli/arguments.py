@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from igpt.pipeline import Pipeline
     from igpt.run_data import RunData
     from igpt.sample import Sampling
+
+
+FIELD = re.compile(r"[\w.]+=")  # how one of a recipe begins; a sweep's runs have = in their names
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -53,11 +57,15 @@ def add_features(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="over positions: mean (default), grid:G (means of GxG regions), last or flatten",
     )
+    add_precision(parser, "auto")
+
+
+def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="of the model's products; default: what the device is made for",
+        default=default,
+        help=f"of the model's products; default {default}; auto: what the device is made for",
     )
 
 
@@ -170,10 +178,11 @@ def overrides(args: argparse.Namespace, short: ShortFlags) -> list[str]:
 
 def name_and_fields(words: Sequence[str], what: str) -> tuple[str | None, list[str]]:
     """The one `what` that the words name, if they do, and the fields of the recipe among them."""
-    names = [word for word in words if "=" not in word]
+    fields = [word for word in words if FIELD.match(word) and not Path(word).exists()]
+    names = [word for word in words if word not in fields]
     if len(names) > 1:
         raise UserError(f"expected one {what}, got {' '.join(names)}")
-    return (names[0] if names else None), [word for word in words if "=" in word]
+    return (names[0] if names else None), fields
 
 
 def started_recipe(

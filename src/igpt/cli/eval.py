@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from igpt.cli.arguments import add_data, add_run, add_shard, load_pictures
+from igpt.cli.arguments import add_data, add_precision, add_run, add_shard, load_pictures
 from igpt.cli.report import Report
 from igpt.config import Say
 
@@ -15,12 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_data(parser)
     add_shard(parser)
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="float32",
-        help="of the model's products; default float32, auto: what the device is made for",
-    )
+    add_precision(parser, "float32")
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:

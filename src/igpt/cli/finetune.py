@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,10 @@ SHORT = {
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "igpt finetune RUN [--out NEW] [options] [section.field=value ...]"
+    parser.usage = (
+        "igpt finetune RUN [--out NEW] [options] [section.field=value ...]\n"
+        "       igpt finetune --out NEW --resume"
+    )
     parser.add_argument(
         "words",
         metavar="RUN",
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     draw_losses(out)
     values = {"run": str(out), "step": outcome.step, f"best_val_{done.metric}": done.best}
     if outcome.signal is not None:
-        again = f"igpt finetune --out {out} --resume"
+        again = shlex.join(["igpt", "finetune", "--out", str(out), "--resume"])
         return stopped(outcome.signal, f"step {outcome.step}", again, values)
     best = "" if done.best is None else f", best validation {done.metric} {100 * done.best:.1f} %"
     again = f"igpt predict {out} --split test"

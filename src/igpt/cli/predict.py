@@ -8,7 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.arguments import add_data, add_run, open_pictures, refuse_two_sources
+from igpt.cli.arguments import (
+    add_data,
+    add_precision,
+    add_run,
+    open_pictures,
+    refuse_two_sources,
+)
 from igpt.cli.report import Report
 from igpt.config import Say, UserError
 
@@ -37,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how the masks of a BERT model vote; default modal",
     )
     parser.add_argument("--masks", type=int, help="of a BERT model; default 5")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    add_precision(parser, "auto")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all predictions there")
     parser.add_argument("--confusion", type=Path, metavar="PNG", help="draw the confusion matrix")
 

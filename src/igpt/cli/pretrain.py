@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,8 +89,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     }
     skipped = f"; {len(done.skipped)} unreadable pictures skipped" if done.skipped else ""
     if outcome.signal is not None:
-        where, again = f"step {outcome.step}{skipped}", f"igpt pretrain --out {args.out} --resume"
-        return stopped(outcome.signal, where, again, values)
+        again = shlex.join(["igpt", "pretrain", "--out", str(args.out), "--resume"])
+        return stopped(outcome.signal, f"step {outcome.step}{skipped}", again, values)
     best = outcome.best
     loss = "" if best is None else f", best validation {best:.4f} nats/pixel"
     return Report(f"{args.out}: {outcome.step} steps{loss}{skipped}", values)

@@ -18,7 +18,7 @@ from igpt.cli.arguments import (
 )
 from igpt.cli.report import Report
 from igpt.cli.tables import probe_text
-from igpt.config import Say, UserError
+from igpt.config import SUBSETS, Say, UserError
 
 if TYPE_CHECKING:
     from igpt.probing import Probing
@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="numbers of labels, or all; default all",
     )
-    parser.add_argument("--seeds", type=int, help="subsets of each number; default 5")
+    parser.add_argument("--seeds", type=int, help=f"subsets of each number; default {SUBSETS}")
     parser.add_argument(
         "--metric",
         choices=("accuracy", "balanced_accuracy"),
@@ -121,7 +121,6 @@ def _probing(args: argparse.Namespace, data: RunData) -> Probing:
     from igpt.probing import Probing
 
     augmentation = args.augmentation or data.config.augmentation
-    seeds = {} if args.seeds is None else {"seeds": args.seeds}
     sgd = None
     if args.solver == "sgd":
         rates = None if args.lr is None else tuple(args.lr)
@@ -135,7 +134,7 @@ def _probing(args: argparse.Namespace, data: RunData) -> Probing:
         attention=args.head == "attention",
         components=args.pca,
         sizes=args.labels_per_class,
-        **seeds,
+        seeds=args.seeds or SUBSETS,
         metric=args.metric,
         sgd=sgd,
         resume=args.resume,

@@ -7,7 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.arguments import add_data, add_run, limited, open_pictures, refuse_two_sources
+from igpt.cli.arguments import (
+    add_data,
+    add_precision,
+    add_run,
+    limited,
+    open_pictures,
+    refuse_two_sources,
+)
 from igpt.cli.report import Report
 from igpt.config import Say, UserError
 
@@ -47,12 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=int, default=8, metavar="N", help="pictures on each end; default 8"
     )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="float32",
-        help="of the model's products; default float32, auto: what the device is made for",
-    )
+    add_precision(parser, "float32")
     parser.add_argument(
         "--out", type=Path, default=Path("scores"), metavar="FOLDER", help="default scores"
     )

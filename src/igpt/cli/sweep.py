@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.cli.arguments import number_of_labels
+from igpt.cli.arguments import name_and_fields, number_of_labels
 from igpt.cli.report import Report, stopped
 from igpt.config import Say, UserError
 from igpt.recipes import shipped_recipes
@@ -55,13 +55,12 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.plots import sweep_figure
     from igpt.sweep import make_points, sweep
 
-    names = [word for word in args.words if "=" not in word]
-    changes = [word for word in args.words if "=" in word]
-    if len(names) != 1:
-        raise UserError(f"expected one recipe, got {' '.join(names) or 'none'}")
+    name, changes = name_and_fields(args.words, "recipe")
+    if name is None:
+        raise UserError("expected one recipe, got none")
     if args.out is None:
-        args.out = Path("runs") / f"sweep-{Path(names[0]).stem}"
-    points = make_points(names[0], args.grid, changes, args.out)
+        args.out = Path("runs") / f"sweep-{Path(name).stem}"
+    points = make_points(name, args.grid, changes, args.out)
     swept = sweep(points, args.out, args.labels_per_class, say)
     values = {"out": str(args.out), "runs": [asdict(result) for result in swept.results]}
     lines = _table(swept.results)

@@ -34,8 +34,8 @@ from igpt.data.pictures import Pictures, Source, UnreadablePicture, open_files
 from igpt.data.pieces import Cut, Item, cut_source
 from igpt.data.shards import Stream, is_shards, next_pictures, open_streams
 from igpt.data.sources import (
+    count_split_pictures,
     data_of,
-    divided_pictures,
     evaluation_split,
     open_data,
     open_source,
@@ -64,10 +64,10 @@ __all__ = [
     "TokenLoader",
     "Undecoded",
     "UnreadablePicture",
+    "count_split_pictures",
     "cut_source",
     "data_of",
     "decode_all",
-    "divided_pictures",
     "encode_all",
     "evaluation_fit",
     "evaluation_split",

@@ -106,9 +106,9 @@ def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pict
     return _hold_out(source.name, train, config.validation_fraction, seed)
 
 
-def divided_pictures(source: Source, config: DataConfig) -> int | None:
+def count_split_pictures(source: Source, config: DataConfig) -> int | None:
     """How many pictures `training_splits` draws a part of; None where it draws none."""
-    if validation_name(source.splits, config) is not None:
+    if config.streaming or validation_name(source.splits, config) is not None:
         return None
     return len(source.split(config.train_split))
 
