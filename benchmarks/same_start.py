@@ -2,23 +2,26 @@
 
     python benchmarks/same_start.py runs/fm14-L8 runs/fm14-L4 --steps 100
 
-Pretrains each run's recipe anew with its palette, stops after so many steps, and prints the largest
-difference from what the run has logged, in nats per pixel. A training is the same to the bit on the
-same kind of machine with as many threads: 0 tells, in a minute instead of hours, that the run is
-what this code makes.
+Trains each run's recipe anew, from its palette or the model that it was fine-tuned from, stops
+after so many steps, and prints the largest difference from what the run has logged, in nats per
+pixel. A training is the same to the bit on the same kind of machine with as many threads: 0 tells,
+in a minute instead of hours, that the run is what this code makes.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from igpt.checkpoint import RunDirectory
+from igpt.finetune import finetune
 from igpt.monitor import read_metrics
+from igpt.pretrain import pretrain
+from igpt.recipes import changed
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -28,18 +31,29 @@ def losses(run: Path) -> dict[int, float]:
     return {int(row["step"] or 0): float(row["loss"] or 0) for row in rows if "loss" in row}
 
 
+def train(run: Path, out: Path) -> None:
+    recipe = RunDirectory(run).recipe()
+    if recipe.finetune is not None:
+        finetune(recipe, out, resume=False, say=say)
+    elif recipe.init_from is not None:
+        pretrain(recipe, out, resume=False, say=say)
+    else:
+        own = changed(recipe, [f"palette.path={run / 'palette.npy'}"], str(run))
+        pretrain(own, out, resume=False, say=say)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def start_again(run: Path, steps: int, out: Path) -> dict[int, float]:
-    command = [sys.executable, "-m", "igpt", "pretrain", str(run / "recipe.yaml")]
-    command += ["--palette", str(run / "palette.npy"), "--out", str(out)]
-    with open(out.with_suffix(".txt"), "w") as said:
-        training = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
-        while training.poll() is None and max(losses(out), default=0) < steps:
-            time.sleep(0.5)
-        training.send_signal(signal.SIGTERM)
-        training.wait()
-    found = losses(out)
-    assert found, out.with_suffix(".txt").read_text()
-    return found
+    training = multiprocessing.get_context("spawn").Process(target=train, args=(run, out))
+    training.start()
+    while training.is_alive() and max(losses(out), default=0) < steps:
+        time.sleep(0.5)
+    training.terminate()  # the loop ends its step
+    training.join()
+    return losses(out)
 
 
 def main() -> None:
@@ -52,6 +66,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = start_again(run, args.steps, Path(folder) / "run")
         both = sorted(kept.keys() & found.keys())
+        assert both, f"{run} has logged none of the first {args.steps} steps"
         apart = max(abs(kept[step] - found[step]) for step in both)
         print(f"{run.name}: {len(both)} losses to step {both[-1]}, {apart:.2g} apart", flush=True)
 
