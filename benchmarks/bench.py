@@ -210,6 +210,10 @@ def start_up() -> dict[str, float]:
     }
 
 
+def rounded(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
+
+
 def table(row: Row, results: dict[str, Result]) -> str:
     """Markdown: rates, ratios to `transformers`, the part of the limit, memory."""
     limit = results.get(LIMIT)
@@ -224,7 +228,7 @@ def table(row: Row, results: dict[str, Result]) -> str:
         part = f"{100 * r.median * share / limit.median:.0f} %" if limit else ""
         faster = " | ".join(f"{r.median / results[base].median:.1f}" for base in bases)
         lines.append(
-            f"| {name} | {r.median:.4g} ({r.lowest:.4g} to {r.highest:.4g}) "
+            f"| {name} | {rounded(r.median)} ({rounded(r.lowest)} to {rounded(r.highest)}) "
             f"| {faster} | {part} | {r.peak_bytes / GIB:.1f} GiB |"
         )
     return "\n".join(lines)
