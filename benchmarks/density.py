@@ -69,7 +69,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def draw(results: dict[str, Any], metric: str, path: Path) -> None:
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.8, 4.2), layout="constrained")
     axes = figure.subplots()
     lines: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for name, result in results.items():
@@ -87,7 +87,7 @@ def draw(results: dict[str, Any], metric: str, path: Path) -> None:
     axes.invert_xaxis()
     axes.set_xlabel("validation nats/pixel (better to the right)")
     axes.set_ylabel(f"probe on test, {metric.replace('_', ' ')}, %")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="png", dpi=150)
 
