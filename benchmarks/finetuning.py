@@ -97,16 +97,8 @@ def fit(args: argparse.Namespace, variant: str, rate: float, seed: int) -> tuple
     return out, done.best
 
 
-def read_rows(path: Path, metric: str) -> Rows:
-    """Of a results file; earlier ones have only the metric that was asked for."""
-    rows = json.loads(path.read_text())
-    return {name: v if isinstance(v, dict) else {metric: v} for name, v in rows.items()}
-
-
 def spread(values: list[float]) -> str:
     """Mean and standard deviation, in %."""
-    if not values:
-        return ""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
 
@@ -134,7 +126,7 @@ def all_results(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     probes = json.loads(args.probes.read_text()) if args.probes else {}
     found = {}
     for path in sorted(args.out.glob("*.json")):
-        rows = read_rows(path, args.metric)
+        rows: Rows = json.loads(path.read_text())
         found[path.stem] = {name: values[args.metric] for name, values in rows.items()}
         if path.stem in probes:
             found[path.stem]["linear probe (mean)"] = probes[path.stem][args.metric][:1]
@@ -158,7 +150,7 @@ def main() -> None:
     if any(word.startswith("train.lr=") for word in args.overrides):
         parser.error("give --rates, not train.lr")
     saved = args.out / f"{args.run.name}.json"
-    rows = read_rows(saved, args.metric) if saved.exists() else {}
+    rows: Rows = json.loads(saved.read_text()) if saved.exists() else {}
     for variant in args.variants:
         searched = {rate: fit(args, variant, rate, 0)[1] for rate in args.rates}
         rate = max(searched, key=lambda rate: searched[rate])
@@ -175,7 +167,7 @@ def main() -> None:
     print(f"| {args.run.name}, {args.labels_per_class} labels a class, on test, % "
           f"| {' | '.join(METRICS)} |\n|---|---|---|")  # fmt: skip
     for name, values in rows.items():
-        print(f"| {name} | {' | '.join(spread(values.get(metric, [])) for metric in METRICS)} |")
+        print(f"| {name} | {' | '.join(spread(values[metric]) for metric in METRICS)} |")
     axis = f"{args.metric.replace('_', ' ')} on test, %; {args.labels_per_class} labels a class"
     target = args.out / "finetuning.png"
     write_atomically(target, lambda path: draw(all_results(args), axis, path))

@@ -26,20 +26,16 @@ from igpt.recipes import changed
 
 def losses(run: Path) -> dict[int, float]:
     """By step; nothing of a run that has not begun."""
-    log = run / "metrics.jsonl"
-    rows = read_metrics(log) if log.exists() else []
+    rows = read_metrics(run / "metrics.jsonl")
     return {int(row["step"] or 0): float(row["loss"] or 0) for row in rows if "loss" in row}
 
 
 def train(run: Path, out: Path) -> None:
     recipe = RunDirectory(run).recipe()
-    if recipe.finetune is not None:
-        finetune(recipe, out, resume=False, say=say)
-    elif recipe.init_from is not None:
-        pretrain(recipe, out, resume=False, say=say)
-    else:
-        own = changed(recipe, [f"palette.path={run / 'palette.npy'}"], str(run))
-        pretrain(own, out, resume=False, say=say)
+    if recipe.init_from is None:
+        recipe = changed(recipe, [f"palette.path={run / 'palette.npy'}"], str(run))
+    act = pretrain if recipe.finetune is None else finetune
+    act(recipe, out, resume=False, say=say)
 
 
 def say(line: str) -> None:

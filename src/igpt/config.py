@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 
 class UserError(Exception):
@@ -22,6 +22,8 @@ def first_line(error: BaseException | str) -> str:
 
 
 SUBSETS = 5  # random ones of each number of labels, as in the paper
+Precision = Literal["auto", "float32", "bfloat16"]  # of the model's products
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 Say = Callable[[str], None]  # how a command tells what it does
 
 
@@ -185,7 +187,7 @@ class TrainConfig:
     schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
     patience: int | None = None  # validations without a better one that end the run; None: never
     grad_clip: float | None = None  # largest norm of the gradient; None: no clipping
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     # Keep only what enters a block and compute the rest again on the way back: a third more work.
     activation_checkpointing: bool = False
     compile: bool = False  # torch.compile the training step: slower start, faster steps

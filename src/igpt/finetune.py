@@ -36,13 +36,7 @@ from igpt.order import Codec
 from igpt.parallel.processes import name_skipped, require_same, together
 from igpt.probe.features import Masking
 from igpt.probe.linear import metric_value
-from igpt.run import (
-    in_run,
-    new_model,
-    require_same_split,
-    train_run,
-    with_split_pictures,
-)
+from igpt.run import in_run, new_model, require_same_split, train_run, with_split_pictures
 from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
 from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from igpt.checkpoint import recipe_of
 from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
-from igpt.config import ParallelConfig, Recipe, UserError
+from igpt.config import PRECISIONS, ParallelConfig, Recipe, UserError
 from igpt.data import Fit, UnreadablePicture, evaluation_fit, fit_square, open_files, to_rgb
 from igpt.decode import check_precision
 from igpt.device import compute_dtype, default_device, reuse_memory
@@ -39,7 +39,6 @@ Shown = Image.Image | str | Path | Sequence[Any] | npt.NDArray[np.uint8] | torch
 Images = Shown | Encoded
 
 EVAL_BATCH = 32  # pictures a forward pass
-PRECISIONS = ("auto", "float32", "bfloat16")  # of what scores; what paints has int8 as well
 
 
 class Pipeline:

@@ -49,13 +49,7 @@ from igpt.parallel.processes import (
     together,
 )
 from igpt.rng import numpy_rng
-from igpt.run import (
-    in_run,
-    new_model,
-    require_same_split,
-    train_run,
-    with_split_pictures,
-)
+from igpt.run import in_run, new_model, require_same_split, train_run, with_split_pictures
 from igpt.train import Callbacks, Outcome, Trainer, Validation
 from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
 

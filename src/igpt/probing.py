@@ -65,7 +65,7 @@ class Probing:
     resume: bool = False  # a fit by SGD that was cut short
     baselines: bool = False  # compare on the same labels
     cnn_minutes: float | None = None  # of the CNN among them; None: as long as the run was trained
-    augmentation: str = "none"  # of its pictures
+    augmentation: str = "none"  # of the CNN's pictures: none, flip or cifar
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def generate(
 ) -> Tensor:
     """Continue each of the pictures that begin with `prefix` [B, t] in n ways: tokens [B, n, T].
 
-    What `generate_batches` gives, together.
+    What `generate_batches` gives, together; UserError as there.
     """
     batches = list(generate_batches(model, prefix, n, sampling, batch_size))
     return torch.cat(batches).view(len(prefix), n, model.config.n_positions)

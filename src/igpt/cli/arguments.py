@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.config import UserError
+from igpt.config import PRECISIONS, UserError
 
 if TYPE_CHECKING:
     from igpt.config import Recipe
@@ -63,7 +63,7 @@ def add_features(parser: argparse.ArgumentParser) -> None:
 def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--precision",
-        choices=("auto", "float32", "bfloat16"),
+        choices=PRECISIONS,
         default=default,
         help=f"of the model's products; default {default}; auto: what the device is made for",
     )
@@ -85,7 +85,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--precision",
-        choices=("auto", "float32", "bfloat16", "int8"),
+        choices=(*PRECISIONS, "int8"),
         default="auto",
         help="of the weights and cache that a step reads; default: bfloat16 where it is fast",
     )
@@ -115,7 +115,7 @@ def run_data(args: argparse.Namespace) -> RunData:
 
 
 def refuse_two_sources(args: argparse.Namespace) -> None:
-    """UserError when pictures are given in both ways, or what is asked of files only --data has."""
+    """UserError for picture files beside --data, or options that choose among its pictures."""
     if args.images and args.data:
         raise UserError("give picture files or --data, not both")
     files = bool(args.images)

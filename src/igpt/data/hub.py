@@ -18,11 +18,6 @@ from igpt.types import Labels
 
 Classes = tuple[Labels | None, tuple[str, ...] | None]  # of the pictures, and their names
 
-# Folders that the `datasets` library takes for splits.
-SPLITS = {
-    *("train", "training", "validation", "valid", "val", "dev"),
-    *("test", "testing", "eval", "evaluation"),
-}
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
 
 
@@ -80,7 +75,10 @@ def _leaves_out(splits: Any, spec: str, n_files: int) -> bool:
 
 def _are_splits(path: Path, files: Sequence[Path]) -> bool:
     """Whether all files of a folder are in folders that the library takes for splits."""
-    return {file.relative_to(path).parts[0].lower() for file in files} <= SPLITS
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    known = {word for words in SPLIT_KEYWORDS.values() for word in words}
+    return {file.relative_to(path).parts[0].lower() for file in files} <= known
 
 
 def _folder(path: Path, files: Sequence[Path]) -> Source:
