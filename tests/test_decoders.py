@@ -225,6 +225,21 @@ def test_large_activations_stay_finite_and_right(precision: str, road: Road | No
             assert worst < TOLERANCE[precision], position
 
 
+@pytest.mark.parametrize("road", EVERY_ROAD, ids=lambda road: road.name)
+def test_in_8_bits_a_long_picture_of_one_colour_is_looked_at_evenly(road: Road) -> None:
+    """All positions weigh the same there: the most that sums of whole numbers have to hold."""
+    model = lively(replace(CONFIG, n_positions=4096))
+    with torch.no_grad():
+        model.wpe.zero_()
+    tokens = torch.full((1, 4096), 5)
+    with torch.inference_mode():
+        expected, decoder = model(tokens), PackedDecoder(model, road, int8=True)
+        decoder.prefill(tokens[:, :4090])
+        for position in range(4091, 4096):
+            found = decoder.step(tokens[:, position - 1])
+            assert (found - expected[:, position]).abs().max() < TOLERANCE["int8"]
+
+
 @every_way
 def test_a_picture_does_not_depend_on_those_beside_it(precision: str, road: Road | None) -> None:
     model = lively(CONFIG)

@@ -52,11 +52,15 @@ def _in_tiles(weight: Tensor) -> Tensor:
 
 
 def _in_panels(weight: Tensor) -> Tensor:
-    """[outputs / 32, inputs / P, 32, P], P numbers in 32 bits; of int8, the middle two swapped."""
+    """[outputs / 32, inputs / P, 32, P], P numbers in a word."""
     outputs, inputs = weight.shape
     side = 4 // weight.element_size()
-    panels = weight.view(outputs // 32, 32, inputs // side, side).transpose(1, 2)
-    return panels[..., [0, 2, 1, 3]] if side == 4 else panels
+    return _in_words(weight.view(outputs // 32, 32, inputs // side, side).transpose(1, 2))
+
+
+def _in_words(x: Tensor) -> Tensor:
+    """x [..., P], P numbers in 32 bits, as a word has them: of int8, the middle two swapped."""
+    return (x[..., [0, 2, 1, 3]] if x.dtype == torch.int8 else x).contiguous()
 
 
 def _round_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,7 +209,7 @@ class PackedCache:
         L, B, H, S, D = keys.shape
         keys = keys.view(L, B, H, S // 16, 16, D // side, side).transpose(4, 5)
         values = values.view(L, B, H, S // side, side, D).transpose(4, 5)
-        return cls((keys.contiguous(), values.contiguous(), *scales), length)
+        return cls((_in_words(keys), _in_words(values), *scales), length)
 
     def select(self, pictures: Tensor) -> PackedCache:
         """The caches of `pictures` [R], which may repeat."""

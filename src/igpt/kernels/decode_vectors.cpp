@@ -2,10 +2,9 @@
 //
 // Weights and cache are stored in bfloat16 or int8, since reading them is what a step waits for. Those
 // in bfloat16 are multiplied as they are where the processor does that (AVX-512 BF16), and else widened
-// in registers to float32; weights in int8 meet inputs rounded to 16 bits, as products of whole numbers
-// are twice as fast as those of floats. Sums are in float32. Weights lie as [outputs / 32, inputs / P,
-// 32, P], P numbers in a word of 32 bits: a vector of words is of as many outputs as it has lanes, and
-// of P inputs.
+// in registers to float32; those in int8 meet numbers rounded to 16 bits, as products of whole numbers
+// are faster than those of floats. Weights lie as [outputs / 32, inputs / P, 32, P], P numbers in a
+// word of 32 bits: a vector of words is of as many outputs as it has lanes, and of P inputs.
 
 #include <algorithm>
 #include <cmath>
@@ -21,7 +20,50 @@ namespace {
 
 // Pictures that share what is read of a weight: as many as the registers can hold the sums of.
 constexpr int ROWS = LANES == 16 ? 8 : LANES == 8 ? 3 : 2;
-constexpr int AHEAD = 2048;  // bytes that are on their way from memory; measured
+constexpr int WEIGHTS_AHEAD = 2048;  // bytes that are on their way from memory; measured
+
+// --- rounding -------------------------------------------------------------------------------------
+
+struct Magnitude {
+  float largest, sum;  // of |x|
+};
+
+Magnitude magnitude(const float* x, int n) {
+  Vector largest = {}, sum = {};
+  for (int i = 0; i < n; i += LANES) {
+    const Vector size = larger(load(x + i), -load(x + i));
+    largest = larger(largest, size);
+    sum += size;
+  }
+  return {largest_of(largest) + 1e-30f, sum_of(sum) + 1e-30f};
+}
+
+// x [n] as whole numbers; returns what they are multiples of.
+template <class Whole>
+float round_to(float per_unit, const float* x, int n, Whole* to) {
+  for (int i = 0; i < n; i++) to[i] = Whole(x[i] * per_unit + ROUND - ROUND);
+  return 1 / per_unit;
+}
+
+// x [n] as factors, and what they are multiples of. Whole ones are so small that no sum of products
+// with int8 passes 32 bits.
+float as_factors(const float* x, int n, int16_t* to) {
+  const auto [largest, sum] = magnitude(x, n);
+  const float room = float(std::numeric_limits<int32_t>::max() / 128 - n);
+  return round_to(std::min(32767 / largest, room / sum), x, n, to);
+}
+
+template <class Element>
+float as_factors(const float* x, int n, Element* to) {
+  for (int i = 0; i < n; i += LANES) store(to + i, load(x + i));
+  return 1;
+}
+
+// x [D] for the cache; returns its scale.
+float round_all(const float* x, int D, bf16* to) { return as_factors<bf16>(x, D, to); }
+float round_all(const float* x, int D, int8_t* to) {
+  return round_to(127 / magnitude(x, D).largest, x, D, to);
+}
 
 // --- linear layers -------------------------------------------------------------------------------
 
@@ -75,17 +117,13 @@ struct Inputs : Rows<Factor<Number>> {
   float scale(int) const { return 1; }
 };
 
-// Those which meet weights in int8: of each picture a scale, and whole numbers so small that no sum of
-// products passes 32 bits.
+// Those which meet weights in int8: of each picture whole numbers, and what they are multiples of.
 template <>
 struct Inputs<int8_t> : Rows<float> {
   std::vector<int16_t> whole;
   Floats scales;
-  float largest;  // whole number
 
-  Inputs(int B, int inputs)
-      : Rows<float>(B, inputs), whole(x.size()), scales(B),
-        largest(std::min(32767, std::numeric_limits<int32_t>::max() / (127 * inputs))) {}
+  Inputs(int B, int inputs) : Rows<float>(B, inputs), whole(x.size()), scales(B) {}
 
   const int16_t* row(int picture) const { return &whole[place(picture)]; }
   float scale(int picture) const { return scales[picture]; }
@@ -93,18 +131,7 @@ struct Inputs<int8_t> : Rows<float> {
   // When all are set; the team shares the pictures.
   void finish(int B) {
 #pragma omp for schedule(static)
-    for (int b = 0; b < B; b++) {
-      const float* from = &x[place(b)];
-      Vector top = {};
-      for (int i = 0; i < inputs; i += LANES)
-        top = larger(top, larger(load(from + i), -load(from + i)));
-      float magnitude = 1e-30f;
-      for (int i = 0; i < LANES; i++) magnitude = std::max(magnitude, top[i]);
-      scales[b] = magnitude / largest;
-      int16_t* to = &whole[place(b)];
-      for (int i = 0; i < inputs; i++)
-        to[i] = int16_t(from[i] * (largest / magnitude) + ROUND - ROUND);
-    }
+    for (int b = 0; b < B; b++) scales[b] = as_factors(&x[place(b)], inputs, &whole[place(b)]);
   }
 };
 
@@ -124,61 +151,35 @@ void set_normalised(const float* h, const float* gain, int d, float eps, int pic
 
 // What is on its way from memory while [32] words of weights are used.
 void fetch_ahead(const char* panel) {
-  for (int line = 0; line < 4 * WIDE; line += 64) __builtin_prefetch(panel + AHEAD + line);
+  for (int line = 0; line < 4 * WIDE; line += 64) __builtin_prefetch(panel + WEIGHTS_AHEAD + line);
 }
 
-// 32 outputs of R pictures, of weights in bfloat16.
-template <int R>
-void multiply(const char* panel, const Factor<bf16>* x, int inputs, Outputs* y) {
-  constexpr int V = Outputs::VECTORS;
-  Vector sums[R][V] = {};
-  for (int i = 0; i < inputs; i += 2, panel += 4 * WIDE) {
+// 32 outputs of R pictures, not yet scaled.
+template <class Number, int R>
+void multiply(const char* panel, const Factor<Number>* x, int inputs, Outputs* y) {
+  constexpr int V = Outputs::VECTORS, P = PACK<Number>;
+  Sum<Number> sums[R][V] = {};
+  for (int i = 0; i < inputs; i += P, panel += 4 * WIDE) {
     fetch_ahead(panel);
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) {
       const auto weights = load<Words>(panel + 4 * LANES * v);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++)
-        sums[r][v] = add_products<bf16>(sums[r][v], weights, x + size_t(r) * inputs + i);
+        sums[r][v] = add_products(sums[r][v], weights, x + size_t(r) * inputs + i);
     }
   }
   for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) y[r].part[v] = sums[r][v];
+    for (int v = 0; v < V; v++) y[r].part[v] = as_floats(sums[r][v]);
 }
 
-// The same of weights in int8, not yet scaled. A word has the first two of four inputs in its even
-// bytes and the others in its odd ones, so that either pair becomes halves by a shift or two.
-template <int R>
-void multiply(const char* panel, const int16_t* x, int inputs, Outputs* y) {
-  constexpr int V = Outputs::VECTORS;
-  Words sums[R][V] = {};
-  for (int i = 0; i < inputs; i += 4, panel += 4 * WIDE) {
-    fetch_ahead(panel);
-#pragma GCC unroll 2
-    for (int odd = 0; odd < 2; odd++) {
-      Words pairs[R];
-      for (int r = 0; r < R; r++)
-        pairs[r] = Words{} + load<int32_t>(x + size_t(r) * inputs + i + 2 * odd);
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) {
-        const auto bytes = load<Halves>(panel + 4 * LANES * v);
-        const auto weights = (Words)(odd ? bytes >> 8 : (bytes << 8) >> 8);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) sums[r][v] = add_products(sums[r][v], weights, pairs[r]);
-      }
-    }
-  }
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) y[r].part[v] = __builtin_convertvector(sums[r][v], Vector);
-}
-
-// Either of them, of up to R pictures.
-template <int R = ROWS, class Input>
-void multiply_up_to(int rows, const char* panel, const Input* x, int inputs, Outputs* y) {
+// The same of up to R pictures.
+template <class Number, int R = ROWS>
+void multiply_up_to(int rows, const char* panel, const Factor<Number>* x, int inputs, Outputs* y) {
   if constexpr (R > 1) {
-    if (rows < R) return multiply_up_to<R - 1>(rows, panel, x, inputs, y);
+    if (rows < R) return multiply_up_to<Number, R - 1>(rows, panel, x, inputs, y);
   }
-  multiply<R>(panel, x, inputs, y);
+  multiply<Number, R>(panel, x, inputs, y);
 }
 
 // Calls use(picture, output, y) with outputs `output` to `output` + 31 of every picture, for all
@@ -192,7 +193,7 @@ void apply(const Linear& linear, Inputs<Number>& x, int B, Use use) {
     for (int b = 0; b < B; b += ROWS) {
       Outputs y[ROWS];
       const int rows = std::min(ROWS, B - b);
-      multiply_up_to(rows, panel, x.row(b), linear.inputs, y);
+      multiply_up_to<Number>(rows, panel, x.row(b), linear.inputs, y);
       for (int r = 0; r < rows; r++) {
         if (linear.scales)
           for (int v = 0; v < Outputs::VECTORS; v++)
@@ -205,8 +206,14 @@ void apply(const Linear& linear, Inputs<Number>& x, int B, Use use) {
 
 // --- attention -----------------------------------------------------------------------------------
 
+constexpr int AHEAD = 2 * TOGETHER;              // positions that are on their way; measured
 constexpr int SUMS = TOGETHER / LANES;           // vectors side by side
 constexpr int IN_LINE = 64 / int(sizeof(Words));  // vectors in what memory is fetched by
+
+// Where position s lies of those before `end`, `row` bytes each, or of those which are read next.
+const char* at_or_after(const char* first, int s, int end, int row, const char* next) {
+  return s < end ? first + size_t(s) * row : next + size_t(s - end) * row;
+}
 
 template <class Number>
 struct Scratch {
@@ -216,22 +223,17 @@ struct Scratch {
   Scratch(int S, int D) : scores(S), mixed(D), query(D), weights(S), row(D) {}
 };
 
-// x [n] as factors: as they are, or rounded into `room`.
-template <class Factors>
-const Factors* as_factors(const float* x, int n, Factors* room) {
-  if constexpr (std::is_same_v<Factors, float>) return x;
-  for (int i = 0; i < n; i += LANES) store(room + i, load(x + i));
-  return room;
-}
-
-// Scores of one query [D] with `count` positions, 64 at a time.
+// Scores of one query [D] with `count` positions, 64 at a time, times their scales, if there are any;
+// `next` is read after these keys.
 template <class Number>
-void score(const Factor<Number>* query, const char* keys, int D, int count, float* out) {
+void score(const Factor<Number>* query, const char* keys, const float* scales, int D, int count,
+           const char* next, float* out) {
   constexpr int P = PACK<Number>, GROUP = 16;  // positions that lie together
-  for (int s = 0; s < count; s += TOGETHER) {
-    const char* block = keys + size_t(s) * D * sizeof(Number);
-    const char* ahead = block + 2 * TOGETHER * D * sizeof(Number);  // measured, as AHEAD
-    Vector sums[SUMS] = {};
+  const int end = round_up(count, TOGETHER), row = D * sizeof(Number);
+  for (int s = 0; s < end; s += TOGETHER) {
+    const char* block = keys + size_t(s) * row;
+    const char* ahead = at_or_after(keys, s + AHEAD, end, row, next);
+    Sum<Number> sums[SUMS] = {};
     for (int d = 0; d < D; d += P)
 #pragma GCC unroll 16
       for (int i = 0; i < SUMS; i++) {
@@ -239,47 +241,50 @@ void score(const Factor<Number>* query, const char* keys, int D, int count, floa
         const char* place = block + (size_t(group) * D / P + d / P) * 4 * GROUP + 4 * lane;
         if (i % IN_LINE == 0)
           __builtin_prefetch(ahead + (size_t(d) / P * SUMS + i) * sizeof(Words));
-        const Words words = load<Words>(place);
-        sums[i] = add_products<Number>(sums[i], words, query + d);
+        sums[i] = add_products(sums[i], load<Words>(place), query + d);
       }
-    for (int i = 0; i < SUMS; i++) store(out + s + i * LANES, sums[i]);
+    for (int i = 0; i < SUMS; i++) {
+      const int at = s + i * LANES;
+      store(out + at, scales ? as_floats(sums[i]) * load(scales + at) : as_floats(sums[i]));
+    }
   }
 }
 
-// Softmax of scores [count] where they are, not yet divided by the sum, which is returned; zeros
-// after it, up to a multiple of 64.
-float softmax(float* scores, int count, float scale) {
+// Softmax of scores [count] where they are, times `scales`, if there are any, and not yet divided by
+// the sum, which is returned; zeros after it, up to a multiple of 64.
+float softmax(float* scores, const float* scales, int count, float scale) {
   const int end = round_up(count, TOGETHER);
   std::fill(scores + count, scores + end, -INFINITY);
   Vector best = load(scores), sum = {};
   for (int s = LANES; s < end; s += LANES) best = larger(best, load(scores + s));
-  float top = best[0];
-  for (int i = 1; i < LANES; i++) top = std::max(top, best[i]);
-  const float slope = scale * LOG2E, offset = top * slope;
+  const float slope = scale * LOG2E, offset = largest_of(best) * slope;
   for (int s = 0; s < end; s += LANES) {
     const Vector p = exp2(load(scores + s) * slope - offset);
     sum += p;
-    store(scores + s, p);
+    store(scores + s, scales ? p * load(scales + s) : p);
   }
   std::fill(scores + count, scores + end, 0.0f);
   return sum_of(sum);
 }
 
-// Values [count, D] mixed with weights [count], 64 dimensions at a time, times a factor.
+// Values [count, D] mixed with weights [count], 64 dimensions at a time, times a factor; `next` is
+// read after these values.
 template <class Number>
-void mix(const Factor<Number>* weights, const char* values, int D, int count, float factor, float* out) {
+void mix(const Factor<Number>* weights, const char* values, int D, int count, float factor,
+         const char* next, float* out) {
   constexpr int P = PACK<Number>;
+  const int end = round_up(count, P), row = D * sizeof(Number);
   for (int d = 0; d < D; d += TOGETHER) {
     const int vectors = std::min(SUMS, (D - d) / LANES);
-    Vector sums[SUMS] = {};
+    Sum<Number> sums[SUMS] = {};
     const auto add_all = [&](int n) {
-      for (int s = 0; s < count; s += P) {
-        const char* row = values + (size_t(s) / P * D + d) * 4;
+      for (int s = 0; s < end; s += P) {
+        const char* place = values + size_t(s) * row + 4 * d;
+        const char* ahead = at_or_after(values, s + AHEAD, end, row, next) + 4 * d;
 #pragma GCC unroll 16
         for (int i = 0; i < n; i++) {
-          if (i % IN_LINE == 0) __builtin_prefetch(row + 4 * LANES * i + AHEAD);
-          const Words words = load<Words>(row + 4 * LANES * i);
-          sums[i] = add_products<Number>(sums[i], words, weights + s);
+          if (i % IN_LINE == 0) __builtin_prefetch(ahead + 4 * LANES * i);
+          sums[i] = add_products(sums[i], load<Words>(place + 4 * LANES * i), weights + s);
         }
       }
     };
@@ -287,28 +292,14 @@ void mix(const Factor<Number>* weights, const char* values, int D, int count, fl
       add_all(SUMS);
     else
       add_all(SUMS / 2);  // D is a multiple of 32
-    for (int i = 0; i < vectors; i++) store(out + d + i * LANES, sums[i] * factor);
+    for (int i = 0; i < vectors; i++) store(out + d + i * LANES, as_floats(sums[i]) * factor);
   }
 }
 
-// x [D], rounded; returns the scale of int8.
-float round_all(const float* x, int D, bf16* to) {
-  for (int d = 0; d < D; d += LANES) store(to + d, load(x + d));
-  return 1;
-}
-
-float round_all(const float* x, int D, int8_t* to) {
-  float largest = 1e-30f;
-  for (int d = 0; d < D; d++) largest = std::max(largest, std::abs(x[d]));
-  for (int d = 0; d < D; d++) to[d] = int8_t(std::lrintf(x[d] / largest * 127));
-  return largest / 127;
-}
-
-// x [D], P numbers side by side and then a stride.
-template <int P, class Number>
-void scatter(const Number* x, int D, Number* to, long stride) {
-  for (int d = 0; d < D; d += P, to += stride)
-    for (int p = 0; p < P; p++) to[p] = x[d + p];
+// The place in a word of its p-th number (`add_products`).
+template <class Number>
+int in_word(int p) {
+  return IS_WHOLE<Number> ? p % 2 * 2 + p / 2 : p;
 }
 
 // Store the new key and value of a head, the `head`-th of all, then let its query look at all of them.
@@ -317,29 +308,28 @@ void attend(const float* q, const float* k, const float* v, const Cache& cache, 
             Scratch<Number>& scratch) {
   constexpr int P = PACK<Number>;
   const int length = cache.length, count = length + 1;
-  Number* keys = (Number*)cache.keys + head * cache.S * D;
-  Number* values = (Number*)cache.values + head * cache.S * D;
+  const size_t first = head * cache.S * D;
+  Number *keys = (Number*)cache.keys + first, *values = (Number*)cache.values + first;
   Number* row = scratch.row.data();
-  const float key_scale = round_all(k, D, row);
-  scatter<P>(row, D, keys + size_t(length / 16) * 16 * D + length % 16 * P, 16 * P);
-  const float value_scale = round_all(v, D, row);
-  scatter<1>(row, D, values + size_t(length / P) * P * D + length % P, P);
+  const auto scales = [&](float* all, float of_new) -> const float* {
+    if (!all) return nullptr;
+    all[head * cache.S + length] = of_new;
+    return all + head * cache.S;
+  };
+  const float* key_scales = scales(cache.key_scales, round_all(k, D, row));
+  Number* key = keys + size_t(length / 16) * 16 * D + length % 16 * P;
+  for (int d = 0; d < D; d++) key[d / P * 16 * P + in_word<Number>(d % P)] = row[d];
+  const float* value_scales = scales(cache.value_scales, round_all(v, D, row));
+  Number* value = values + size_t(length / P) * P * D + in_word<Number>(length % P);
+  for (int d = 0; d < D; d++) value[d * P] = row[d];
   float* scores = scratch.scores.data();
   Factor<Number> *query = scratch.query.data(), *weights = scratch.weights.data();
-  score<Number>(as_factors(q, D, query), (const char*)keys, D, count, scores);
-  if constexpr (std::is_same_v<Number, int8_t>) {
-    float* scales = cache.key_scales + head * cache.S;
-    scales[length] = key_scale;
-    for (int s = 0; s < count; s++) scores[s] *= scales[s];
-  }
-  const float sum = softmax(scores, count, 1 / std::sqrt(float(D)));
-  if constexpr (std::is_same_v<Number, int8_t>) {
-    float* scales = cache.value_scales + head * cache.S;
-    scales[length] = value_scale;
-    for (int s = 0; s < count; s++) scores[s] *= scales[s];
-  }
-  mix<Number>(as_factors(scores, round_up(count, WIDE), weights), (const char*)values, D,
-              round_up(count, P), 1 / sum, scratch.mixed.data());
+  const float query_scale = as_factors(q, D, query);
+  score<Number>(query, (const char*)keys, key_scales, D, count, (const char*)values, scores);
+  const float sum = softmax(scores, value_scales, count, query_scale / std::sqrt(float(D)));
+  const float weight_scale = as_factors(scores, round_up(count, LANES), weights);
+  mix<Number>(weights, (const char*)values, D, count, weight_scale / sum,
+              (const char*)(keys + size_t(cache.S) * D), scratch.mixed.data());
 }
 
 template <class Number>

@@ -46,17 +46,8 @@ void store(bf16* to, Vector x) {
   std::memcpy(to, &halves, sizeof halves);
 }
 
-// The i-th number of each word.
-template <class Number>
-Vector number(Words words, int i) {
-  if constexpr (std::is_same_v<Number, int8_t>)
-    return __builtin_convertvector((words << (24 - 8 * i)) >> 24, Vector);
-  else
-    return (Vector)(i == 0 ? words << 16 : words & int32_t(0xffff0000));
-}
-
 // sum + both products of a word's halves with those of `pair`.
-Words add_products(Words sum, Words halves, Words pair) {
+Words add_pair(Words sum, Words halves, Words pair) {
 #if defined(__AVX512VNNI__)
   return (Words)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)halves, (__m512i)pair);
 #elif defined(__AVX512BW__)
@@ -68,31 +59,41 @@ Words add_products(Words sum, Words halves, Words pair) {
 #endif
 }
 
-// What numbers of the cache or the weights are multiplied with: in bfloat16 if they are and the
-// processor takes it, else in float32.
+// What numbers of the cache or the weights are multiplied with, and what the products are added in:
+// int8 with whole numbers of 16 bits, in whole numbers; bfloat16 with bfloat16 if the processor does
+// that, and else with float32, in float32.
 #if defined(__AVX512BF16__)
-template <class Number>
-using Factor = std::conditional_t<std::is_same_v<Number, bf16>, bf16, float>;
+using FactorOfBf16 = bf16;
 #else
-template <class Number>
-using Factor = float;
+using FactorOfBf16 = float;
 #endif
+template <class Number>
+constexpr bool IS_WHOLE = std::is_same_v<Number, int8_t>;
+template <class Number>
+using Factor = std::conditional_t<IS_WHOLE<Number>, int16_t, FactorOfBf16>;
+template <class Number>
+using Sum = std::conditional_t<IS_WHOLE<Number>, Words, Vector>;
 
-// sum + the products of each word's numbers with as many factors, which all words share.
-template <class Number>
-Vector add_products(Vector sum, Words words, const Factor<Number>* factors) {
+// sum + the products of each word's two numbers with as many factors, which all words share.
+Vector add_products(Vector sum, Words words, const FactorOfBf16* factors) {
 #if defined(__AVX512BF16__)
-  if constexpr (std::is_same_v<Number, bf16>) {
-    const auto pair = (__m512bh)(Words{} + load<int32_t>(factors));
-    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)words, pair);
-  } else
+  const auto pair = (__m512bh)(Words{} + load<int32_t>(factors));
+  return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)words, pair);
+#else
+  return sum + (Vector)(words << 16) * factors[0] + (Vector)(words & int32_t(0xffff0000)) * factors[1];
 #endif
-  {
-#pragma GCC unroll 4
-    for (int p = 0; p < PACK<Number>; p++) sum += number<Number>(words, p) * factors[p];
-    return sum;
-  }
 }
+
+// The same of four. The first two lie in a word's even bytes and the others in its odd ones, so that
+// either pair becomes halves by a shift or two.
+Words add_products(Words sum, Words words, const int16_t* factors) {
+  const auto bytes = (Halves)words;
+  sum = add_pair(sum, (Words)((bytes << 8) >> 8), Words{} + load<int32_t>(factors));
+  return add_pair(sum, (Words)(bytes >> 8), Words{} + load<int32_t>(factors + 2));
+}
+
+Vector as_floats(Vector x) { return x; }
+Vector as_floats(Words x) { return __builtin_convertvector(x, Vector); }
 
 float sum_of(Vector x) {
   float sum = 0;
@@ -101,6 +102,12 @@ float sum_of(Vector x) {
 }
 
 Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
+float largest_of(Vector x) {
+  float top = x[0];
+  for (int i = 1; i < LANES; i++) top = x[i] > top ? x[i] : top;
+  return top;
+}
 
 constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: of a sum with it, the last bit is worth one
 
