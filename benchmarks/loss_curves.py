@@ -4,10 +4,10 @@
         --seeds 3 --out runs/curves train.steps=1000
 
 For every seed one run in float32 on the plain road (IGPT_KERNELS=0), one that sums the gradients
-of two halves of each batch, which changes nothing but the rounding of float32, and one in bfloat16
-with kernels. Prints the last validation's nats/pixel of each, what halves and precision change at
-one seed, and the spread over seeds; draws the losses and their differences. Runs that are there
-are gone on with, so that the campaign may be interrupted.
+of two halves of each batch, which changes nothing but the rounding of float32, and two in bfloat16:
+on the plain road, and with kernels. Prints the last validation's nats/pixel of each, what halves,
+precision and kernels change at one seed, and the spread over seeds; draws the losses and their
+differences. Runs that are there are gone on with, so that the campaign may be interrupted.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Road(NamedTuple):
 ROADS = {
     "float32": Road("float32", "0", 1),
     "float32 in halves": Road("float32", "0", 2),
+    "bfloat16, plain road": Road("bfloat16", "0", 1),
     "bfloat16": Road("bfloat16", "1", 1),
 }
 SMOOTH = 20  # rows of the log that a point of the figure is the mean of
@@ -47,7 +48,7 @@ Curve = dict[int, float]
 def train(args: argparse.Namespace, name: str, seed: int) -> dict[str, Curve]:
     """The run's losses and validations by step."""
     road = ROADS[name]
-    out = args.out / f"{name.replace(' ', '-')}-{seed}"
+    out = args.out / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
     command = [sys.executable, "-m", "igpt", "pretrain", args.recipe, "--data", args.data]
     command += [*args.overrides, "--out", str(out), "--resume"]
     command += [f"train.precision={road.precision}", f"train.seed={seed}", "train.log_every=1"]
@@ -66,7 +67,7 @@ def train(args: argparse.Namespace, name: str, seed: int) -> dict[str, Curve]:
 def draw(curves: dict[str, list[dict[str, Curve]]], path: Path) -> None:
     figure = Figure(figsize=(7, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    for color, (name, runs) in zip(("C0", "C2", "C1"), curves.items(), strict=True):
+    for color, (name, runs) in zip(("C0", "C2", "C3", "C1"), curves.items(), strict=True):
         for i, (run, plain) in enumerate(zip(runs, curves["float32"], strict=True)):
             steps, losses = _smooth(run["loss"])
             upper.plot(steps, losses, color=color, linewidth=0.8, label=name if i == 0 else "")

@@ -207,19 +207,23 @@ def complete_ours(config: ModelConfig, n: int, together: bool) -> Work:
 # --- attention and features ----------------------------------------------------------------------
 
 
-def attend_causally(shape: tuple[int, int, int, int], kernels: bool) -> Work:
-    """One forward pass of queries, keys and values [B, H, T, D] as the model makes them."""
+def attend_causally(
+    shape: tuple[int, int, int, int], kernels: bool, backward: bool = False
+) -> Work:
+    """One pass, or both, of queries, keys and values [B, H, T, D] as the model makes them."""
     if not kernels:
         os.environ["IGPT_KERNELS"] = "0"
     B, H, T, D = shape
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(B, T, 3, H, D, generator=generator).to(OURS).permute(2, 0, 3, 1, 4)
-    with torch.inference_mode():
-        query, key, value = qkv
+    query, key, value = qkv.requires_grad_(backward).unbind()
+    gradient = torch.randn(B, T, H, D, generator=generator).to(OURS).transpose(1, 2)
 
-    @torch.inference_mode()
     def unit() -> None:
-        attend(query, key, value, causal=True)
+        with torch.set_grad_enabled(backward):
+            out = attend(query, key, value, causal=True)
+        if backward:
+            torch.autograd.grad(out, (query, key, value), gradient)
 
     return unit
 

@@ -1,0 +1,69 @@
+"""What each part of the speed is worth: a training step without one at a time, and attention alone.
+
+    python benchmarks/parts.py [--rounds 3]
+
+Prints tables as `bench.py` does; ratios are to the whole of igpt, and of attention to what PyTorch
+has. A backward pass computes the forward's first product again, as five products for its two.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import peers
+from bench import Row, table
+from contest import Contender, contest
+from peers import SMALL, Work, attend_causally, attention_gflops, train_ours
+
+from igpt.kernels import activation, attention
+from igpt.kernels.build import constant
+
+BATCH = 8
+PARTS = ("the attention kernel", "the activation kernel", "memory that is kept", "the compiler")
+# Pictures, heads, tokens, width of a head.
+SHAPES = ((32, 4, 196, 32), (8, 4, 1024, 32), (4, 8, 1024, 64), (1, 8, 4096, 64))
+
+
+def train_without(part: str) -> Work:
+    """A training step in which `part` is what plain PyTorch does."""
+    if part == "the attention kernel":
+        attention._available = constant(lambda: False)
+    elif part == "the activation kernel":
+        activation._available = constant(lambda: False)
+    elif part == "memory that is kept":
+        vars(peers)["reuse_memory"] = lambda: None
+    return train_ours(SMALL, BATCH, kernels=True, compiled=part != "the compiler")
+
+
+def training() -> Row:
+    contenders = {
+        "igpt": Contender(train_ours, (SMALL, BATCH, True, True)),
+        **{f"without {part}": Contender(train_without, (part,)) for part in PARTS},
+        "without all of them": Contender(train_ours, (SMALL, BATCH, False, False)),
+    }
+    return Row("training step, L=8 d=128, 1,024 tokens, batch 8", "pictures", BATCH, contenders)
+
+
+def attending(shape: tuple[int, int, int, int], backward: bool) -> Row:
+    B, H, T, D = shape
+    passes, products = ("forward and backward", 7) if backward else ("forward", 2)
+    contenders = {
+        "scaled_dot_product_attention": Contender(attend_causally, (shape, False, backward)),
+        "igpt": Contender(attend_causally, (shape, True, backward)),
+    }
+    title = f"causal attention {passes}, {B} pictures, {H} heads, {T:,} tokens, width {D}"
+    return Row(title, "GFLOP", attention_gflops(shape) * products / 2, contenders)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    rows = [training(), *(attending(shape, way) for shape in SHAPES for way in (False, True))]
+    for row in rows:
+        results = contest(row.contenders, row.amount, args.rounds)
+        print(f"\n**{row.title}**\n\n{table(row, results)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
