@@ -10,11 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,6 +43,8 @@ from peers import (
     train_ours,
     train_theirs,
 )
+from start_up import start_up
+from start_up import table as start_up_table
 
 from igpt.config import ModelConfig
 from igpt.kernels import roads
@@ -188,28 +185,6 @@ def rows() -> list[Row]:
     ]
 
 
-def start_up() -> dict[str, float]:
-    """Seconds of whole processes, the median of five."""
-    one_step = ["pretrain", "digits", "--steps", "1", "train.compile=false", "--out"]
-    commands = {
-        "igpt --help": ["--help"],
-        "igpt info igpt-s": ["info", "igpt-s"],
-        "igpt pretrain digits: palette, one step, validation and checkpoint": one_step,
-    }
-
-    def seconds(words: list[str]) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            words = [*words, f"{folder}/run"] if words == one_step else words
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "igpt", *words], check=True, capture_output=True)
-            return time.perf_counter() - start
-
-    return {
-        name: statistics.median(seconds(words) for _ in range(5))
-        for name, words in commands.items()
-    }
-
-
 def rounded(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
 
@@ -286,8 +261,9 @@ def main() -> None:
         row = Row(f"palette, 512 colours, 32x32 pictures, {kind}", "pictures", ENCODED[0], {})
         if args.rows in row.title and not args.quick:
             report(row, encoding(kind, *ENCODED, args.rounds))
-    started = {} if args.rows else start_up()
-    print("\n" + "\n".join(f"{name}: {seconds:.2f} s" for name, seconds in started.items()))
+    started = {} if args.rows or args.quick else start_up()
+    if started:
+        print(f"\n**start-up**\n\n{start_up_table(started)}")
     everything = {"machine": about, "rows": measured, "start_up": started}
     (args.out / "bench.json").write_text(json.dumps(everything, indent=1) + "\n")
     draw(measured, args.out / "bench.png")
