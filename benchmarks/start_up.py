@@ -51,7 +51,7 @@ def _seconds(words: str, first_step: bool = False) -> float:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith(b"step 1/"):
-                told = time.perf_counter() - start
+                told = told or time.perf_counter() - start  # validation has a line too
         if process.wait():
             raise RuntimeError(f"igpt {words}: exit status {process.returncode}")
     return told if first_step else time.perf_counter() - start
