@@ -15,10 +15,14 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -rs
 
-# TensorFlow, which reads OpenAI's checkpoints, stays out of the environment of everything else.
-.venv-openai/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv-openai
-	.venv-openai/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,openai]'
+# TensorFlow, which reads OpenAI's checkpoints, stays out of the environment of everything else: it
+# has one that sees all of `.venv`.
+SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+.venv-openai/installed: .venv/installed
+	$(BIN)/python -m venv .venv-openai
+	$(BIN)/python $(SITE) > $$(.venv-openai/bin/python $(SITE))/igpt.pth
+	.venv-openai/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[openai]'
 	touch $@
 
 test-openai: .venv-openai/installed
