@@ -20,8 +20,8 @@ test: .venv/installed
 SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 .venv-openai/installed: .venv/installed
-	$(BIN)/python -m venv .venv-openai
-	$(BIN)/python $(SITE) > $$(.venv-openai/bin/python $(SITE))/igpt.pth
+	$(BIN)/python -m venv --clear .venv-openai
+	$(BIN)/python $(SITE) > $$(.venv-openai/bin/python $(SITE))/venv.pth
 	.venv-openai/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[openai]'
 	touch $@
 

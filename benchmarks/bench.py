@@ -190,21 +190,22 @@ def rounded(rate: float) -> str:
 
 
 def table(row: Row, results: dict[str, Result]) -> str:
-    """Markdown: rates, ratios to `transformers`, the part of the limit, memory."""
+    """Markdown: rates, ratios to `transformers`, the part of the limit, if it is there, memory."""
     limit = results.get(LIMIT)
+    of_limit = "of the limit | " if limit else ""
     bases = [next(iter(results)), *(name for name in (BASE_16,) if name in results)]
     ratios = " | ".join(f"to {name}" for name in bases)
     lines = [
-        f"| | {row.unit}/s (range) | {ratios} | of the limit | peak memory |",
-        f"|---|---|{'---|' * len(bases)}---|---|",
+        f"| | {row.unit}/s (range) | {ratios} | {of_limit}peak memory |",
+        f"|---|---|{'---|' * len(bases)}---|" + ("---|" if limit else ""),
     ]
     for name, r in results.items():
         share = row.int8_share if name.endswith("int8") else 1
-        part = f"{100 * r.median * share / limit.median:.0f} %" if limit else ""
+        part = f"{100 * r.median * share / limit.median:.0f} % | " if limit else ""
         faster = " | ".join(f"{r.median / results[base].median:.1f}" for base in bases)
         lines.append(
             f"| {name} | {rounded(r.median)} ({rounded(r.lowest)} to {rounded(r.highest)}) "
-            f"| {faster} | {part} | {r.peak_bytes / GIB:.1f} GiB |"
+            f"| {faster} | {part}{r.peak_bytes / GIB:.1f} GiB |"
         )
     return "\n".join(lines)
 

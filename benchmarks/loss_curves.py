@@ -1,13 +1,13 @@
-"""Does bfloat16 on the kernels train as float32 does? The same data and seeds, two precisions.
+"""Does bfloat16 on the kernels train as float32 does? The same data and seeds, four roads.
 
     python benchmarks/loss_curves.py fashion-mnist --data ../shared/data/fashion_mnist \
         --seeds 3 --out runs/curves train.steps=1000
 
 For every seed one run in float32 on the plain road (IGPT_KERNELS=0), one that sums the gradients
 of two halves of each batch, which changes nothing but the rounding of float32, and two in bfloat16:
-on the plain road, and with kernels. Prints the last validation's nats/pixel of each, what halves,
-precision and kernels change at one seed, and the spread over seeds; draws the losses and their
-differences. Runs that are there are gone on with, so that the campaign may be interrupted.
+on the plain road, and with kernels. Prints the last validation's nats/pixel of each, how far each
+is from float32 at one seed, and the spread over seeds; draws the losses and their differences.
+Runs that are there are gone on with, so that the campaign may be interrupted.
 """
 
 from __future__ import annotations

@@ -3,16 +3,18 @@
     python benchmarks/parts.py [--rounds 3]
 
 Prints tables as `bench.py` does; ratios are to the whole of igpt, and of attention to what PyTorch
-has. A backward pass computes the forward's first product again, as five products for its two.
+has. Of attention's products two are counted forward and five backward, which makes one of the two
+again. The kernels need a processor with products of bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 
-import peers
 from bench import Row, table
 from contest import Contender, contest
+from machine import machine
 from peers import SMALL, Work, attend_causally, attention_gflops, train_ours
 
 from igpt.kernels import activation, attention
@@ -30,9 +32,8 @@ def train_without(part: str) -> Work:
         attention._available = constant(lambda: False)
     elif part == "the activation kernel":
         activation._available = constant(lambda: False)
-    elif part == "memory that is kept":
-        vars(peers)["reuse_memory"] = lambda: None
-    return train_ours(SMALL, BATCH, kernels=True, compiled=part != "the compiler")
+    compiled, keep_memory = part != "the compiler", part != "memory that is kept"
+    return train_ours(SMALL, BATCH, True, compiled, keep_memory)
 
 
 def training() -> Row:
@@ -59,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    print(json.dumps(machine()))
     rows = [training(), *(attending(shape, way) for shape in SHAPES for way in (False, True))]
     for row in rows:
         results = contest(row.contenders, row.amount, args.rounds)

@@ -79,11 +79,13 @@ def _start_first(config: ModelConfig, pictures: Tensor) -> Tensor:
 # --- training ------------------------------------------------------------------------------------
 
 
-def train_ours(config: ModelConfig, batch: int, kernels: bool, compiled: bool) -> Work:
+def train_ours(
+    config: ModelConfig, batch: int, kernels: bool, compiled: bool, keep_memory: bool = True
+) -> Work:
     """A step as the loop does it; without kernels: on plain PyTorch."""
-    if kernels:
+    if kernels and keep_memory:
         reuse_memory()
-    else:
+    if not kernels:
         os.environ["IGPT_KERNELS"] = "0"
     model, objective, pictures = ours(config), AR(), tokens(config, batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
@@ -216,16 +218,23 @@ def attend_causally(
     B, H, T, D = shape
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(B, T, 3, H, D, generator=generator).to(OURS).permute(2, 0, 3, 1, 4)
-    query, key, value = qkv.requires_grad_(backward).unbind()
+    if not backward:
+        with torch.inference_mode():
+            query, key, value = qkv
+
+        @torch.inference_mode()
+        def forward() -> None:
+            attend(query, key, value, causal=True)
+
+        return forward
+    query, key, value = qkv.requires_grad_().unbind()
     gradient = torch.randn(B, T, H, D, generator=generator).to(OURS).transpose(1, 2)
 
-    def unit() -> None:
-        with torch.set_grad_enabled(backward):
-            out = attend(query, key, value, causal=True)
-        if backward:
-            torch.autograd.grad(out, (query, key, value), gradient)
+    def both() -> None:
+        out = attend(query, key, value, causal=True)
+        torch.autograd.grad(out, (query, key, value), gradient)
 
-    return unit
+    return both
 
 
 def attention_gflops(shape: tuple[int, int, int, int]) -> float:

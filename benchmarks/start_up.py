@@ -28,33 +28,40 @@ COMMANDS = (
 
 
 def start_up(rounds: int = 5) -> dict[str, list[float]]:
-    """Seconds of each, `rounds` times. RUN is a small model of digits."""
-    found: dict[str, list[float]] = {}
+    """Seconds of each, `rounds` times after once to warm up. RUN is a small model of digits."""
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"
-        _seconds(PRETRAIN.replace("NEW", run))
-        for _ in range(rounds):
-            for first_step, commands in ((True, FIRST_STEPS), (False, COMMANDS)):
-                for command in commands:
-                    new = tempfile.mkdtemp(dir=folder) + "/new"
-                    words = command.replace("RUN", run).replace("NEW", new)
-                    name = f"igpt {command}" + (", until its first step" if first_step else "")
-                    found.setdefault(name, []).append(_seconds(words, first_step))
+        _seconds(PRETRAIN, {"NEW": run})
+
+        def seconds(command: str, first_step: bool) -> float:
+            new = tempfile.mkdtemp(dir=folder) + "/new"
+            return _seconds(
+                command,
+                {"RUN": run, "NEW": new, "NEW.png": f"{new}.png", "NEW.npz": f"{new}.npz"},
+                first_step,
+            )
+
+        found = {}
+        for first_step, commands in ((True, FIRST_STEPS), (False, COMMANDS)):
+            for command in commands:
+                name = f"igpt {command}" + (", until its first step" if first_step else "")
+                found[name] = [seconds(command, first_step) for _ in range(rounds + 1)][1:]
     return found
 
 
-def _seconds(words: str, first_step: bool = False) -> float:
+def _seconds(command: str, names: dict[str, str], first_step: bool = False) -> float:
     """Of a whole command, or until the line that tells the loss of its first step."""
-    start, told = time.perf_counter(), 0.0
-    command = [sys.executable, "-m", "igpt", *words.split()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    words = [sys.executable, "-m", "igpt", *(names.get(word, word) for word in command.split())]
+    start, told = time.perf_counter(), None
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith(b"step 1/"):
-                told = told or time.perf_counter() - start  # validation has a line too
-        if process.wait():
-            raise RuntimeError(f"igpt {words}: exit status {process.returncode}")
-    return told if first_step else time.perf_counter() - start
+            if told is None and line.startswith(b"step 1/"):  # validation's comes later
+                told = time.perf_counter() - start
+    whole = time.perf_counter() - start
+    if process.returncode or (first_step and told is None):
+        raise RuntimeError(f"igpt {command}: exit status {process.returncode}")
+    return told if first_step and told is not None else whole
 
 
 def table(found: dict[str, list[float]]) -> str:

@@ -39,7 +39,8 @@ struct Model {
 
 // Keys [L, B, H, S / 16, D / P, 16, P] and values [L, B, H, S / P, D, P], where P numbers make 32
 // bits: two in bfloat16 or, where there are scales [L, B, H, S], four in int8, the second and third
-// in each other's place. `length` positions are there, and the step adds one. S is a multiple of 64 and D of 32.
+// in each other's place. `length` positions are there, and the step adds one. S is a multiple of 64
+// and D of 32.
 struct Cache {
   void *keys, *values;
   float *key_scales, *value_scales;

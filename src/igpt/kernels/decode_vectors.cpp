@@ -10,7 +10,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "decode.h"
@@ -38,20 +37,24 @@ Magnitude magnitude(const float* x, int n) {
   return {largest_of(largest) + 1e-30f, sum_of(sum) + 1e-30f};
 }
 
-// x [n] as whole numbers; returns what they are multiples of.
-template <class Whole>
-float round_to(float per_unit, const float* x, int n, Whole* to) {
-  for (int i = 0; i < n; i++) to[i] = Whole(x[i] * per_unit + ROUND - ROUND);
-  return 1 / per_unit;
-}
-
-// x [n] as factors, and what they are multiples of. Whole ones are so small that no sum of products
-// with int8 passes 32 bits.
-float as_factors(const float* x, int n, int16_t* to) {
+// The most units that x [n] can be counted in so that whole ones fit 16 bits, and sums of their
+// products with int8 fit 32, whatever is rounded up.
+float units(const float* x, int n) {
   const auto [largest, sum] = magnitude(x, n);
   const float room = float(std::numeric_limits<int32_t>::max() / 128 - n);
-  return round_to(std::min(32767 / largest, room / sum), x, n, to);
+  return std::min(32767 / largest, room / sum);
 }
+
+// Each of these returns what the numbers that it writes are multiples of.
+
+template <class Whole>
+float round_to(Whole* to, const float* x, int n, float units) {
+  for (int i = 0; i < n; i++) to[i] = Whole(x[i] * units + ROUND - ROUND);
+  return 1 / units;
+}
+
+// x [n] as factors.
+float as_factors(const float* x, int n, int16_t* to) { return round_to(to, x, n, units(x, n)); }
 
 template <class Element>
 float as_factors(const float* x, int n, Element* to) {
@@ -59,10 +62,26 @@ float as_factors(const float* x, int n, Element* to) {
   return 1;
 }
 
+// Weights of positions, n a multiple of 16, as factors. Beside a large one many small ones may all be
+// half a unit: neighbours are rounded up from different heights, lest these all go the same way.
+float weights_as_factors(const float* x, int n, int16_t* to) {
+  const float heights[] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
+  const float per_weight = units(x, n);
+  for (int i = 0; i < n; i += 16)
+    for (int j = 0; j < 16; j++)
+      to[i + j] = int16_t(x[i + j] * per_weight + (heights[j] - 7.5f) / 16 + ROUND - ROUND);
+  return 1 / per_weight;
+}
+
+template <class Element>
+float weights_as_factors(const float* x, int n, Element* to) {
+  return as_factors(x, n, to);
+}
+
 // x [D] for the cache; returns its scale.
 float round_all(const float* x, int D, bf16* to) { return as_factors<bf16>(x, D, to); }
 float round_all(const float* x, int D, int8_t* to) {
-  return round_to(127 / magnitude(x, D).largest, x, D, to);
+  return round_to(to, x, D, 127 / magnitude(x, D).largest);
 }
 
 // --- linear layers -------------------------------------------------------------------------------
@@ -327,7 +346,7 @@ void attend(const float* q, const float* k, const float* v, const Cache& cache, 
   const float query_scale = as_factors(q, D, query);
   score<Number>(query, (const char*)keys, key_scales, D, count, (const char*)values, scores);
   const float sum = softmax(scores, value_scales, count, query_scale / std::sqrt(float(D)));
-  const float weight_scale = as_factors(scores, round_up(count, LANES), weights);
+  const float weight_scale = weights_as_factors(scores, round_up(count, TOGETHER), weights);
   mix<Number>(weights, (const char*)values, D, count, weight_scale / sum,
               (const char*)(keys + size_t(cache.S) * D), scratch.mixed.data());
 }

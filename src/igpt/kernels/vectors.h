@@ -52,8 +52,10 @@ Words add_pair(Words sum, Words halves, Words pair) {
   return (Words)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)halves, (__m512i)pair);
 #elif defined(__AVX512BW__)
   return sum + (Words)_mm512_madd_epi16((__m512i)halves, (__m512i)pair);
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && !defined(__AVX512F__)
   return sum + (Words)_mm256_madd_epi16((__m256i)halves, (__m256i)pair);
+#elif defined(__SSE2__) && !defined(__AVX__)
+  return sum + (Words)_mm_madd_epi16((__m128i)halves, (__m128i)pair);
 #else
   return sum + ((halves << 16) >> 16) * ((pair << 16) >> 16) + (halves >> 16) * (pair >> 16);
 #endif
