@@ -29,6 +29,7 @@ def test_parts_of_any_length_come_in_the_order_of_the_processes() -> None:
 
 
 SPLIT = ["--shard", 2]  # the model, between the processes
+BASELINES = ("--baselines", "--cnn-minutes", 0.001)
 
 
 @pytest.mark.parametrize("split", [[], SPLIT])
@@ -51,8 +52,8 @@ def test_a_file_of_features_is_the_same(
 @pytest.mark.parametrize(
     "words",
     [
-        ["--labels-per-class", 2, 10, "--seeds", 2, "--baselines", "--cnn-minutes", 0.001],
-        ["--labels-per-class", 10, "--precision", "float32", "--baselines", "--cnn-minutes", 0.001],
+        ["--labels-per-class", 2, 10, "--seeds", 2, *BASELINES],
+        ["--labels-per-class", 10, "--seeds", 1, "--precision", "float32", *BASELINES],
         ["--head", "attention", "--labels-per-class", 10, "--seeds", 1],
         ["--solver", "sgd", "--epochs", 2, "--batch-size", 32],
     ],
