@@ -24,6 +24,7 @@ def first_line(error: BaseException | str) -> str:
 SUBSETS = 5  # random ones of each number of labels, as in the paper
 Precision = Literal["auto", "float32", "bfloat16"]  # of the model's products
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+STEP_PRECISIONS = (*PRECISIONS, "int8")  # of the weights and cache that a step of sampling reads
 Say = Callable[[str], None]  # how a command tells what it does
 
 

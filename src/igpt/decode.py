@@ -15,16 +15,14 @@ import torch
 from torch import Tensor
 
 from igpt.attention import FixedCache, KVCache
-from igpt.config import PRECISIONS, UserError
+from igpt.config import STEP_PRECISIONS, UserError
 from igpt.device import autocast, compile_step, compute_dtype, replays_steps
 from igpt.kernels import BlockWeights, PackedCache, PackedWeights, Road, packed_step, roads
 from igpt.kernels.decode import UNIT
 from igpt.model import NORM_EPS, Block, ImageGPT
 
-SAMPLED = (*PRECISIONS, "int8")  # what a step may read weights and cache in
 
-
-def check_precision(precision: str, known: Sequence[str] = SAMPLED) -> None:
+def check_precision(precision: str, known: Sequence[str] = STEP_PRECISIONS) -> None:
     """UserError for a precision of another name."""
     if precision not in known:
         raise UserError(f"precision must be one of {', '.join(known)}, got '{precision}'")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.config import PRECISIONS, UserError
+from igpt.config import PRECISIONS, STEP_PRECISIONS, UserError
 
 if TYPE_CHECKING:
     from igpt.config import Recipe
@@ -85,7 +85,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--precision",
-        choices=(*PRECISIONS, "int8"),
+        choices=STEP_PRECISIONS,
         default="auto",
         help="of the weights and cache that a step reads; default: bfloat16 where it is fast",
     )

@@ -330,15 +330,15 @@ void attend(const float* q, const float* k, const float* v, const Cache& cache, 
   const size_t first = head * cache.S * D;
   Number *keys = (Number*)cache.keys + first, *values = (Number*)cache.values + first;
   Number* row = scratch.row.data();
-  const auto scales = [&](float* all, float of_new) -> const float* {
+  const auto with_new = [&](float* all, float of_new) -> const float* {
     if (!all) return nullptr;
     all[head * cache.S + length] = of_new;
     return all + head * cache.S;
   };
-  const float* key_scales = scales(cache.key_scales, round_all(k, D, row));
+  const float* key_scales = with_new(cache.key_scales, round_all(k, D, row));
   Number* key = keys + size_t(length / 16) * 16 * D + length % 16 * P;
   for (int d = 0; d < D; d++) key[d / P * 16 * P + in_word<Number>(d % P)] = row[d];
-  const float* value_scales = scales(cache.value_scales, round_all(v, D, row));
+  const float* value_scales = with_new(cache.value_scales, round_all(v, D, row));
   Number* value = values + size_t(length / P) * P * D + in_word<Number>(length % P);
   for (int d = 0; d < D; d++) value[d * P] = row[d];
   float* scores = scratch.scores.data();
