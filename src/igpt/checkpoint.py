@@ -17,7 +17,6 @@ part of a checkpoint.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -39,6 +38,11 @@ from igpt.palette import Palette
 from igpt.parallel.processes import group, on_first, rank, require_same, speaks_for_group, together
 from igpt.parallel.storage import Writing, load_tensors, saved_tensors
 from igpt.recipes import parse_recipe, recipe_yaml
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 HEADER = "state.json"  # of a checkpoint: its progress, and the bytes of each file
 LOADER = "loader"  # what the files of a checkpoint begin with that hold a group's loader
@@ -108,12 +112,14 @@ class RunDirectory:
     def alone(self) -> Iterator[None]:
         """Hold the run while it is trained; UserError when another process on its machine does.
 
-        What ends, however it ends, lets go. Where the disk knows no locks nothing is held.
+        What ends, however it ends, lets go. Where the disk or the system (Windows) knows no such
+        locks nothing is held.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "a") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if fcntl is not None:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"another process is training {self.path}") from None
             except OSError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -83,7 +83,9 @@ def compile_step(step: Callable[..., Tensor], *fixed: Tensor) -> Callable[..., T
 
 def total_memory() -> int:
     """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
 def require_memory(needed: int, instead: str) -> None:
@@ -102,6 +104,8 @@ def reuse_memory() -> None:
     zeroed one by one, which is a quarter of a training step's time (docs/performance.md). Does
     nothing where the C library is not glibc.
     """
+    if sys.platform == "win32":
+        return
     trim_threshold, mmap_threshold = -1, -3  # names of mallopt(3)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

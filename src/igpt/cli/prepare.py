@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     work = Preparation(
         args.data, args.size, args.out, args.image_column, args.label_column, args.shard_pictures
     )
-    workers, began = args.workers or len(os.sched_getaffinity(0)), time.monotonic()
+    workers, began = args.workers or _cores(), time.monotonic()
     totals = prepare(work, workers=workers, part=_part(args.part), say=say)
     missing = f", {totals.missing} pieces of the source are still missing" if totals.missing else ""
     return Report(
@@ -67,6 +67,12 @@ def run(args: argparse.Namespace, say: Say) -> Report:
             "seconds": time.monotonic() - began,
         },
     )
+
+
+def _cores() -> int:
+    """That this process may use, where the system tells (Linux); else all."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _part(word: str) -> tuple[int, int]:

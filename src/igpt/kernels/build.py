@@ -11,8 +11,10 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -31,8 +33,11 @@ _log = logging.getLogger(__name__)
 
 @cache
 def load(name: str, *flags: str) -> ctypes.CDLL | None:
-    """The library of `<name>.cpp`, or None where it cannot be compiled or the switch is off."""
-    if os.environ.get(SWITCH) == "0":
+    """The library of `<name>.cpp`, or None where it cannot be compiled or the switch is off.
+
+    The files are written for x86-64 and compiled as on Linux; elsewhere it is None, too.
+    """
+    if os.environ.get(SWITCH) == "0" or not _for_this_machine():
         return None
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
@@ -72,6 +77,10 @@ def load_for_bfloat16(name: str) -> ctypes.CDLL | None:
 def _has_tiles() -> bool:
     """Whether the processor has matrix tiles (AMX) and the system grants them."""
     return bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
+
+
+def _for_this_machine() -> bool:
+    return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 def _compiled(name: str, compiler: str, flags: Sequence[str]) -> Path:
