@@ -69,12 +69,17 @@ class Row:
     contenders: dict[str, Contender]
     limit: Contender | None = None  # the machine's, measured in the same turns
     int8_share: float = 1  # of the bytes that a step reads in bfloat16, in 8 bits
+    needs: str = ""  # what must be computed or read, of which the limit is made
     quick: bool = False  # also part of --quick
 
 
 def product_limit(config: ModelConfig, batch: int, flops: float) -> Contender:
     """The products of a training step alone: the rate at which units of `flops` are done."""
     return Contender(matrix_products, (config, batch), product_flops(config, batch) / flops)
+
+
+def per_picture(flops: float) -> str:
+    return f"{flops / 1e9:.3g} GFLOP a picture"
 
 
 def theirs_in_each_type(make: Callable[..., Work], *args: object) -> dict[str, Contender]:
@@ -92,9 +97,10 @@ def training(title: str, config: ModelConfig, batch: int, quick: bool = False) -
         "igpt, not compiled": Contender(train_ours, (config, batch, True, False)),
         "igpt": Contender(train_ours, (config, batch, True, True)),
     }
-    limit = product_limit(config, batch, batch * needed_flops(config))
+    needed = needed_flops(config)
+    limit = product_limit(config, batch, batch * needed)
     title = f"training step, {title}, batch {batch}"
-    return Row(title, "pictures", batch, contenders, limit, quick=quick)
+    return Row(title, "pictures", batch, contenders, limit, 1, per_picture(needed), quick)
 
 
 def sampling(batch: int, quick: bool = False) -> Row:
@@ -114,6 +120,7 @@ def sampling(batch: int, quick: bool = False) -> Row:
         contenders,
         Contender(memory_stream, (), STREAMED / (STEPS * read)),
         read_int8 / read,
+        f"{read / 1e6:.0f} MB a step in bfloat16, {read_int8 / 1e6:.0f} MB in 8 bits",
         quick,
     )
 
@@ -131,7 +138,8 @@ def step_bytes(batch: int) -> tuple[float, float]:
 
 def rows() -> list[Row]:
     score = (SMALL, 8)
-    forward = product_limit(*score, 8 * needed_flops(SMALL) / 3)
+    needed = needed_flops(SMALL) / 3
+    forward = product_limit(*score, 8 * needed)
     attention = attention_gflops(HEADS)
     return [
         Row(
@@ -170,6 +178,7 @@ def rows() -> list[Row]:
                 "igpt": Contender(score_ours, (*score, OURS)),
             },
             forward,
+            needs=per_picture(needed),
         ),
         Row(
             "features of all layers, L=8 d=128, 1,024 tokens, batch 8",
@@ -181,6 +190,7 @@ def rows() -> list[Row]:
                 "igpt": Contender(features_ours, (*score, OURS)),
             },
             forward,
+            needs=per_picture(needed),
         ),
     ]
 
@@ -246,9 +256,12 @@ def main() -> None:
     measured: list[dict[str, Any]] = []
 
     def report(row: Row, results: dict[str, Result]) -> None:
-        print(f"\n**{row.title}**\n\n{table(row, results)}", flush=True)
+        needs = f": {row.needs}" if row.needs else ""
+        print(f"\n**{row.title}**{needs}\n\n{table(row, results)}", flush=True)
         described = {name: asdict(result) for name, result in results.items()}
-        measured.append({"title": row.title, "unit": row.unit, "results": described})
+        measured.append(
+            {"title": row.title, "unit": row.unit, "needs": row.needs, "results": described}
+        )
 
     for row in rows():
         if args.rows in row.title and (row.quick or not args.quick):

@@ -8,6 +8,7 @@ Medians with their ranges. `bench.py` prints them too.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -16,29 +17,38 @@ import time
 
 PRETRAIN = "pretrain digits --steps 1 --out NEW"
 FIRST_STEPS = (PRETRAIN, "finetune RUN --steps 1 --out NEW")  # timed until it is told of
+COMPILED = f"{PRETRAIN} train.compile=true"
+SAMPLE = "sample RUN -n 1 --out NEW.png"
+NEVER_RUN = ((PRETRAIN, True), (COMPILED, True), (SAMPLE, False))  # and whether to the first step
+CACHES = ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")  # where the kernels and PyTorch's code lie
 COMMANDS = (
     "--help",
     "info igpt-s",
     PRETRAIN,
     "eval RUN --limit 8",
-    "sample RUN -n 1 --out NEW.png",
+    SAMPLE,
     "score RUN --limit 8 --out NEW",
     "features RUN --limit 8 --layer 1 --out NEW.npz",
 )
 
 
 def start_up(rounds: int = 5) -> dict[str, list[float]]:
-    """Seconds of each, `rounds` times after once to warm up. RUN is a small model of digits."""
+    """Seconds of each, `rounds` times after once to warm up. RUN is a small model of digits.
+
+    Last, twice, those that compile what they need, as when they are run for the first time.
+    """
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"
         _seconds(PRETRAIN, {"NEW": run})
 
-        def seconds(command: str, first_step: bool) -> float:
-            new = tempfile.mkdtemp(dir=folder) + "/new"
+        def seconds(command: str, first_step: bool, never_run: bool = False) -> float:
+            here = tempfile.mkdtemp(dir=folder)
+            new = f"{here}/new"
             return _seconds(
                 command,
                 {"RUN": run, "NEW": new, "NEW.png": f"{new}.png", "NEW.npz": f"{new}.npz"},
                 first_step,
+                dict.fromkeys(CACHES, here) if never_run else {},
             )
 
         found = {}
@@ -46,14 +56,27 @@ def start_up(rounds: int = 5) -> dict[str, list[float]]:
             for command in commands:
                 name = f"igpt {command}" + (", until its first step" if first_step else "")
                 found[name] = [seconds(command, first_step) for _ in range(rounds + 1)][1:]
+        for command, first_step in NEVER_RUN:
+            name = f"igpt {command}" + (", until its first step" if first_step else "")
+            found[f"{name}, nothing compiled"] = [
+                seconds(command, first_step, never_run=True) for _ in range(2)
+            ]
     return found
 
 
-def _seconds(command: str, names: dict[str, str], first_step: bool = False) -> float:
+def _seconds(
+    command: str,
+    names: dict[str, str],
+    first_step: bool = False,
+    environment: dict[str, str] | None = None,
+) -> float:
     """Of a whole command, or until the line that tells the loss of its first step."""
     words = [sys.executable, "-m", "igpt", *(names.get(word, word) for word in command.split())]
     start, told = time.perf_counter(), None
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    env = {**os.environ, **(environment or {})}
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if told is None and line.startswith(b"step 1/"):  # validation's comes later
