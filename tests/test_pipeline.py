@@ -159,7 +159,10 @@ def test_completions_keep_the_given_part(
         (np.zeros((0, 8, 8, 3), np.uint8), "no pictures"),
         (np.zeros((8, 8), np.float32), "uint8"),
         (np.zeros((2, 3, 8, 8, 3), np.uint8), "shape"),
+        (np.zeros((8, 8, 4), np.uint8), "shape"),  # one picture, and not eight grey ones
+        (np.zeros((8, 8, 1), np.uint8), "shape"),
         ("missing.png", "no picture missing.png"),
+        (Path(__file__).parent, "is a folder: give its pictures"),
     ],
 )
 def test_what_is_no_picture_is_refused(

@@ -14,6 +14,7 @@ from conftest import is_sheet
 from igpt.config import UserError
 from igpt.plots import (
     completion_sheet,
+    confusion_figure,
     loss_figure,
     palette_sheet,
     picture_sheet,
@@ -181,3 +182,9 @@ def test_a_loss_that_was_not_finite_is_left_out_of_the_figure(tmp_path: Path) ->
     rows = [{"step": step, "loss": 3 / step} for step in (1, 2, 4, 5)]
     null = {"step": 3, "loss": None}
     assert np.array_equal(figure(tmp_path, rows), figure(tmp_path, [*rows[:2], null, *rows[2:]]))
+
+
+def test_names_of_classes_are_no_formulas(tmp_path: Path) -> None:
+    names = ("$5^^$", "a_$_$")
+    confusion_figure(np.eye(2, dtype=np.int64), names, tmp_path / "confusion.png")
+    assert Image.open(tmp_path / "confusion.png").size[0] > 100

@@ -308,6 +308,7 @@ def test_a_wrong_option_is_told_by_fit(
         (np.full((2, 64), 256), "values up to 256, above 255"),
         (np.full((2, 64), -1), "Negative values"),
         (np.full((2, 8, 8), np.nan), "NaN"),
+        ([np.full((4, 4), np.nan), np.zeros((5, 5))], "NaN"),
         (np.zeros((2, 8, 8, 4), np.uint8), r"got \[2, 8, 8, 4\]"),
         (np.zeros((0, 8, 8), np.uint8), "0 sample"),
         (Image.new("L", (8, 8)), "one picture: put it into a list"),

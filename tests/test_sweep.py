@@ -241,6 +241,10 @@ def test_a_name_of_the_grid_stands_for_the_field_that_ends_so(
 def test_a_value_with_a_slash_is_one_folder(tmp_path: Path) -> None:
     (point,) = make_points("digits", ["source=some/set"], [], tmp_path)
     assert point.run.path == tmp_path / "source=some_set"
+    (point,) = make_points("digits", ["order=random:1"], [], tmp_path)
+    assert point.run.path == tmp_path / "order=random_1"  # Windows takes no colons
+    with pytest.raises(UserError, match="two of its points have the name source=some_set"):
+        make_points("digits", ["source=some/set,some:set"], [], tmp_path)
 
 
 MISTAKES = [
@@ -255,7 +259,7 @@ MISTAKES = [
     (["shape=4"], [], "'shape' is no one field of a recipe"),
     (["data=4"], [], "'data' is no one field of a recipe"),
     (["colors=4,many"], [], "palette.colors"),
-    (["colors=4,0"], [], "palette.colors must be 2"),
+    (["colors=4,0"], [], "palette.colors must be 1"),
     (["order=raster,spiral"], [], "unknown order 'spiral'"),
     (["n_embd=16,17"], [], "n_embd .17. must be a multiple of n_head"),
     (["colors=4"], ["train.speed=1"], "unknown field 'train.speed'"),

@@ -329,6 +329,8 @@ def _as_pil(images: Shown) -> list[Image.Image]:
 
 
 def _open(path: Path) -> Image.Image:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give its pictures")
     try:
         return open_files([path]).image(0)
     except UnreadablePicture as error:
@@ -341,7 +343,8 @@ def _array_as_pil(array: npt.NDArray[Any]) -> list[Image.Image]:
     colour = array.ndim >= 3 and array.shape[-1] == 3
     if array.ndim == 2 or (array.ndim == 3 and colour):
         array = array[None]
-    if array.ndim != 3 + colour:
+    channels = array.ndim == 3 and array.shape[2] in (1, 2, 4) and array.shape[1] > 4
+    if array.ndim != 3 + colour or channels:  # of one picture; no grey ones so narrow
         raise UserError(
             "pictures must have shape [H, W], [H, W, 3], [B, H, W] or [B, H, W, 3], "
             f"got {list(array.shape)}"

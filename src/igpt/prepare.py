@@ -123,7 +123,7 @@ class Preparation:
             left.unlink()
         write_atomically(path, lambda file: _write_parquet(file, rows, label))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        relative, size = str(path.relative_to(self.out)), path.stat().st_size
+        relative, size = path.relative_to(self.out).as_posix(), path.stat().st_size
         shard = Finished(relative, len(rows), size, digest, skipped, items.ended)
         write_json(self._note(name), asdict(shard))
         return shard

@@ -10,8 +10,9 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from igpt.checkpoint import RunDirectory
+from igpt.checkpoint import RunDirectory, recipe_of
 from igpt.config import ModelConfig, Recipe, Say, UserError
+from igpt.data import source_name
 from igpt.device import compute_dtype, default_device
 from igpt.disk import require_folder
 from igpt.model import ImageGPT
@@ -63,6 +64,7 @@ def settle_recipe(
 
     How it is divided over processes and memory, compiled, logged and kept may change on the way.
     """
+    recipe = recipe and _with_whole_path(recipe)
     if not run.exists():
         if recipe is None:
             raise UserError(f"no run at {run.path} to resume, and no recipe to begin one")
@@ -70,8 +72,7 @@ def settle_recipe(
             raise UserError(f"the recipe is one of `igpt {_command_of(recipe)}`")
         run.require_free()
         require_folder(run.path)
-        # What another run counted is of its own pictures.
-        return recipe if recipe.init_from else with_split_pictures(recipe, None)
+        return recipe if _goes_on_with_its_data(recipe) else with_split_pictures(recipe, None)
     if not resume:
         if not run.checkpoints.exists():
             what = "a run without checkpoints: add --resume, remove it, or choose another --out"
@@ -83,12 +84,24 @@ def settle_recipe(
     if recipe is None:
         return saved
     recipe = with_split_pictures(recipe, saved.data.split_pictures)
-    changed = [name for name in differing_fields(recipe, saved) if not name.startswith(MANNER)]
+    differing = differing_fields(recipe, _with_whole_path(saved))
+    changed = [name for name in differing if not name.startswith(MANNER)]
     if changed:
         fields = ", ".join(changed)
         other = "choose another --out, where --init-from can go on from its model"
         raise UserError(f"cannot resume {run.path}: its recipe has another {fields}; {other}")
     return recipe
+
+
+def _with_whole_path(recipe: Recipe) -> Recipe:
+    """The recipe whose data are the same from any working directory."""
+    return replace(recipe, data=replace(recipe.data, source=source_name(recipe.data.source)))
+
+
+def _goes_on_with_its_data(recipe: Recipe) -> bool:
+    """Whether a run starts from a model of the same pictures, so that its count of them holds."""
+    start = recipe_of(Path(recipe.init_from)) if recipe.init_from else None
+    return start is not None and source_name(start.data.source) == recipe.data.source
 
 
 def with_split_pictures(recipe: Recipe, pictures: int | None) -> Recipe:

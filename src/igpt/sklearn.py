@@ -24,6 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.model_selection import StratifiedKFold
+from sklearn.utils import assert_all_finite
 from sklearn.utils.extmath import softmax
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
@@ -98,6 +99,7 @@ class _PictureEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _as_bytes(self, numbers: npt.NDArray[Any]) -> Pixels:
         """Numbers of any shape as uint8, full brightness at 255."""
+        assert_all_finite(numbers)  # which was checked of all but lists of arrays
         check_non_negative(numbers, type(self).__name__)
         white = self.white or (255 if np.issubdtype(numbers.dtype, np.integer) else 1)
         if numbers.max() > white:

@@ -7,8 +7,9 @@ combination and `sweep.json`, which is written anew after each, so a killed swee
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -39,6 +40,7 @@ from igpt.run import settle_recipe
 from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets, summarise
 from igpt.train import Outcome
 
+NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*]')  # of files, on one system or another
 ALIASES = {"model": "model.preset"}  # other fields go by the last part of their name
 
 
@@ -98,10 +100,12 @@ def make_points(recipe: str, grid: Sequence[str], changes: Sequence[str], out: P
         if field in taken:
             raise UserError(f"grid: '{name}' is {field}, which is given already")
         taken.append(field)
-    points = []
+    points: list[Point] = []
     for combination in product(*values.values()):
         chosen = dict(zip(values, combination, strict=True))
-        name = ",".join(f"{key}={value}" for key, value in chosen.items()).replace("/", "_")
+        name = NOT_IN_NAMES.sub("_", ",".join(f"{key}={value}" for key, value in chosen.items()))
+        if any(name == point.name for point in points):
+            raise UserError(f"grid: two of its points have the name {name}")
         words = [*changes, *(f"{fields[key]}={value}" for key, value in chosen.items())]
         points.append(Point(name, load_recipe(recipe, words), RunDirectory(out / name)))
         _check(points[-1])
@@ -162,16 +166,16 @@ def sweep(points: Sequence[Point], out: Path, labels_per_class: int | None, say:
         say(f"[{number}/{len(points)}] {point.name}")
         result = known.get(point.name)
         if not (result and point.run.exists() and result.labels_per_class == labels_per_class):
-            if known.pop(point.name, None):  # of a run that is gone, or of other labels
-                _write(path, known)
+            if result:  # of a run that is gone, or of other labels
+                _replace(path, point.name, None)
             if point.recipe.train.compile:
                 torch.compiler.reset()  # what it made for another shape would be reused
             resume = point.run.exists()
             outcome = pretrain(point.recipe, point.run.path, resume=resume, say=say).outcome
             if outcome.signal is not None:
                 return Swept(done, (point, outcome))
-            result = known[point.name] = measure(point, outcome, labels_per_class, say)
-            _write(path, known)
+            result = measure(point, outcome, labels_per_class, say)
+            _replace(path, point.name, result)
         done.append(result)
     return Swept(done)
 
@@ -245,5 +249,7 @@ def _read(path: Path) -> dict[str, Result]:
         raise UserError(f"{path} does not hold a sweep: {error}") from error
 
 
-def _write(path: Path, results: Mapping[str, Result]) -> None:
-    write_json(path, {"runs": [asdict(result) for result in results.values()]})
+def _replace(path: Path, name: str, result: Result | None) -> None:
+    """Write one result, or its absence, beside those of other sweeps that write the same file."""
+    results = {**_read(path), name: result}
+    write_json(path, {"runs": [asdict(result) for result in results.values() if result]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -169,7 +170,7 @@ MISTAKES = [
     (["pretrain", "digits", "--out", "{tmp}/r", "--data", "{tmp}/nothing"], "no data at"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--data", "{tmp}/empty"], "no pictures"),
     (["pretrain", "digits", "--out", "{tmp}/text.npy"], "cannot write into"),
-    (["pretrain", "digits", "--out", "{tmp}/r", "--colors", "1"], "palette.colors must be 2"),
+    (["pretrain", "digits", "--out", "{tmp}/r", "--colors", "0"], "palette.colors must be 1"),
     (["eval", "{run}", "--data", "{tmp}/one", "--split", "tst"], "no split 'tst'"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--palette", "{tmp}/no.npy"], "no palette file"),
     (["pretrain", "--out", "{tmp}/r", "--resume"], "no run"),
@@ -285,6 +286,38 @@ def test_a_folder_that_grows_does_not_test_in_silence_on_what_was_learned(
     again = ("pretrain", run / "recipe.yaml", "--data", tmp_path / "others", "--out")
     assert "when the run began" not in igpt(*again, tmp_path / "new").err
     assert "split_pictures: 12" in (tmp_path / "new" / "recipe.yaml").read_text()
+    # Nor does the recipe of a run that went on from a model of the first ones.
+    again = ("pretrain", tmp_path / "next" / "recipe.yaml", "--data", tmp_path / "others", "--out")
+    assert "when the run began" not in igpt(*again, tmp_path / "other").err
+    assert "split_pictures: 12" in (tmp_path / "other" / "recipe.yaml").read_text()
+
+
+def test_a_run_knows_its_pictures_from_any_working_directory(
+    igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for i in range(20):
+        (tmp_path / "pictures" / f"{i:02}.png").write_bytes(picture_bytes(i))
+    monkeypatch.chdir(tmp_path)
+    small = ("--steps", 2, "--colors", 4, "--batch-size", 4, "model.n_layer=1", "model.n_embd=16")
+    words = ("pretrain", "digits", "--data", "pictures", "--out", "run", *small)
+    assert igpt(*words).status == 0
+    assert igpt(*words, "--resume").status == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for data in ((), ("--data", "../pictures"), ("--data", tmp_path / "pictures")):
+        values = json.loads(igpt("eval", "../run", "--json", *data).out)
+        assert values["count"] == 2  # what training held out, and not what it learned from
+
+
+def test_a_name_that_stdout_cannot_write_is_escaped(tiny_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cat \N{CHECK MARK}.png"
+    path.write_bytes(picture_bytes(0))
+    words = [sys.executable, "-m", "igpt", "score", tiny_run, path, "--out", tmp_path / "scores"]
+    env = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(words, capture_output=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert b"cat \\u2713.png" in done.stdout
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:

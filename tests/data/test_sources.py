@@ -71,6 +71,31 @@ def test_split_folders_are_splits(tmp_path: Path) -> None:
     assert set(open_source(str(tmp_path)).splits) == {"train", "test"}
 
 
+@pytest.mark.parametrize("names", [("Train", "Test"), ("TRAINING", "TESTING"), ("train", "Test")])
+def test_split_folders_may_be_written_in_capitals(tmp_path: Path, names: tuple[str, str]) -> None:
+    train, test = names
+    files = [f"{train}/cat/1.png", f"{train}/dog/2.png", f"{test}/dog/3.png", f"{test}/cat/4.png"]
+    write_pictures(tmp_path, files)
+    source = open_source(str(tmp_path))
+    assert set(source.splits) == {"train", "test"}
+    for name, labels in (("train", [0, 1]), ("test", [0, 1])):
+        pictures = source.split(name)
+        assert pictures.class_names == ("cat", "dog")
+        assert pictures.labels is not None
+        assert pictures.labels.tolist() == labels
+        assert all(f"/{names[name == 'test']}/" in pictures.name(i) for i in range(2))
+
+
+def test_a_folder_whose_path_is_a_pattern_is_refused(tmp_path: Path) -> None:
+    """The library would read `photos1` for it."""
+    write_pictures(tmp_path / "photos1", ["1.png", "2.png"])
+    for name in ("photos[1]", "photos?", "a::b"):
+        write_pictures(tmp_path / name / "inside", ["1.png"])
+        for spec in (tmp_path / name, tmp_path / name / "inside"):
+            with pytest.raises(UserError, match="rename that folder"):
+                open_source(str(spec))
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "saved"])
 def test_parquet_and_saved_data_sets_keep_the_pictures_and_labels(
     tmp_path: Path, suffix: str

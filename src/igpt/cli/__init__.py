@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import gc
+import io
 import json
 import os
 import signal
@@ -117,6 +118,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     Of several processes that torchrun started each exits so, or with 1 when it lost another one.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that its encoding lacks
     # Python's last collections take most of a second over what PyTorch imported, to free nothing.
     atexit.register(gc.freeze)
     name = _overview().parse_args(argv[:1] or ["--help"]).command

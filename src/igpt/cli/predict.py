@@ -76,6 +76,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     dtype = compute_dtype(args.precision, pipeline.model.wte.device)
     prediction = classifier.predict(pipeline.tokens(pictures.images), dtype)
     rows = _rows(pictures.names, prediction, known)
+    if args.csv:
+        write_csv(args.csv, rows)
     values: dict[str, Any] = {"count": len(rows), "predictions": rows}
     lines = _table(rows)
     if known is not None and (known >= 0).any():
@@ -91,8 +93,6 @@ def run(args: argparse.Namespace, say: Say) -> Report:
                 args.confusion,
                 lambda path: confusion_figure(result.confusion, classifier.class_names, path),
             )
-    if args.csv:
-        write_csv(args.csv, rows)
     return Report("\n".join(lines), values)
 
 

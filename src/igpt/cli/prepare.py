@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
 from igpt.cli.report import Report
 from igpt.config import Say, UserError
 
+MOST_ON_WINDOWS = 61  # worker processes: concurrent.futures refuses more
 EXAMPLE = "igpt prepare --data digits --size 16 --out digits16"
 
 
@@ -72,7 +74,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 def _cores() -> int:
     """That this process may use, where the system tells (Linux); else all."""
     allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+    return min(cores, MOST_ON_WINDOWS) if sys.platform == "win32" else cores
 
 
 def _part(word: str) -> tuple[int, int]:

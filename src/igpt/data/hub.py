@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
 
 def open_dataset(spec: str, image_column: str | None, label_column: str | None) -> Source:
     """A folder or a Hub id, by the `datasets` library."""
+    require_plain_path(spec)
     files = files_in(Path(spec)) if Path(spec).is_dir() else []
     try:
         splits = _load_splits(spec)
@@ -48,12 +50,38 @@ def reason(error: Exception) -> str:
     return first_line(cause)
 
 
+def require_plain_path(spec: str) -> None:
+    """UserError for a folder whose path the library would take for a pattern that fits others."""
+    folder = Path(spec).resolve()
+    if folder.is_dir() and (found := re.search(r"[*?\[\]]|::", str(folder))):
+        raise UserError(f"the path {folder} has '{found[0]}' in it: rename that folder")
+
+
+def split_folders(spec: str) -> dict[str, str] | None:
+    """Patterns of each split's files, for a folder of folders like `Train` and `Test`, else None.
+
+    The library knows such names in lower case only, and takes others for classes of one split.
+    """
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    folder = Path(spec)
+    if not folder.is_dir():
+        return None
+    names = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."}
+    known = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+    found = {known.get(name.lower(), ""): f"{name}/**" for name in names}
+    usual = all(name == name.lower() for name in names)
+    return None if usual or "" in found or len(found) < len(names) else found
+
+
 def _load_splits(spec: str) -> Any:
     """A `datasets.DatasetDict`."""
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
+    if folders := split_folders(spec):
+        return datasets.load_dataset(spec, data_files=folders)
     saved = any(Path(spec, name).is_file() for name in ("dataset_dict.json", "state.json"))
     loaded = datasets.load_from_disk(spec) if saved else datasets.load_dataset(spec)
     return datasets.DatasetDict(train=loaded) if isinstance(loaded, datasets.Dataset) else loaded

@@ -22,7 +22,13 @@ from PIL import Image
 
 from igpt.config import DataConfig, UserError
 from igpt.data.decode import CHUNK, Fit, decode_readable, to_rgb
-from igpt.data.hub import image_column_of, label_column_of, reason
+from igpt.data.hub import (
+    image_column_of,
+    label_column_of,
+    reason,
+    require_plain_path,
+    split_folders,
+)
 from igpt.data.loader import State
 from igpt.data.pictures import Pictures, as_text
 from igpt.data.sources import check_split_names, is_hub_id, validation_name
@@ -230,7 +236,8 @@ def _load(spec: str) -> tuple[Any, tuple[str, ...]]:
         splits = datasets.load_dataset(builder, data_files={"train": files}, streaming=True)
         return splits, tuple(files)
     if Path(spec).is_dir() or is_hub_id(spec):
-        return datasets.load_dataset(spec, streaming=True), ()
+        require_plain_path(spec)
+        return datasets.load_dataset(spec, data_files=split_folders(spec), streaming=True), ()
     raise UserError(
         f"no stream at '{spec}': expected a Hub id, a folder, or .tar or .parquet shards by their "
         "path or URL"

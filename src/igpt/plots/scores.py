@@ -130,6 +130,7 @@ def _histograms(axes: Axes, signal: Signal, title: str, labels: tuple[str, str])
     sets = (signal.inside, signal.outside)
     for values, label, color in zip(sets, labels, (BLUE, ORANGE), strict=True):
         share = np.full(len(values), 100 / len(values))
-        axes.hist(values, edges, weights=share, label=label, color=color, alpha=0.65)
+        plain = label.replace("$", r"\$")  # a name may hold what matplotlib takes for a formula
+        axes.hist(values, edges, weights=share, label=plain, color=color, alpha=0.65)
     axes.set_title(title, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
