@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import DataConfig
     from igpt.prepare import Preparation, prepare
 
-    DataConfig(image_size=args.size)  # the range is checked there
+    DataConfig(image_size=args.size)  # it checks the range
     for name in ("workers", "shard_pictures"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 
 def _cores() -> int:
-    """That this process may use, where the system tells (Linux); else all."""
+    """The number of cores that this process may use, if the system tells (Linux); else of all."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
