@@ -55,7 +55,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def ready_to_copy(tensor: Tensor) -> Tensor:
-    """Where a GPU fetches it from while it computes: in pinned memory, if there is a GPU."""
+    """`tensor` in pinned memory, so that copying it to the GPU overlaps with computing.
+
+    Unchanged without a GPU.
+    """
     return tensor.pin_memory() if default_device().type == "cuda" else tensor
 
 

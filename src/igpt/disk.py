@@ -24,7 +24,7 @@ def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     folder = path.is_dir()
     if folder and sys.platform == "win32":
-        return  # which opens no folders
+        return  # Windows cannot open folders
     descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -33,18 +33,19 @@ def flush(path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file of another name, flush it, rename it to `path`.
+    """Let `write` make a temporary file, flush it, and rename it to `path`.
 
-    The name is this call's alone: other threads, and machines with the same file system, may write
-    the same file. Raises UserError when the disk does not take it; `path` is then what it was.
+    The temporary name is unique, so other threads, and machines with the same file system, may
+    write the same `path` at once. Raises UserError when the file cannot be written; `path` is then
+    unchanged.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
-        usual = stat.S_IMODE(temporary.stat().st_mode)  # what the process's umask leaves
+        usual = stat.S_IMODE(temporary.stat().st_mode)  # the permissions that the umask leaves
         write(temporary)
-        temporary.chmod(usual)  # safetensors' own writer gives it to its owner alone
+        temporary.chmod(usual)  # safetensors' own writer permits the owner alone
         flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)
@@ -58,7 +59,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def require_folder(path: Path) -> None:
     """UserError unless files can be made in a folder, which need not be there yet.
 
-    To be said before the work whose results they are.
+    Call it before the work whose results go there, so that they cannot be lost.
     """
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
@@ -69,14 +70,14 @@ def require_folder(path: Path) -> None:
 
 
 def require_file(path: Path) -> None:
-    """UserError unless a file can be made, or replaced, at `path`; to be said before the work."""
+    """UserError unless a file can be made, or replaced, at `path`; call it before the work."""
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder")
     require_folder(path.parent)
 
 
 def require_new_folder(path: Path) -> None:
-    """UserError unless `path` is nothing yet, or an empty folder."""
+    """UserError unless `path` does not exist yet, or is an empty folder."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: give a new folder")
     if path.exists() and any(path.iterdir()):
@@ -94,7 +95,7 @@ def write_json(path: Path, contents: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """`write_atomically` of rows, at least one, with a line of their keys."""
+    """`write_atomically` of at least one row, as CSV below a line of the keys."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()

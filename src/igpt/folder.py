@@ -1,8 +1,8 @@
-"""The model folder, as the Hugging Face libraries have it: `igpt.load` and `transformers` read it.
+"""The model folder, in the Hugging Face format: `igpt.load` and `transformers` read it.
 
 config.json, preprocessor_config.json   shape and order; clusters and size
 model.safetensors                       the weights; or an index, and the files that it names
-lm_head.safetensors                     of a model with classes: the head for the next pixel
+lm_head.safetensors                     only of a model with classes: the head for the next pixel
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from igpt.parallel.sharding import build, copy_whole, whole
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 GENERATIVE_HEAD = "lm_head.safetensors"
-STEM = f"model-{'?' * 8}-{'?' * 5}"  # of each of several files of weights
-FILE_BYTES = 10**9  # of a file of weights at most: what the first process gathers of a split model
+STEM = f"model-{'?' * 8}-{'?' * 5}"  # pattern of the files' names where weights fill several
+FILE_BYTES = 10**9  # of a file at most, and so of what is gathered of a split model at a time
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -42,9 +42,9 @@ def save_model(
 ) -> None:
     """Write the model folder.
 
-    Weights come last, so that a folder with weights is whole. Of several processes, all call it and
-    the first writes; of a model that is split over them it holds a file's worth at a time. Raises
-    UserError for all when it cannot.
+    Weights come last, so that a folder with weights is complete. All processes call this and the
+    first writes, holding one file's worth of a split model at a time. All raise UserError when it
+    cannot write.
     """
     on_first(lambda: _write_description(folder, model.config, codec, class_names))
     writer = _WeightsWriter(folder)
@@ -68,7 +68,7 @@ def _write_description(
 
 
 def _parts(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Native weights in pieces that can be translated alone: each block, then all that is none."""
+    """Native weights in parts that can be translated separately: each block, then all the rest."""
     blocks: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         words = name.split(".")
@@ -81,8 +81,8 @@ def _parts(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 class _WeightsWriter:
     """Writes weights to one file or, when they are more than FILE_BYTES, to several and an index.
 
-    The several have names of their own every time, so that the index is of all that are written
-    now or of all that were before.
+    Several files get new names every time, so that the index in the folder always names either all
+    of the old files or all of the new ones.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -93,16 +93,16 @@ class _WeightsWriter:
         self._bytes = 0
 
     def add(self, weights: dict[str, Tensor]) -> None:
-        """Weights under their names."""
+        """Add weights by name: they are written now or in `finish`."""
         if huggingface.SCORE in weights:
-            # Their classifier has no head for the next pixel, and would complain of one.
+            # transformers' classifier has no head for the next pixel, and would complain of one.
             self._head = {huggingface.LM_HEAD: weights.pop(huggingface.LM_HEAD)}
         if self._held and _bytes(self._held) + _bytes(weights) > FILE_BYTES:
             self._write_file()
         self._held |= weights
 
     def finish(self) -> None:
-        """Make what was added the weights of the folder, and remove those before."""
+        """Make the added weights those of the folder, and remove the earlier ones."""
         if self._head:
             _save(self._folder / GENERATIVE_HEAD, self._head)
         if self._files:
@@ -114,13 +114,13 @@ class _WeightsWriter:
         kept = {INDEX, *self._files.values()} if self._files else {WEIGHTS}
         if self._head:
             kept.add(GENERATIVE_HEAD)
-        ours = (WEIGHTS, INDEX, GENERATIVE_HEAD)  # and what _write_file names
+        ours = (WEIGHTS, INDEX, GENERATIVE_HEAD)  # and the names that _write_file gives
         for path in (*map(self._folder.joinpath, ours), *self._folder.glob(f"{STEM}.safetensors")):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove what was written of weights that did not come to an end."""
+        """Remove the files written so far, of weights that cannot be completed."""
         for path in self._folder.glob(f"{self._stem}-*"):
             path.unlink()
 
@@ -146,15 +146,15 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model as it lies in a folder: a weight is read from its file when it is copied."""
+    """A model that is still in its folder: weights are read from disk only when they are copied."""
 
     config: ModelConfig
     codec: Codec
     weights: Mapping[str, Tensor]  # by their native names
-    source: Path  # what names or holds them
+    source: Path  # the file that holds the weights, or the index that names their files
 
     def copy_into(self, model: ImageGPT, *, but: Collection[str] = ()) -> None:
-        """Give `model`, or this process's part of it, the weights, all `but` these.
+        """Copy the weights, except those in `but`, into `model` or this process's part of it.
 
         Raises UserError when names or shapes do not fit.
         """
@@ -165,7 +165,7 @@ class StoredModel:
 
 
 def require_fit(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path) -> None:
-    """UserError unless `found` has a tensor of the shape of each of the model's `own`."""
+    """UserError unless `found` has all of the model's `own` tensors, in the same shapes."""
     for name, tensor in own.items():
         if name not in found:
             raise UserError(f"{source}: tensor {name} is missing")
@@ -175,7 +175,7 @@ def require_fit(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: 
 
 
 def require_model(folder: Path) -> None:
-    """UserError for a folder that is no model's, and for a run that has none yet."""
+    """UserError for a folder that holds no model, and for a run that has not made one yet."""
     if not folder.is_dir():
         raise UserError(f"no run at {folder}: expected a folder that `igpt pretrain` made")
     if not (folder / "config.json").is_file():

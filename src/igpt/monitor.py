@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Row = dict[str, float | int]
-Seen = dict[str, float | int | None]  # a row read back: what was no number is None
+Seen = dict[str, float | int | None]  # a row read back from the file; None: it was not finite
 
 
 def read_metrics(path: Path) -> list[Seen]:
@@ -38,7 +38,7 @@ def read_metrics(path: Path) -> list[Seen]:
 
 
 def training_minutes(rows: Sequence[Seen], batch_size: int) -> float:
-    """Minutes that a run's optimizer steps took, by the throughput of its metric rows."""
+    """Minutes that a run's optimizer steps took, from the throughput in its metric rows."""
     minutes, last = 0.0, 0
     for row in rows:
         if rate := row.get("pictures_per_second"):
@@ -52,8 +52,8 @@ class Monitor:
     """The log of one run; a context manager.
 
     On opening at `start_step`, rows of later steps are dropped: they belong to a part of the run
-    that was killed before its checkpoint and is about to be repeated. So is the validation of
-    `start_step`, if it `is_owed`.
+    that was killed before its checkpoint and is about to be repeated. With `is_owed`, the
+    validation at `start_step` is about to be repeated too, and its row is dropped.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Monitor:
         rows = read_metrics(self.path)
         kept = [row for row in rows if self._is_kept(row)]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        # Unbuffered: what a full disk did not take is not tried again when the file is closed.
+        # Unbuffered, so that closing the file does not write again what a full disk refused.
         self._file = self.path.open("ab", buffering=0)
         self._tensorboard = _start_tensorboard(self._run_dir, self.start_step)
         if sys.stderr.isatty():
@@ -104,7 +104,7 @@ class Monitor:
     def log(self, row: Row) -> None:
         """Append a row; it has `step`, and `loss`, `lr`, `pictures_per_second` or `val_...`.
 
-        Raises UserError when the disk does not take it.
+        Raises UserError when it cannot be written.
         """
         finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
         try:
@@ -172,7 +172,7 @@ def _start_wandb(run_dir: Path) -> Any:
         raise UserError(
             "train.wandb asks for Weights & Biases: pip install 'igpt[wandb]'"
         ) from error
-    # The same id for the same directory, so that a resumed run goes on in the same place.
+    # The same id for the same directory, so that a resumed run continues its W&B run.
     identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
     return wandb.init(
         project="igpt", dir=str(run_dir), name=run_dir.name, id=identity, resume="allow"

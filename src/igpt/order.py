@@ -1,7 +1,8 @@
 """The permutation pi in which a picture is read (paper, section 2.1), and the codec made with it.
 
-pi[i] is the raster index of the i-th pixel that the model reads. The codec is the only border
-between pixels and tokens: palette, then pi; back by the inverse of pi, then the palette.
+pi[i] is the raster index of the i-th pixel that the model reads. Only the codec turns pixels into
+tokens, by the palette and then pi, and tokens into pixels, by the inverse of pi and then the
+palette.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def _hilbert(x: int, y: int, ax: int, ay: int, bx: int, by: int) -> Iterator[tup
 class Encoded:
     """Pictures that came as tokens, as OpenAI's data sets do: uint16 `tokens` [N, T], raster order.
 
-    What colour a token is, only the palette knows that they were made with. Raises UserError for
+    Only the palette that they were made with tells which colour a token is. Raises UserError for
     anything but whole numbers that can be tokens.
     """
 
@@ -129,13 +130,13 @@ class Codec:
         return self.palette.n_colors
 
     def encode(self, images: Pixels | Encoded) -> npt.NDArray[np.int64]:
-        """Tokens [B, T] in the model's order, of what `raster_tokens` takes."""
+        """Tokens [B, T] in the model's order, of any pictures that `raster_tokens` takes."""
         return self.reorder(self.raster_tokens(images)).astype(np.int64)
 
     def raster_tokens(self, images: Pixels | Encoded) -> Tokens:
         """Tokens [B, T] row by row, of uint8 images [B, H, W, 3] or of encoded ones.
 
-        Raises UserError when they are not of the size, or encoded with a larger palette.
+        Raises UserError when they are not of the codec's size, or encoded with a larger palette.
         """
         size = self.image_size
         if not isinstance(images, Encoded):

@@ -1,8 +1,8 @@
 """Colour clusters: what turns pixels into tokens and back (paper, section 3.2).
 
-Encoding is the exact nearest cluster and yet a table look-up: the 2^24 colours are divided into
-16x16x16 cells, and a cell is computed when a picture first has a colour of it, among the few
-clusters that can be nearest to any colour of the cell.
+Encoding finds the exact nearest cluster, by a look-up in a table of all 2^24 colours. The table is
+divided into cells of 16x16x16 colours. A cell is filled when a picture first has a colour in it,
+from the few clusters that can be nearest to any of the cell's colours.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from igpt.config import UserError
 from igpt.disk import write_atomically
 from igpt.types import Floats, Pixels, Tokens
 
-CELL = 16  # colours a side of a cell of the table
-UNKNOWN = 65535  # a colour whose cell was not computed yet; so K is at most 65535
-RANGE_SLACK = 1e-3  # k-means centres may stand a rounding outside [-1, 1]
-SLACK = 1e-9  # of the bounds on squared distances, far above float64's error
-# More distinct colours than these are first averaged in bins of 4x4x4: k-means on the millions of a
-# photo collection takes minutes more and ends no better (docs/results.md).
+CELL = 16  # colours along a side of the table's cells
+UNKNOWN = 65535  # marks a colour whose cell is not filled yet; so K is at most 65535
+RANGE_SLACK = 1e-3  # rounding may leave k-means centres slightly outside [-1, 1]
+SLACK = 1e-9  # added to bounds on squared distances; far above float64's error
+# More distinct colours than EXACT are first averaged in bins of 4x4x4: k-means on the millions in a
+# photo collection takes minutes longer and gives no better palette (docs/results.md).
 EXACT, BIN = 50_000, 4
-SEEDS = 1 << 32  # that scikit-learn takes
-GATHER = 1 << 16  # pixels a gather, so that its indexes stay in the cache
-# Pixels that are worked on at once; a thread's, as NumPy gathers without the interpreter's lock.
+SEEDS = 1 << 32  # scikit-learn takes seeds below this
+GATHER = 1 << 16  # pixels looked up at a time, so that their indexes stay in the cache
+# Pixels that one thread works on at a time; NumPy gathers without holding the interpreter's lock.
 PART = 1 << 20
 
 
@@ -70,17 +70,17 @@ class Palette:
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[type[Palette], tuple[npt.NDArray[np.float32]]]:
-        return Palette, (self.clusters,)  # a copy fills a table of its own
+        return Palette, (self.clusters,)  # without the table: a copy fills its own
 
     @classmethod
     def fit(cls, images: Pixels, n_colors: int = 512, seed: int = 0) -> Palette:
         """k-means on the pixels of uint8 `images` [B, H, W, 3], its clusters from dark to light.
 
-        Works on the distinct colours, weighted by how often they occur: what k-means makes small
-        is the same as on all pixels, in a fraction of the time, though it may draw other first
-        centres. More than 50,000 of them are first averaged in fine bins, unless these are fewer
-        than `n_colors`. With fewer distinct colours than that the palette is those colours, and a
-        warning says so.
+        Works on the distinct colours, weighted by how often they occur: k-means then minimises the
+        same sum as on all pixels, in a fraction of the time, though it may start from other
+        centres. More than 50,000 distinct colours are first averaged in fine bins, unless there are
+        fewer bins than `n_colors`. With fewer distinct colours than `n_colors`, the palette is
+        just those colours, and a warning says so.
         """
         if n_colors < 1:
             raise UserError(f"a palette has at least 1 colour, got {n_colors}")
@@ -94,7 +94,7 @@ class Palette:
                     stacklevel=2,
                 )
             return cls(_by_luminance(_to_unit(colors)))
-        from sklearn.cluster import KMeans  # a second, which few colours can do without
+        from sklearn.cluster import KMeans  # takes a second, and few colours do not need it
 
         points, weights = _to_unit(colors), counts.astype(np.float64)
         if len(points) > EXACT:
@@ -112,7 +112,7 @@ class Palette:
     def encode(self, images: Pixels) -> Tokens:
         """The nearest cluster of every pixel of `images` [B, H, W, 3]: uint16 [B, H*W].
 
-        Exact: equal to brute force in float64, ties to the lowest index. Of no pictures, no tokens.
+        Exact: equal to brute force in float64, ties to the lowest index. There may be no pictures.
         """
         flat = _checked(images).reshape(-1, 3)
         tokens = np.empty(len(flat), dtype=np.uint16)
@@ -142,9 +142,9 @@ class Palette:
         return self.colors[tokens].reshape(len(tokens), side, side, 3)
 
     def psnr(self, images: Pixels) -> float:
-        """How near the palette's colours come to those of `images` [B, H, W, 3], in dB."""
+        """How near the palette's colours come to those of `images` [B, H, W, 3]: PSNR in dB."""
         flat, colors = _some(images).reshape(-1, 3), self.colors.astype(np.float32)
-        total = 0.0  # of squares, which are whole numbers: exact, however they are added
+        total = 0.0  # a sum of squared whole numbers: exact in any order
         for start in range(0, len(flat), PART):
             part = flat[start : start + PART]
             nearest = colors[self.encode(part[None, None])[0]]  # [n, 3]
@@ -178,7 +178,7 @@ class Palette:
     def _look_up(self, colors: Pixels, tokens: Tokens) -> None:
         """Write the tokens [N] of `colors` [N, 3].
 
-        Several threads may: what two of them fill in at once is the same.
+        Safe in several threads: two that fill the same cell at once write the same values.
         """
         for start in range(0, len(colors), GATHER):
             packed = _pack(colors[start : start + GATHER])
@@ -189,7 +189,7 @@ class Palette:
                 np.take(self._table, packed, out=out, mode="clip")
 
     def _fill(self, packed: npt.NDArray[np.uint32]) -> None:
-        """Compute the table's cells that hold the colours `packed`."""
+        """Fill the table's cells that hold the colours `packed`."""
         cells = np.unique(_unpack(packed) // CELL, axis=0)  # [n, 3]
         clusters = self.clusters.astype(np.float64)
         steps = np.stack(np.meshgrid(*[np.arange(CELL)] * 3, indexing="ij"), -1).reshape(-1, 3)
@@ -202,9 +202,10 @@ class Palette:
 
 
 def _count_colors(pixels: Pixels) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-    """The distinct colours [U] of `pixels` [N, 3], packed and in order, and how many of each.
+    """The distinct colours [U] of `pixels` [N, 3], packed and sorted, and how many of each.
 
-    Of many pixels in a table of all colours: to sort them at once takes several times their memory.
+    Many pixels are counted in a table of all colours, since sorting them all at once takes several
+    times their memory.
     """
     if len(pixels) <= PART:
         return np.unique(_pack(pixels), return_counts=True)
@@ -217,9 +218,9 @@ def _count_colors(pixels: Pixels) -> tuple[npt.NDArray[np.uint32], npt.NDArray[n
 
 
 def _binned(colors: Pixels, counts: Floats) -> tuple[Floats, npt.NDArray[Any]]:
-    """Mean colours [M, 3] in [-1, 1] of the bins that `colors` [U, 3] fall in, and their pixels.
+    """Mean colours [M, 3] in [-1, 1] of the bins that `colors` [U, 3] fall in, and counts [M].
 
-    What is lost is each colour's distance from its bin's mean, which hardly moves a centre.
+    This loses each colour's distance from its bin's mean, which hardly moves the k-means centres.
     """
     bins, which = np.unique(_pack(colors // BIN), return_inverse=True)
     weights = np.bincount(which, counts, len(bins))
@@ -252,14 +253,14 @@ def _checked(images: Pixels) -> Pixels:
 
 
 def _some(images: Pixels) -> Pixels:
-    """`_checked`, where at least one pixel is needed."""
+    """The same as `_checked`, and at least one pixel."""
     if _checked(images).size == 0:
         raise UserError("no pictures given")
     return images
 
 
 def _to_unit(colors: npt.NDArray[Any]) -> Floats:
-    """Colours 0 to 255 as OpenAI's clusters are scaled."""
+    """Colours 0 to 255, scaled to [-1, 1] as OpenAI's clusters are."""
     return colors.astype(np.float64) / 127.5 - 1
 
 
@@ -267,7 +268,7 @@ def _pack(colors: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     """Colours [N, 3] as 24-bit numbers [N]."""
     padded = np.zeros(colors.size + 1, dtype=np.uint8)
     padded[1:] = colors.reshape(-1)
-    # Each colour with the byte before it, as one number.
+    # Reads each colour and the byte before it as one 32-bit number; the mask removes that byte.
     fours = np.ndarray((len(colors),), ">u4", padded, strides=(3,))
     return np.bitwise_and(fours, 0xFFFFFF, dtype=np.uint32)
 

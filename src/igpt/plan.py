@@ -1,9 +1,9 @@
 """What a model costs, computed from its shape alone: parameters, FLOPs, bytes.
 
-Arithmetic on `ModelConfig`, so that it can be asked before anything is built. Counts are exact and
-compared with the model itself in the tests; the memory of a training step is a model of it, which
-the tests hold against measured peaks. L is the number of blocks, d the width, T the tokens of a
-picture, K the colours.
+Arithmetic on `ModelConfig`, so that nothing has to be built first. Counts are exact, and the tests
+compare them with the model itself; the memory of a training step is an estimate, which the tests
+compare with measured peaks. L is the number of blocks, d the width, T the tokens of a picture, K
+the colours.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 
 from igpt.config import ModelConfig
 
-# Bytes a number takes, by the names that `train.precision` has for types.
+# Bytes of a number, by the names that `train.precision` has for types.
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class GPU:
-    """What a GPU's maker says of it."""
+    """A GPU, by its maker's data sheet."""
 
     memory: int  # bytes
-    flops: dict[str, float]  # products a second, dense, by their type; those of BYTES that it has
+    flops: dict[str, float]  # FLOPs a second of dense products, for each type of BYTES that it has
 
 
 # NVIDIA's data sheets, the SXM boards. A V100 has no bfloat16.
@@ -31,13 +31,13 @@ GPUS = {
     "h100": GPU(80 * 2**30, {"float32": 67e12, "bfloat16": 989e12}),
     "h200": GPU(141 * 10**9, {"float32": 67e12, "bfloat16": 989e12}),
 }
-# Of a GPU's memory: the rest is the driver's, the libraries', between tensors, and the error of
-# what is planned here (docs/scaling.md).
+# Part of a GPU's memory that a plan may fill. The rest is for the driver, the libraries, the gaps
+# between tensors, and the error of the estimate (docs/scaling.md).
 USABLE = 0.8
 
 
 def parameters(config: ModelConfig) -> dict[str, int]:
-    """Weights by part; their sum is the whole model. Parts that it does not have are left out."""
+    """The number of weights of each part that the model has; their sum is the whole model."""
     n_layer, d = config.n_layer, config.n_embd
     parts = {
         "token_embedding": config.vocab_size * d,
@@ -53,16 +53,16 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def n_parameters(config: ModelConfig) -> int:
-    """All weights."""
+    """The number of all weights."""
     return sum(parameters(config).values())
 
 
 def forward_flops(config: ModelConfig) -> int:
     """FLOPs of one picture's forward pass, all T positions at once, both heads included.
 
-    Matrix products only, a multiplication and an addition counted as two. The causal mask is not
-    taken off: attention counts all T x T pairs, as PyTorch's counter does and as plain attention
-    computes them, though an autoregressive model needs only half.
+    Matrix products only, a multiplication and an addition counted as two. Attention counts all
+    T x T pairs, as PyTorch's counter does and as plain attention computes them, though the causal
+    mask of an autoregressive model leaves only half.
     """
     d, n_tokens = config.n_embd, config.n_positions
     heads = 2 * n_tokens * d * config.vocab_size + 2 * d * config.n_classes
@@ -79,8 +79,8 @@ def _block_flops(config: ModelConfig) -> int:
 def training_flops(config: ModelConfig) -> int:
     """FLOPs that one picture costs in a training step: forward, and backward as twice that.
 
-    A product's backward pass is two of the same size. What attention or checkpointing computes
-    anew to save memory is not counted.
+    The backward pass of a matrix product is two products of the same size. What attention or
+    checkpointing recomputes to save memory is not counted.
     """
     return 3 * forward_flops(config)
 
@@ -91,9 +91,9 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
 
 
 def cache_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes of one picture's key/value cache in `dtype`: T keys and T values of width d a block.
+    """Bytes of one picture's key/value cache in `dtype`: T keys and values of width d a block.
 
-    A BERT model paints no pixel after pixel and keeps none.
+    0 for a BERT model, which does not paint pixel after pixel.
     """
     if not config.causal:
         return 0
@@ -105,20 +105,20 @@ def cache_bytes(config: ModelConfig, dtype: str) -> int:
 
 @dataclass(frozen=True)
 class Division:
-    """How a step's work is divided: what of a recipe its memory depends on."""
+    """How a training step is divided: the settings of a recipe that its memory depends on."""
 
-    rows: int  # pictures of a process's forward pass
+    rows: int  # pictures in one forward pass of a process
     data: int = 1  # copies of the model
-    shard: int = 1  # processes that hold a copy between them
-    tensor: int = 1  # processes that divide the MLPs of the same pictures
-    accumulates: bool = False  # several forward passes a step
+    shard: int = 1  # processes that each copy is split over
+    tensor: int = 1  # processes that compute the same pictures and divide the MLPs
+    accumulates: bool = False  # whether a step has several forward passes
     checkpointing: bool = False  # of activations
     dtype: str = "float32"  # of the products, a key of BYTES
-    processor: bool = False  # not an accelerator: its norm keeps its normalised input as well
+    processor: bool = False  # on a CPU, whose norm keeps its normalised input as well
 
     @property
     def holders(self) -> int:
-        """Processes that hold a copy between them, and gather a block before it is used."""
+        """Processes that share one copy of the model, and gather a block before it is used."""
         return self.shard * self.tensor
 
 
@@ -126,8 +126,8 @@ def training_memory(config: ModelConfig, division: Division) -> dict[str, int]:
     """Bytes by part that a process holds at the worst moment of a training step.
 
     Weights, gradients and Adam's two moments are float32. `copies` are weights in the type of the
-    products, or gathered from other processes. `activations` are what the backward pass needs,
-    and what it is computing. `torch.compile` keeps fewer of them than is counted here.
+    products, or gathered from other processes. `activations` are what is kept for the backward
+    pass, and what that pass is computing; `torch.compile` keeps less than is counted here.
     """
     worst = max(_worst_moments(config, division), key=lambda parts: sum(parts.values()))
     weights = 4 * n_parameters(config) // division.holders
@@ -135,7 +135,7 @@ def training_memory(config: ModelConfig, division: Division) -> dict[str, int]:
 
 
 def activation_bytes(config: ModelConfig, division: Division) -> int:
-    """Bytes of activations when they are most, which need not be the step's worst moment."""
+    """The largest bytes of activations in a step, which need not be at its worst moment."""
     return max(parts["activations"] for parts in _worst_moments(config, division))
 
 
@@ -145,10 +145,10 @@ def fits(config: ModelConfig, division: Division, gpu: GPU) -> bool:
 
 
 def fitting_division(config: ModelConfig, first: Division, gpu: GPU) -> Division | None:
-    """The division that fits and costs least time beside `first`, on as many processes.
+    """The fastest division that fits, on as many processes as `first`; None when none fits.
 
-    Copies that are split over more processes are tried before activation checkpointing, which costs
-    a third more work, and that before smaller forward passes.
+    Tries `first` itself, then copies that are split over more processes, then also activation
+    checkpointing, which costs a third more work, and last smaller forward passes.
     """
     groups = first.data * first.shard
     shards = [n for n in range(1, groups + 1) if groups % n == 0]
@@ -170,10 +170,10 @@ def fitting_division(config: ModelConfig, first: Division, gpu: GPU) -> Division
 
 
 def computed_flops(config: ModelConfig, division: Division) -> int:
-    """`training_flops`, and what is computed again.
+    """`training_flops` of one picture, plus what is computed more than once.
 
-    By activation checkpointing, of every block all but its last product, 4d -> d, which no gradient
-    needs the result of. By tensor parallelism, on each of its processes all but the MLPs.
+    Activation checkpointing recomputes every block but for its last product, 4d -> d, whose result
+    no gradient needs. With tensor parallelism, each process of a group computes all but the MLPs.
     """
     product = config.n_layer * 2 * config.n_positions * 4 * config.n_embd**2  # one of an MLP's two
     mlp = 3 * 2 * product + product * division.checkpointing
@@ -188,7 +188,10 @@ def checkpoint_bytes(config: ModelConfig) -> int:
 
 
 def _worst_moments(config: ModelConfig, division: Division) -> tuple[dict[str, int], ...]:
-    """Those of a step of which one is the worst, and what is held then beside weights."""
+    """The three points of a step at which memory can peak, with the bytes held at each, by part.
+
+    Weights and Adam's moments, which are held all the time, are left out.
+    """
     return (
         _at_the_loss(config, division),
         _in_the_last_block(config, division),
@@ -197,27 +200,32 @@ def _worst_moments(config: ModelConfig, division: Division) -> tuple[dict[str, i
 
 
 def _block_parameters(config: ModelConfig, tensor: int = 1) -> int:
-    """Of a block's matrices and biases, which are gathered at once: a process's part of its MLP."""
+    """Weights in a block's matrices and biases, which are gathered together.
+
+    Of the MLP, only the part of one of `tensor` processes.
+    """
     parts = parameters(config)
     return (parts["attention"] + parts["mlp"] // tensor) // config.n_layer
 
 
 def _computed_with(config: ModelConfig, division: Division) -> int:
-    """Weights that a process has whole at some time of a step: of the MLPs its part."""
+    """Weights that a process gathers in the course of a step: of the MLPs, only its tensor part."""
     mlp = parameters(config)["mlp"]
     return n_parameters(config) - mlp + mlp // division.tensor
 
 
 def _kept_gradients(config: ModelConfig, division: Division) -> int:
-    """Gradients that are there before the step's last backward pass makes them."""
+    """Bytes of gradients that exist already before the step's last backward pass."""
     replicated = division.holders == 1 and division.data > 1  # DistributedDataParallel's buckets
-    uncut = division.holders > 1 and division.accumulates  # what is not exchanged yet is not cut
+    uncut = division.holders > 1 and division.accumulates  # not exchanged yet, so not split yet
     return 4 * _computed_with(config, division) * (replicated or uncut)
 
 
 def _gradients_on_their_way(config: ModelConfig, division: Division) -> int:
-    """A split model's: a block's as they are made, and in float32 put together for the others,
-    while those of the block before them travel.
+    """Bytes of a split model's gradients that are being made or exchanged.
+
+    One block's as they are computed, in the type of the products; and in float32, put together for
+    the other processes, those of this block and of the block whose exchange is still under way.
     """
     if division.holders == 1:
         return 0
@@ -227,41 +235,44 @@ def _gradients_on_their_way(config: ModelConfig, division: Division) -> int:
 
 
 def _copy_bytes(config: ModelConfig, division: Division, blocks: int) -> int:
-    """Copies of the weights of so many blocks."""
+    """Bytes of weights in another type, of so many `blocks`, or gathered from other processes."""
     n_bytes = BYTES[division.dtype]
     matrices = _block_parameters(config, division.tensor)
     if division.holders == 1:
         return blocks * matrices * n_bytes if n_bytes < 4 else 0
     root = n_parameters(config) - config.n_layer * _block_parameters(config)  # it stays gathered
-    return 2 * matrices * n_bytes + 4 * root  # a block, and the next one on its way
+    return 2 * matrices * n_bytes + 4 * root  # a block, and the next one, which is being gathered
 
 
 def _kept_in_block(config: ModelConfig, division: Division) -> int:
-    """Bytes a picture that a block keeps for its backward pass.
+    """Bytes that a block keeps of each picture for its backward pass.
 
-    In the type of the products: the two normalised inputs, q, k and v, what attention gives, and
+    In the type of the products: the two normalised inputs, q, k and v, attention's output, and
     three hidden layers of the MLP. In float32: the residual stream before each norm.
     """
     norms = 16 if division.processor else 8
-    numbers = 6 + 12 / division.tensor  # of which the MLP's are divided
+    numbers = 6 + 12 / division.tensor  # the MLP's 12 are divided
     return int(config.n_positions * config.n_embd * (numbers * BYTES[division.dtype] + norms))
 
 
 def _computed_in_block(config: ModelConfig, division: Division) -> int:
-    """Bytes a picture of the gradients in a block: two hidden layers and the residual stream."""
+    """Bytes, for each picture, of a block's activation gradients while it is computed backward.
+
+    Two hidden layers of the MLP, and the residual stream.
+    """
     hidden = 8 / division.tensor
     return int(config.n_positions * config.n_embd * (hidden * BYTES[division.dtype] + 8))
 
 
 def _kept_in_blocks(config: ModelConfig, division: Division) -> int:
-    """Bytes a picture that all blocks keep."""
+    """Bytes that all blocks together keep of each picture."""
     if division.checkpointing:
-        return config.n_layer * 4 * config.n_positions * config.n_embd  # their inputs
+        return config.n_layer * 4 * config.n_positions * config.n_embd  # their inputs, in float32
     return config.n_layer * _kept_in_block(config, division)
 
 
 def _at_the_loss(config: ModelConfig, division: Division) -> dict[str, int]:
-    """The backward pass begins: every block keeps what it keeps."""
+    """When the backward pass begins: every block still holds all that it keeps."""
     residual = config.n_embd * (BYTES[division.dtype] + (8 if division.processor else 4))
     head = config.n_positions * (residual + 3 * 4 * config.vocab_size)  # log p and two gradients
     return {
@@ -272,7 +283,7 @@ def _at_the_loss(config: ModelConfig, division: Division) -> dict[str, int]:
 
 
 def _in_the_last_block(config: ModelConfig, division: Division) -> dict[str, int]:
-    """Of the blocks, the first on the way back."""
+    """In the last block, which the backward pass comes to first."""
     again = _kept_in_block(config, division) if division.checkpointing else 0
     held = _kept_in_blocks(config, division) + again + _computed_in_block(config, division)
     blocks = 1 if division.checkpointing else config.n_layer
@@ -284,7 +295,7 @@ def _in_the_last_block(config: ModelConfig, division: Division) -> dict[str, int
 
 
 def _in_the_first_block(config: ModelConfig, division: Division) -> dict[str, int]:
-    """The last on the way back: all other gradients are there."""
+    """In the first block, which the backward pass comes to last: all other gradients exist."""
     others = 4 * (n_parameters(config) - _block_parameters(config)) // division.holders
     gradients = max(_kept_gradients(config, division), others)
     held = _kept_in_block(config, division) + _computed_in_block(config, division)

@@ -5,11 +5,11 @@
       manifest.json                       every shard: pictures, bytes, SHA-256, skipped pictures
       .shards/                            the same of each finished shard, and the settings
 
-The work is cut into pieces, and several machines share it by taking every n-th piece each. Of a set
-a piece becomes one shard; of a stream it is a file of unknown length, which becomes as many as it
-takes: train-00007-of-00128, train-00007-of-00128_00001, and so on. What a shard holds is a function
-of its name, which it gets when it is whole: a call that was killed goes on with those that are
-missing.
+The work is cut into pieces, and several machines share it by taking every n-th piece each. A piece
+of a set becomes one shard. A piece of a stream is a file of unknown length, which becomes as many
+shards as it takes: train-00007-of-00128, train-00007-of-00128_00001, and so on. A shard's contents
+depend only on its name, and it gets the name when it is complete: a call after one that was killed
+makes just the missing shards.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Piece:
     of: int
 
     def shard(self, number: int) -> str:
-        """As the `datasets` library names shards, which reads the split off it and sorts them."""
+        """The piece's shard `number`, named for `datasets`, which reads the split from the name."""
         name = f"{self.split}-{self.number:05d}-of-{self.of:05d}"
         return f"{name}_{number:05d}" if number else name
 
@@ -62,7 +62,7 @@ class Finished:
     bytes: int
     sha256: str
     skipped: list[str]  # unreadable pictures, and why
-    last: bool = True  # of its piece
+    last: bool = True  # whether it is the last of its piece
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Totals:
     pictures: int
     skipped: int
     shards: int
-    missing: int  # pieces that another part of the work has yet to make
+    missing: int  # pieces that are not complete yet: those of the work's other parts
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Preparation:
     out: Path
     image_column: str | None = None
     label_column: str | None = None
-    shard_pictures: int = 10_000  # at most; about 25 MB of 32x32 PNGs
+    shard_pictures: int = 10_000  # of a shard at most; about 25 MB of 32x32 PNGs
 
     @cached_property
     def _splits(self) -> dict[str, Cut]:
@@ -99,16 +99,16 @@ class Preparation:
         ]
 
     def write(self, piece: Piece) -> list[Finished]:
-        """Make the shards of a piece that are missing, each with the note that it is finished."""
+        """Make a piece's missing shards, with notes that they are finished; returns all of them."""
         cut, made = self._splits[piece.split], self.finished(piece)
         items = _Ahead(cut.read(piece.number))
-        deque(islice(items, len(made) * self.shard_pictures), maxlen=0)  # passed over, not decoded
+        deque(islice(items, len(made) * self.shard_pictures), maxlen=0)  # skipped without decoding
         while not is_whole(made):
             made.append(self._make(piece.shard(len(made)), items, cut.label))
         return made
 
     def _make(self, name: str, items: _Ahead, label: Any) -> Finished:
-        """A shard of the next pictures."""
+        """Make a shard of the next of `items`."""
         rows, skipped = [], []
         for item in islice(items, self.shard_pictures):
             try:
@@ -119,7 +119,7 @@ class Preparation:
             picture = {"bytes": _png(Image.fromarray(pixels)), "path": item.name}
             rows.append({"image": picture, "label": item.label})
         path = self.out / DATA / f"{name}.parquet"
-        for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a call that was killed
+        for left in path.parent.glob(f".{path.name}.*.tmp"):  # left by a call that was killed
             left.unlink()
         write_atomically(path, lambda file: _write_parquet(file, rows, label))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -129,7 +129,7 @@ class Preparation:
         return shard
 
     def finished(self, piece: Piece) -> list[Finished]:
-        """The shards of a piece, as far as they are whole on the disk."""
+        """The finished shards of a piece, up to the first that is not complete on the disk."""
         found: list[Finished] = []
         while not is_whole(found) and (shard := self._noted(piece.shard(len(found)))):
             found.append(shard)
@@ -144,15 +144,15 @@ class Preparation:
         return shard if path.is_file() and path.stat().st_size == shard.bytes else None
 
     def settings(self) -> dict[str, Any]:
-        """What decides the shards' bytes."""
+        """All that the shards' bytes depend on."""
         own = {key: value for key, value in asdict(self).items() if key != "out"}
         return {**own, "splits": {name: cut.extent for name, cut in self._splits.items()}}
 
     def claim(self) -> None:
-        """Make the folder this preparation's; UserError when it is another's."""
+        """Record the settings in `out`; UserError when other settings or files are there."""
         path = self.out / FINISHED / SETTINGS
         if not path.exists():
-            # FINISHED is there from a call that was killed, or is at this line, before it wrote.
+            # FINISHED may be there without settings: another call was killed here, or is here now.
             if self.out.exists() and {entry.name for entry in self.out.iterdir()} - {FINISHED}:
                 raise UserError(f"{self.out} is not empty, and was not made by `igpt prepare`")
             write_json(path, self.settings())
@@ -169,12 +169,12 @@ class Preparation:
 
 
 def is_whole(shards: Sequence[Finished]) -> bool:
-    """Whether these first shards of a piece are all of it."""
+    """Whether `shards`, the first ones of a piece, are all of it."""
     return bool(shards) and shards[-1].last
 
 
 class _Ahead:
-    """Pictures, and whether there is another."""
+    """Iterates over pictures one ahead, so that `ended` tells whether there is another."""
 
     def __init__(self, items: Iterator[Item]) -> None:
         self._items = items
@@ -191,10 +191,10 @@ class _Ahead:
 
 
 def prepare(work: Preparation, *, workers: int, part: tuple[int, int], say: Say) -> Totals:
-    """Write the shards that are missing, with `workers` processes; a manifest when all are there.
+    """Write the missing shards, with `workers` processes, and the manifest once all are there.
 
     `part` (i, n) takes pieces i, i + n, and so on, so that n machines with one file system can work
-    side by side. Raises UserError for a folder that something else is in, for a full disk, and for
+    side by side. Raises UserError for a folder with something else in it, for a full disk, and for
     a stream that breaks off; finished shards are kept, and the same call goes on from there.
     """
     pieces = work.pieces()
@@ -223,11 +223,13 @@ def _count(shards: Sequence[Finished]) -> tuple[int, int]:
 def _map(
     work: Preparation, workers: int
 ) -> Iterator[Callable[[Sequence[Piece]], Iterator[list[Finished]]]]:
-    """`work.write` over pieces, here or in processes that each open the source once."""
+    """A function that maps `work.write` over pieces: here, or in processes that each open the
+    source once.
+    """
     if workers == 1:
         yield lambda pieces: map(work.write, pieces)
         return
-    fresh = Preparation(**{**asdict(work), "out": work.out})  # nothing opened travels
+    fresh = Preparation(**{**asdict(work), "out": work.out})  # without the source that is open here
     pool = ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_start_worker, initargs=(fresh,)
     )
@@ -241,12 +243,12 @@ def _map(
         pool.shutdown(cancel_futures=True)
 
 
-_worker: Preparation  # of this process, whose source stays open between pieces
+_worker: Preparation  # of this worker process; its source stays open between pieces
 
 
 def _start_worker(work: Preparation) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
     _worker = work
 
 
@@ -268,6 +270,6 @@ def _write_parquet(file: Path, rows: list[dict[str, Any]], label: Any) -> None:
     features = {"image": datasets.Image()}
     if label is not None:
         features["label"] = label
-    # Not by `datasets.Dataset`: it drops the bytes of a picture whose path exists.
+    # Not through `datasets.Dataset`, which drops the bytes of a picture whose path exists.
     schema = datasets.Features(features).arrow_schema
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), file)

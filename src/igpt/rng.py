@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, step, row): the state to resume is then the step alone.
+"""Randomness as a function of (seed, step, row), so that a run needs only the step to resume.
 
 Every random draw of training (order of pictures, augmentation, masks) names what it is for and when
 it happens, and gets a generator of its own. Nothing is consumed from a shared stream, so a resumed
@@ -22,12 +22,12 @@ def _sequence(seed: int, keys: tuple[int | str, ...]) -> np.random.SeedSequence:
 
 
 def numpy_rng(seed: int, *keys: int | str) -> np.random.Generator:
-    """A numpy generator of `seed` and `keys` (non-negative ints and names), and nothing else."""
+    """A numpy generator that depends only on `seed` and `keys` (non-negative ints and names)."""
     return np.random.Generator(np.random.PCG64(_sequence(seed, keys)))
 
 
 def torch_rng(seed: int, *keys: int | str) -> torch.Generator:
-    """The same for torch, on the CPU, so that every device sees the same draws."""
+    """As `numpy_rng`, for torch; on the CPU, so that every device sees the same draws."""
     import torch
 
     state = _sequence(seed, keys).generate_state(1, np.uint64)[0]

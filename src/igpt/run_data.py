@@ -1,6 +1,6 @@
-"""The pictures of a run, for what comes after its training: its own, or others in their place.
+"""The pictures that a trained run is probed, scored or tested on: its own, or others.
 
-What the run held out, and what a probe of it learned from, is known by the run's recipe.
+The run's recipe tells which pictures it held out and which ones a probe of it learned from.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunData:
-    """A source of pictures, as a run that was trained before takes it."""
+    """A source of pictures to use with a run that is trained already."""
 
-    config: DataConfig  # the run's own, with what was asked for instead
+    config: DataConfig  # the run's data section, changed as asked
     split: str  # to test on
-    recipe: Recipe | None  # of the run; None of a model folder without one
+    recipe: Recipe | None  # of the run; None for a model folder without one
 
     @classmethod
     def of(
@@ -51,7 +51,7 @@ class RunData:
         image_column: str | None = None,
         label_column: str | None = None,
     ) -> RunData:
-        """What is not given is the run's; UserError when neither says where pictures are."""
+        """What is not given is taken from the run; UserError when neither names a source."""
         recipe = recipe_of(run)
         if not source and not recipe:
             raise UserError(f"{run} has no recipe that names its data: give --data")
@@ -71,11 +71,11 @@ class RunData:
         return open_task(open_data(self._tested), self._tested, size, self._split_seed)
 
     def large_task(self, codec: Codec) -> LargeTask:
-        """The same of pictures that memory need not hold."""
+        """As `task`, for pictures that need not fit in memory."""
         return open_large_task(open_data(self._tested), self._tested, codec, self._split_seed)
 
     def pictures(self, learned_from: str = "") -> Pictures:
-        """Of the split; of a source that the run or a probe learned from, without what they did.
+        """The pictures of the split; `pictures_to_test` where the run or a probe used this source.
 
         `learned_from` marks the probe's source (`probe.store.source_mark`).
         """
@@ -86,7 +86,7 @@ class RunData:
 
     def unlabelled(self) -> Pictures:
         """Training pictures whose features are used without their labels."""
-        from igpt.study import unlabelled  # much, for one number
+        from igpt.study import unlabelled  # imported here: it is slow, and only this needs it
 
         train, _ = training_splits(open_data(self.config), self.config, self._split_seed)
         return train.select(unlabelled(len(train)))
@@ -97,13 +97,13 @@ class RunData:
 
     @property
     def _split_seed(self) -> int:
-        """What the run's held-out pictures were drawn from."""
+        """The seed that the run's held-out pictures were drawn with."""
         return self.recipe.split_seed if self.recipe else 0
 
 
 @dataclass(frozen=True)
 class Named:
-    """Readable pictures as tokens, which nothing brings to the model's size a second time."""
+    """Readable pictures as tokens of the model's size, which nothing needs to resize again."""
 
     images: Encoded  # [N, T]
     names: list[str]

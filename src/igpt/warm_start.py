@@ -1,6 +1,6 @@
-"""A trained model that a run goes on from: to pretrain on other pictures or longer, to fine-tune.
+"""A trained model that a run starts from: to pretrain on other pictures or longer, to fine-tune.
 
-Its weights, palette, order and shape become the run's. A run that was interrupted opens it again.
+The run takes over its weights, palette, order and shape. A resumed run opens it again.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from igpt.data import data_of, source_name
 from igpt.folder import StoredModel, open_model
 from igpt.interop.files import local_folder
 
-# Of the rate that a model was trained with: the paper searches it again to fine-tune, and often
-# ends ten times lower (section 3.4).
+# The learning rate, as a part of the one that the model was trained with: to fine-tune, the paper
+# searches it again, and often ends ten times lower (section 3.4).
 RATE_FACTOR = 0.1
 
 
 def inherited_recipe(start: Path, source: str | None = None) -> Recipe:
-    """What a run that goes on from `start` inherits: a run, a model folder or a Hub id.
+    """The recipe that a run inherits from `start`: a run, a model folder or a Hub id.
 
-    The pictures are those of `source` or, by default, its own, with what it held out held out
-    again. How it was trained is told as it was, and how it was divided over processes and memory
-    is not.
+    The pictures are those of `source` or, by default, those of `start`, with the same ones held
+    out. The settings of its training are kept, except how it was divided over processes and memory.
     Raises UserError when there is no model.
     """
     stored = open_model(local_folder(start))
@@ -56,9 +55,10 @@ def inherited_recipe(start: Path, source: str | None = None) -> Recipe:
 
 
 def open_start(recipe: Recipe) -> StoredModel:
-    """The model that a run of `recipe` goes on from.
+    """The model that a run of `recipe` starts from.
 
-    Raises UserError for a recipe of none, or of another shape, and for one that names no data.
+    Raises UserError for a recipe that names no model or no data, and for one whose objective,
+    order, size, palette or shape is not the model's.
     """
     if recipe.init_from is None:
         raise UserError("init_from of the recipe must name the model that the run goes on from")
@@ -68,7 +68,7 @@ def open_start(recipe: Recipe) -> StoredModel:
     sizes = Preset(config.n_layer, config.n_head, config.n_embd)
     if (
         (Preset(asked.n_layer, asked.n_head, asked.n_embd), asked.causal) != (sizes, config.causal)
-        # Sizes win over a preset, so that one which is asked for would do nothing.
+        # The recipe's sizes override its preset: one of other sizes would be ignored silently.
         or (model.preset != ModelChoice.preset and PRESETS[model.preset] != sizes)
         or (recipe.order, recipe.data.image_size) != (codec.order, codec.image_size)
         or recipe.palette != PaletteConfig(colors=codec.vocab_size)
@@ -83,9 +83,9 @@ def open_start(recipe: Recipe) -> StoredModel:
 
 
 def shape_from(stored: StoredModel, recipe: Recipe, n_classes: int = 0) -> ModelConfig:
-    """The shape of the model that goes on from `stored`, with a head for `n_classes` (0: none).
+    """The shape of the model that starts from `stored`, with a head for `n_classes` (0: none).
 
-    BERT's positions are hidden as often as `recipe` says.
+    A BERT model hides positions as often as `recipe` says.
     """
     masked = recipe.mask_probability
     return replace(stored.config, n_classes=n_classes, mask_probability=masked)

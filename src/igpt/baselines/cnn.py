@@ -2,9 +2,9 @@
 
 Three stages of one residual block (He et al., 2016), then a linear layer that sees a coarse grid;
 SGD with Nesterov momentum, strong weight decay, smoothed labels and a cosine over its steps or its
-minutes, whichever end first; the best weights on validation are kept. What of this pays with few
-labels is measured in docs/reproduction.md. It has a loop of its own because it knows neither tokens
-nor checkpoints.
+minutes, whichever end first; the best weights on validation are kept. docs/reproduction.md measures
+which of these choices help with few labels. It has a training loop of its own because it knows
+neither tokens nor checkpoints.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from igpt.rng import numpy_rng, torch_rng
 from igpt.types import Labels, Pixels
 
 WIDTHS = (32, 64, 128)
-GRID = 4  # places a side that the last layer sees
+GRID = 4  # the last layer sees GRID x GRID places
 BATCH, RATE, MOMENTUM, WEIGHT_DECAY, WARMUP, SMOOTHING = 64, 0.05, 0.9, 1e-2, 0.1, 0.2
 MIN_STEPS, EPOCHS = 400, 20  # the longer of the two, unless the minutes are over before
-VALIDATIONS, VALIDATED = 10, 2_000  # times, and pictures
+VALIDATIONS, VALIDATED = 10, 2_000  # how often, and on how many pictures at most
 
 
 class ResidualCNN(nn.Module):
@@ -76,13 +76,13 @@ def train_cnn(
     worth: Callable[[Labels, Labels], float],
     seed: int,
 ) -> ResidualCNN:
-    """The network with the weights that validation liked best.
+    """The network with the weights that did best on validation pictures.
 
     Args:
         images, validation_images: uint8 [N, S, S, 3].
         minutes: of training at most.
         augmentation: none, flip or cifar.
-        worth: of labels and what was predicted for them, on validation pictures; large is good.
+        worth: score of (labels, predictions), used on validation pictures; larger is better.
 
     Raises UserError when all labels are the same.
     """

@@ -25,8 +25,8 @@ def position_histogram_nats(train: Tokens, validation: Tokens, test: Tokens, k: 
 def context_nats(train: Tokens, validation: Tokens, test: Tokens, k: int, size: int) -> float:
     """Nats a pixel on test of p(x | left, upper neighbour) for pictures of `size` x `size`.
 
-    Outside the picture stands a colour of its own. A context that was never seen falls back on
-    the colours' frequencies.
+    A neighbour outside the picture has a colour of its own. A context that was never seen falls
+    back on the colours' frequencies.
     """
     sets = [_with_context(t, _neighbours(t, k, size)) for t in (train, validation, test)]
     return _best_nats(sets, k)
@@ -74,7 +74,9 @@ class Counts:
         return cls(k, pairs, pair_counts, contexts, context_counts, prior / prior.sum())
 
     def look_up(self, other: Pairs) -> tuple[npt.NDArray[Any], ...]:
-        """For every pixel: times its colour was seen in its context, the context's, the prior."""
+        """For every pixel: how often its colour was seen in its context, and the context itself in
+        train; and the prior of its colour.
+        """
         context, color = other
         seen = _look_up(self.pairs, self.pair_counts, context * self.k + color)
         total = _look_up(self.contexts, self.context_counts, context)
@@ -90,6 +92,6 @@ def _nats(found: tuple[npt.NDArray[Any], ...], strength: float) -> float:
 def _look_up(
     keys: npt.NDArray[np.int64], values: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """values at keys (sorted), 0 where a wanted key is absent."""
+    """`values` at the `wanted` ones of the sorted `keys`; 0 for one that is absent."""
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[place] == wanted, values[place], 0)

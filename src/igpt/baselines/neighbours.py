@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from igpt.types import Labels
 
-COUNTS = (1, 3, 5, 10, 20)  # of neighbours that vote, where there are so many labels
+COUNTS = (1, 3, 5, 10, 20)  # how many neighbours may vote, if there are so many labels
 
 
 def fit_neighbours(
@@ -21,7 +21,7 @@ def fit_neighbours(
 ) -> Any:
     """scikit-learn's classifier on x [n, F], by cosine; validation chooses how many vote.
 
-    `worth` is of labels and what was predicted for them; large is good.
+    `worth` is the score of (labels, predictions); larger is better.
     """
     from sklearn.neighbors import KNeighborsClassifier
 

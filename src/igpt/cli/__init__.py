@@ -44,12 +44,12 @@ COMMANDS = {
     "info": "what a preset, a run or a model is made of, and what it costs",
 }
 
-# Those that torchrun may start on several processes.
+# The commands that torchrun may start on several processes.
 PARALLEL = ("pretrain", "finetune", "eval", "probe", "features", "palette")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with mistakes in one line."""
+    """An argparse parser that reports mistakes in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -105,22 +105,24 @@ def _run(name: str, argv: list[str]) -> int:
 
 
 def _print(text: str) -> None:
-    """On stdout, whose reader may have gone, as `head` does."""
+    """Print on stdout, even if its reader has closed the pipe, as `head` does."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        # So that Python's flush at exit does not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 2 a user's mistake, 130 interrupted.
 
-    Of several processes that torchrun started each exits so, or with 1 when it lost another one.
+    Each of the processes that torchrun started exits so, or with 1 when it lost another one.
     """
     argv = sys.argv[1:] if argv is None else argv
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that its encoding lacks
-    # Python's last collections take most of a second over what PyTorch imported, to free nothing.
+    # Python's garbage collections at exit would spend most of a second on PyTorch's objects, and
+    # free nothing.
     atexit.register(gc.freeze)
     name = _overview().parse_args(argv[:1] or ["--help"]).command
     warnings.showwarning = lambda message, *_args, **_kwargs: _say(f"warning: {message}")
@@ -140,7 +142,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """Whether there was too little of it; PyTorch says so of a processor's in words alone."""
+    """Whether `error` is of too little memory; for the CPU's, PyTorch tells only by its message."""
     told = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
     return told or isinstance(error, MemoryError)
 
@@ -152,6 +154,6 @@ def _tell(line: str) -> None:
         return
     from igpt.parallel.meeting import is_first_to_fail
 
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others when one has ended
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # when one process ends, torchrun ends the others
     if is_first_to_fail():
         print(line, file=sys.stderr, flush=True)

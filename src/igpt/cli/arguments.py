@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from igpt.sample import Sampling
 
 
-FIELD = re.compile(r"[\w.]+=")  # how one of a recipe begins; a sweep's runs have = in their names
+# How a recipe's field begins. A "=" alone is not enough: paths of a sweep's runs have it, too.
+FIELD = re.compile(r"[\w.]+=")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,7 @@ def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def number_of_labels(word: str) -> int | None:
-    """The type of `--labels-per-class`; None for all."""
+    """The argparse type of `--labels-per-class`; None for `all`."""
     if word == "all":
         return None
     if not word.isdecimal() or int(word) < 1:
@@ -115,7 +116,7 @@ def run_data(args: argparse.Namespace) -> RunData:
 
 
 def refuse_two_sources(args: argparse.Namespace) -> None:
-    """UserError for picture files beside --data, or options that choose among its pictures."""
+    """UserError for picture files together with --data, or with options that go with --data."""
     if args.images and args.data:
         raise UserError("give picture files or --data, not both")
     files = bool(args.images)
@@ -123,7 +124,7 @@ def refuse_two_sources(args: argparse.Namespace) -> None:
 
 
 def refuse_given(args: argparse.Namespace, when: bool, why: str, *names: str) -> None:
-    """UserError for options that were given and would do nothing."""
+    """UserError, if `when` holds, for those of the options `names` that were given: not `why`."""
     values = {name: getattr(args, name) for name in names}
     given = [name for name, value in values.items() if value is not None and value is not False]
     if when and given:
@@ -144,7 +145,7 @@ def open_pictures(args: argparse.Namespace, learned_from: str = "") -> Pictures:
 
 
 def limited(pictures: Pictures, limit: int | None) -> Pictures:
-    """The first of them, as `--limit` says."""
+    """The first `limit` of the pictures; all for None."""
     import numpy as np
 
     if limit is None:
@@ -177,7 +178,7 @@ def overrides(args: argparse.Namespace, short: ShortFlags) -> list[str]:
 
 
 def name_and_fields(words: Sequence[str], what: str) -> tuple[str | None, list[str]]:
-    """The one `what` that the words name, if they do, and the fields of the recipe among them."""
+    """The one `what` (a recipe or run) among the words, if any, and words like "train.lr=0.003"."""
     fields = [word for word in words if FIELD.match(word) and not Path(word).exists()]
     names = [word for word in words if word not in fields]
     if len(names) > 1:
@@ -188,7 +189,7 @@ def name_and_fields(words: Sequence[str], what: str) -> tuple[str | None, list[s
 def started_recipe(
     make: Callable[[Path, str | None], Recipe], start: Path, changes: Sequence[str]
 ) -> Recipe:
-    """The recipe that `make` derives from a trained model and a source, and what `changes` say."""
+    """The recipe that `make` derives from a trained model and a source, with the `changes`."""
     from omegaconf import OmegaConf
 
     from igpt.recipes import changed, parse_overrides
@@ -198,7 +199,7 @@ def started_recipe(
 
 
 def resumed_recipe(out: Path, changes: Sequence[str]) -> Recipe | None:
-    """The recipe of the run in `out`, if there is one, and what `changes` say of it."""
+    """The recipe of the run in `out` with the `changes`; None when there is no run."""
     from igpt.checkpoint import RunDirectory
     from igpt.recipes import changed
 

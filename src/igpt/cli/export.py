@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
     require_new_folder(args.out)
     pipeline = load(args.run)
-    # Under another name until all of it is there and was compared.
+    # Under another name until all graphs are written and compared with the model.
     temporary = args.out.with_name(f".{args.out.name}.{uuid4().hex[:8]}.tmp")
     temporary.mkdir(parents=True)
     try:

@@ -1,4 +1,4 @@
-"""`igpt finetune`: a pretrained model learns to classify, by the same loop."""
+"""`igpt finetune`: a pretrained model learns to classify, in the same training loop."""
 
 from __future__ import annotations
 

@@ -42,10 +42,10 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 
 def _preset(args: argparse.Namespace) -> tuple[ModelConfig, int]:
-    """Its shape, and the pictures of a training step (the paper's, section 3.4)."""
+    """A preset's shape, and the pictures of a training step (the paper's, section 3.4)."""
     from igpt.config import DataConfig, ModelChoice, PaletteConfig, TrainConfig
 
-    # The ranges are checked there.
+    # DataConfig and PaletteConfig check the ranges.
     data = DataConfig(image_size=SIZE if args.size is None else args.size)
     palette = PaletteConfig(colors=COLORS if args.colors is None else args.colors)
     choice = ModelChoice(args.model)
@@ -54,7 +54,7 @@ def _preset(args: argparse.Namespace) -> tuple[ModelConfig, int]:
 
 
 def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int]:
-    """As `_preset`, of a run, a model folder or a Hub id."""
+    """As `_preset`, for a run, a model folder or a Hub id."""
     from igpt.checkpoint import recipe_of
     from igpt.config import Recipe
     from igpt.disk import read_json
@@ -78,7 +78,7 @@ def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int]:
 
 
 def _training(model: Path) -> dict[str, Any]:
-    """What is known of how a run was trained; nothing of a model folder without a recipe."""
+    """How a run was trained, as far as it is known; empty for a model folder without a recipe."""
     from igpt.checkpoint import RunDirectory, recipe_of
     from igpt.interop.files import local_folder
     from igpt.monitor import read_metrics

@@ -1,4 +1,4 @@
-"""Pictures on their way to the disk while others are painted, which may take hours."""
+"""Save pictures while others are still being painted, which may take hours."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def save_painted(
 ) -> None:
     """Save pictures that come in batches [b, H, W, 3], called `names`, as `save_pictures` does.
 
-    Into a folder goes each batch as it comes, so that whoever interrupts keeps what was painted. A
-    sheet and .npz are made of all of them, at the end.
+    A folder gets each batch as it comes, so that what was painted is kept after an interruption. A
+    sheet or .npz is made of all pictures, at the end.
     """
     import numpy as np
 

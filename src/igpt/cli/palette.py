@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
     if not launch.is_first():  # k-means is the work of one process, and the others end here
         return Report("", {})
-    DataConfig(image_size=args.size)  # the ranges are checked there
+    DataConfig(image_size=args.size)  # these two check the ranges
     PaletteConfig(colors=args.colors)
     if args.seed < 0:
         raise UserError(f"--seed must not be negative, got {args.seed}")

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "igpt plan igpt-xl-imagenet64 --gpus 64 --gpu h100"
 
-UTILISATION = 0.4  # of a GPU's products a second
-# What its authors say that iGPT-L took (openai.com/index/image-gpt); not in which precision.
+UTILISATION = 0.4  # part of a GPU's products a second that a run reaches
+# What iGPT-L took, by its authors (openai.com/index/image-gpt), who do not tell the precision.
 REPORTED = {("igpt-l", 32): 2_500}  # V100-days, by preset and size of the pictures
 SECONDS_A_DAY = 86_400
 
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 
 def _division(recipe: Recipe, gpus: int, gpu: GPU) -> Division:
-    """As the recipe says; UserError when so many processes cannot share its batch."""
+    """The recipe's division over `gpus` processes; UserError when they cannot share its batch."""
     if gpus < 1:
         raise UserError(f"--gpus must be at least 1, got {gpus}")
     data, shard, tensor = recipe.parallel.mesh(gpus)
@@ -108,7 +108,7 @@ def _division(recipe: Recipe, gpus: int, gpu: GPU) -> Division:
 def _costs(
     config: ModelConfig, division: Division, recipe: Recipe, gpu: GPU, utilisation: float
 ) -> dict[str, Any]:
-    """Of a run that is divided so."""
+    """The memory, FLOPs and days of a run that is divided so."""
     pictures = recipe.train.steps * recipe.train.batch_size
     flops = pictures * computed_flops(config, division)
     gpus = division.data * division.shard * division.tensor
@@ -128,7 +128,7 @@ def _costs(
 
 
 def _v100_days(costs: dict[str, Any], args: argparse.Namespace) -> float:
-    """The same products on V100s, in float32."""
+    """Days that the FLOPs in `costs` take on one V100, in float32."""
     rate: float = GPUS["v100"].flops["float32"] * args.utilisation
     return float(costs["flops"] / rate / SECONDS_A_DAY)
 
@@ -177,13 +177,13 @@ def _text(args: argparse.Namespace, recipe: Recipe, values: dict[str, Any]) -> s
 
 
 def _v100_row(days: dict[str, Any]) -> str:
-    """Beside what the authors reported, where they did."""
+    """The line of V100-days, with those that the authors reported, if they did."""
     reported = f"  ({days['reported']:,} reported)" if days["reported"] else ""
     return _row("V100-days, in float32", f"{days['planned']:,.0f}") + reported
 
 
 def _words(plan: dict[str, Any]) -> list[str]:
-    """What the command line says for a division."""
+    """The words of a command line that ask for a plan's division."""
     division = plan["division"]
     words = [f"parallel.data={division['data']}", f"parallel.shard={division['shard']}"]
     if division["tensor"] > 1:

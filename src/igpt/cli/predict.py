@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 
 def _classifier(pipeline: Pipeline, args: argparse.Namespace) -> classify.Classifier:
-    """As the command line says; UserError for masks of what is not masked."""
+    """The classifier to use; UserError for options of masks with a model that is not BERT."""
     from igpt.classify import MASKS
 
     if pipeline.model.config.causal and (args.mask_ensemble or args.masks):
@@ -108,7 +108,7 @@ def _classifier(pipeline: Pipeline, args: argparse.Namespace) -> classify.Classi
 def _rows(
     pictures: Sequence[str], prediction: classify.Prediction, known: Labels | None
 ) -> list[dict[str, Any]]:
-    """A row a picture: what it is taken for, what it is, where that is known, and all classes."""
+    """A row for each picture: its predicted class, its true one if known, and all probabilities."""
     rows, names = [], prediction.class_names
     chosen = zip(pictures, prediction.labels, prediction.probabilities, strict=True)
     for i, (picture, label, p) in enumerate(chosen):
@@ -125,7 +125,7 @@ def _rounded(probability: float) -> float:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The first pictures, under a head: probability, label, the true one where it is known."""
+    """A table of the first pictures: probability, predicted label, and the true one if known."""
     columns = [name for name in ("label", "true") if name in rows[0]]
     shown = [dict.fromkeys(columns, "") | row for row in rows[:SHOWN]]
     widths = {name: max(len(name), *(len(row[name]) for row in shown)) for name in columns}

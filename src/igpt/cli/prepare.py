@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import DataConfig
     from igpt.prepare import Preparation, prepare
 
-    DataConfig(image_size=args.size)  # the range is checked there
+    DataConfig(image_size=args.size)  # it checks the range
     for name in ("workers", "shard_pictures"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 
 def _cores() -> int:
-    """That this process may use, where the system tells (Linux); else all."""
+    """The number of cores that this process may use, if the system tells (Linux); else of all."""
     allowed = getattr(os, "sched_getaffinity", None)
     cores = len(allowed(0)) if allowed else os.cpu_count() or 1
     return min(cores, MOST_ON_WINDOWS) if sys.platform == "win32" else cores

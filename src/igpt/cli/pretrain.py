@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe | None:
-    """The recipe that the command line makes up; None to resume what is there."""
+    """The recipe that the command line asks for; None for --resume where there is no run yet."""
     from igpt.pretrain import recipe_from
 
     name, dotted = name_and_fields(args.words, "recipe")

@@ -140,13 +140,13 @@ def _probing(args: argparse.Namespace, data: RunData) -> Probing:
         resume=args.resume,
         baselines=args.baselines,
         cnn_minutes=args.cnn_minutes,
-        # Crops need larger pictures than the model's, and those are what the baselines learn from.
+        # Random crops need larger pictures, and the baselines get them in the model's size.
         augmentation="none" if augmentation == "imagenet" else augmentation,
     )
 
 
 def _check(args: argparse.Namespace) -> None:
-    """UserError for numbers that cannot be, and for options of another solver or head."""
+    """UserError for numbers out of range, and for options of another solver or head."""
     if args.seeds is not None and args.seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {args.seeds}")
     if args.pca is not None and args.pca < 0:

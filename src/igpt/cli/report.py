@@ -1,4 +1,4 @@
-"""What a command has to say when it is done."""
+"""The result that a command reports when it is done."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Report:
 
 
 def draw_losses(run: Path) -> None:
-    """The run's figure of its losses, by the first of several processes."""
+    """Draw the figure of a run's losses; only the first process does."""
     from igpt.checkpoint import RunDirectory
     from igpt.disk import write_atomically
     from igpt.monitor import read_metrics
@@ -35,9 +35,9 @@ def draw_losses(run: Path) -> None:
 
 
 def stopped(caught: signal.Signals, where: str, again: str, values: dict[str, Any]) -> Report:
-    """Of a run that a signal stopped and that was saved: only Ctrl-C is a failure.
+    """The report of a run that a signal stopped and that was saved; only Ctrl-C is a failure.
 
-    `again` is the command that goes on with it.
+    `again` is the command that goes on with the run.
     """
     return Report(
         f"stopped at {where}; go on with: {again}",

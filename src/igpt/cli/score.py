@@ -108,7 +108,7 @@ def _sheets(
 
     first = images[: args.maps]
     surprise, extremes = args.out / "surprise.png", args.out / "extremes.png"
-    for figure in (extremes, args.out / "ood.png"):  # of an earlier call
+    for figure in (extremes, args.out / "ood.png"):  # left by an earlier call
         figure.unlink(missing_ok=True)
     nats = pipeline.surprise(first, precision=args.precision)
     save_image(surprise_sheet(pipeline.quantize(first), nats), surprise)
@@ -138,7 +138,7 @@ def _figure(
 
 
 def _rows(scores: Scores) -> list[dict[str, Any]]:
-    """A row a picture, for scores.csv and --json."""
+    """A row for each picture, for scores.csv and --json."""
     columns = (
         scores.names,
         scores.nats_per_pixel.tolist(),

@@ -85,7 +85,7 @@ def _command(args: argparse.Namespace) -> str:
 
 
 def _table(results: list[Result]) -> list[str]:
-    """A line a run, under a head of two lines; none without results."""
+    """A line for each run, under a head of two lines; no lines without results."""
     width = max((len(result.name) for result in results), default=0)
     head = [
         f"{'':<{width}}  {'':32}  {'validation':>10}  {'':12}  {'':11}  {'test':>10}",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def probe_text(
     metric: str, fitted: FittedProbe, subset: Subset, summaries: Sequence[Summary], folder: Path
 ) -> str:
-    """By layer on validation, and by labels a class and method on test."""
+    """The metric of each layer on validation; accuracies by method and labels a class on test."""
     layers = [
         f"  {layer:>5}  {100 * value:5.1f}{'  <- chosen' if layer == fitted.layer else ''}"
         for layer, value in fitted.by_layer.items()
@@ -39,7 +39,7 @@ def probe_text(
 
 
 def _of(subset: Subset, summaries: Sequence[Summary]) -> str:
-    """Which labels the table by layer is of, where there are several."""
+    """The subset of labels that the table by layer is for, where there are several subsets."""
     if len({summary.labels_per_class for summary in summaries}) == 1 and summaries[0].seeds == 1:
         return ""
     size = "all labels" if subset.per_class is None else f"{subset.per_class} labels a class"

@@ -46,9 +46,9 @@ def open_arrays(path: Path) -> Source:
 
 
 def openai_arrays(path: Path) -> dict[str, Path]:
-    """Files of tokens by split, when `path` is one of them, their folder, or what they start with.
+    """Files of tokens by split, if `path` is one of them, their folder, or their path up to `_`.
 
-    Raises UserError for a folder with several data sets.
+    Empty for any other path. Raises UserError for a folder with several data sets.
     """
     match = OPENAI_TOKENS.fullmatch(path.name)
     if match and path.is_file():
@@ -95,7 +95,7 @@ def _load(path: Path) -> dict[str, npt.NDArray[Any]]:
             return dict(loaded)
     except FileNotFoundError as error:
         raise UserError(f"no file {path}") from error
-    except Exception as error:  # whatever the reader of a broken zip file meets first
+    except Exception as error:  # a broken zip file can make the reader raise anything
         raise UserError(
             f"{path} is not a whole {path.suffix} file of pictures or tokens"
         ) from error

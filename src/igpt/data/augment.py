@@ -1,7 +1,7 @@
 """Training augmentations.
 
 Flip and pad-crop only move pixels, so they commute with the palette: the set is encoded once and
-tokens are moved. ImageNet's random crops make new colours and act on pictures.
+its tokens are moved. ImageNet's random crops make new colours, so they act on pictures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 from igpt.data.decode import CROP, FILTER, Fit, resized, resized_crop
 from igpt.types import Pixels
 
-# How a picture is shown at one step: picture, size and chance -> [size, size, 3].
+# How a picture is shown at one step: picture, size and random generator -> [size, size, 3].
 View = Callable[[Image.Image, int, np.random.Generator], Pixels]
 
 PAD = 4  # pixels of reflection on each side (paper, section 3.1, CIFAR)

@@ -17,7 +17,7 @@ from igpt.config import UserError, first_line
 from igpt.data.pictures import Pictures, Source, as_text, files_in, open_files
 from igpt.types import Labels
 
-Classes = tuple[Labels | None, tuple[str, ...] | None]  # of the pictures, and their names
+Classes = tuple[Labels | None, tuple[str, ...] | None]  # the pictures' labels, the classes' names
 
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
 
@@ -30,8 +30,8 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
         splits = _load_splits(spec)
         if image_column is None and _leaves_out(splits, spec, len(files)):
             return _folder(Path(spec), files)
-    except Exception as error:  # builders raise anything on what they can make nothing of
-        if files and _are_splits(Path(spec), files):  # which are no classes
+    except Exception as error:  # builders raise anything on data that they cannot read
+        if files and _are_splits(Path(spec), files):  # do not take splits for classes
             raise UserError(f"cannot open the splits of {spec}: {reason(error)}") from error
         if files:
             return _folder(Path(spec), files)
@@ -44,7 +44,7 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
 
 def reason(error: Exception) -> str:
     """What went wrong in the library, in one line."""
-    cause = error.__cause__ or error  # the library's own words for a failed build say nothing
+    cause = error.__cause__ or error  # the library's own message of a failed build says nothing
     if isinstance(cause, UnicodeEncodeError):
         return f"the name {as_text(cause.object)} is no UTF-8"
     return first_line(cause)
@@ -88,10 +88,11 @@ def _load_splits(spec: str) -> Any:
 
 
 def _leaves_out(splits: Any, spec: str, n_files: int) -> bool:
-    """Whether picture files of a folder are in no split.
+    """Whether some picture files of a folder are in no split.
 
     A builder goes by the commonest kind of file, and takes a name like `test.png` or `test tubes`
-    for a split, which leaves out all others. A metadata file may choose what it wants.
+    for a split, which leaves out all other files. A metadata file may leave out pictures on
+    purpose.
     """
     import datasets
 
@@ -110,7 +111,7 @@ def _are_splits(path: Path, files: Sequence[Path]) -> bool:
 
 
 def _folder(path: Path, files: Sequence[Path]) -> Source:
-    """A folder that no builder does justice to: one split; its subfolders, if any, are classes."""
+    """A folder that the builders misread, as one split; its subfolders, if any, are classes."""
     pictures = open_files(files)
     parts = [file.relative_to(path).parts for file in files]
     if all(len(p) > 1 for p in parts):
@@ -121,7 +122,7 @@ def _folder(path: Path, files: Sequence[Path]) -> Source:
 
 
 def image_column_of(features: Any, spec: str, name: str | None) -> str:
-    """The column named, or the only one of pictures; UserError when there is none, or several."""
+    """The column `name`, or the only one of pictures; UserError when there is none, or several."""
     import datasets
 
     found = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
@@ -146,11 +147,11 @@ def _split_pictures(
     column = image_column_of(dataset.features, name, image_column)
     try:
         encoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    # Which columns hold pictures only the cast knows: `datasets` refuses others with TypeError or a
-    # ValueError, and pyarrow with an error of its own.
+    # Only the cast can tell whether a column holds pictures: `datasets` refuses others with a
+    # TypeError or ValueError, and pyarrow with an error of its own.
     except (TypeError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{name}: column '{column}' does not hold pictures") from error
-    # The Arrow column is mapped from disk, and several times faster by row than the data set.
+    # The Arrow column is mapped from disk, and reads rows several times faster than the data set.
     rows = encoded.with_format("arrow")[:][column]
 
     def name_of(i: int) -> str:
@@ -168,10 +169,10 @@ def _split_pictures(
 
 
 def label_column_of(features: Any, spec: str, name: str | None) -> str | None:
-    """The column named, else the first of class labels, else one that has a usual name.
+    """The column `name`, else the first of class labels, else one that has a usual name.
 
-    Raises UserError when there is no column of the name, or its values are no classes. A column
-    that is only called so, and has no classes, is passed over: pictures may have other labels.
+    Raises UserError when there is no column `name`, or its values are not classes. A column that
+    only has a usual name, but no classes, is passed over: pictures may have labels of other kinds.
     """
     import datasets
 
@@ -188,10 +189,10 @@ def label_column_of(features: Any, spec: str, name: str | None) -> str | None:
 
 
 def _is_class(kind: Any) -> bool:
-    """Whether a column of this kind holds a class a row: a whole number or a name."""
+    """Whether each row of a column of this kind holds one class: a whole number or a name."""
     import datasets
 
-    one = isinstance(kind, datasets.ClassLabel | datasets.Value)  # and no array
+    one = isinstance(kind, datasets.ClassLabel | datasets.Value)  # a single value, not an array
     return one and ("string" in kind.dtype or "int" in kind.dtype or kind.dtype == "bool")
 
 
@@ -207,7 +208,7 @@ def _labels(
         return _class_folders(splits, split, spec, image_column)
     kind, values = features[column], splits[split][column][:]
     if "string" in kind.dtype:
-        # Of all splits, so that an index means the same class in each.
+        # The classes of all splits, so that an index means the same class in each.
         classes = {value for part in splits.values() for value in part.unique(column)}
         return _indexed(values, classes - {None})
     numbers = np.array([-1 if value is None else value for value in values], dtype=np.int64)
@@ -217,7 +218,7 @@ def _labels(
 def _class_folders(splits: Any, split: str, spec: str, column: str) -> Classes:
     """The classes of a folder some of whose splits have class folders: `train/cat/1.png`.
 
-    The library gives all splits labels or, as soon as one of them has none, no split.
+    The library labels either all splits or, if one of them has no class folders, none.
     """
     root = Path(spec)
     if not root.is_dir() or len(splits) == 1:
@@ -234,7 +235,7 @@ def _class_folders(splits: Any, split: str, spec: str, column: str) -> Classes:
 
 
 def _class_folder(path: str | None, root: Path) -> str | None:
-    """`cat` of root/train/cat/1.png; None of root/test/1.png, and of what is no file there."""
+    """`cat` for root/train/cat/1.png; None for root/test/1.png, and for a path outside root."""
     if path is None or root.absolute() not in Path(path).parents:
         return None
     parts = Path(path).relative_to(root.absolute()).parts
@@ -242,7 +243,7 @@ def _class_folder(path: str | None, root: Path) -> str | None:
 
 
 def _paths(dataset: Any, column: str) -> list[str | None]:
-    """The files that a split's pictures lie in; None for those that lie in the data set."""
+    """The files of a split's pictures; None for a picture that is stored in the data set itself."""
     import datasets
     import pyarrow.compute as pc
 

@@ -51,7 +51,7 @@ class Labelled:
         return Labelled(self.images[indices], self.labels[indices], self.class_names)
 
     def loader(self, codec: Codec, batch_size: int, seed: int, augmentation: str) -> Loader:
-        """Batches to train on, encoded once and then moved as none, flip or cifar say."""
+        """Batches to train on: encoded once, then augmented by moving tokens (flip or cifar)."""
         tokens = codec.raster_tokens(self.images)
         return TokenLoader(tokens, self.labels, codec, batch_size, seed, augmentation)
 
@@ -62,7 +62,7 @@ class Undecoded:
 
     pictures: Pictures  # each has a label, and may prove unreadable
     class_names: tuple[str, ...]
-    fit: Fit  # what brings them to the model's size, but for random crops
+    fit: Fit  # brings them to the model's size, unless they are cropped at random
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -93,10 +93,10 @@ class Undecoded:
         return Labelled(decoded.images, self.labels[decoded.kept], self.class_names)
 
     def loader(self, codec: Codec, batch_size: int, seed: int, augmentation: str) -> Loader:
-        """Their batches to train on, augmented by none, flip, cifar or imagenet.
+        """Batches to train on, with `augmentation` none, flip, cifar or imagenet.
 
-        What is in memory is encoded once and moved; files are decoded at each step, and so is
-        whatever is cropped. Raises UserError for crops of tokens.
+        Pictures in memory are encoded once and their tokens moved. Files are decoded at each step,
+        and with imagenet's crops all pictures are. Raises UserError for crops of tokens.
         """
         pictures = self.pictures
         if augmentation == "imagenet" and pictures.encoded is not None:
@@ -112,7 +112,7 @@ class Undecoded:
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task: test is for the last look only."""
+    """A classification task; `test` is only for the final result."""
 
     train: Labelled
     validation: Labelled
@@ -121,7 +121,7 @@ class Task:
 
 @dataclass(frozen=True)
 class LargeTask:
-    """A task whose training pictures are not held; of the others, only the tokens are."""
+    """A task of which only the validation and test pictures are in memory, as tokens."""
 
     train: Undecoded
     validation: Labelled
@@ -137,7 +137,7 @@ def open_task(source: Source, config: DataConfig, image_size: int, seed: int) ->
 
 
 def open_large_task(source: Source, config: DataConfig, codec: Codec, seed: int) -> LargeTask:
-    """The same splits of a source that memory need not hold; UserError as `open_task`."""
+    """As `open_task`, for a source that need not fit in memory."""
     train, validation, test = _open_splits(source, config, seed)
     return LargeTask(train, validation.encode(codec), test.encode(codec))
 
@@ -160,7 +160,7 @@ def _open_splits(source: Source, config: DataConfig, seed: int) -> list[Undecode
 
 
 def _classified(name: str, parts: dict[str, Pictures], config: DataConfig) -> list[Undecoded]:
-    """What has a label of each split, the first of which is to be learned from."""
+    """The labelled pictures of each split; the first split is the one to learn from."""
     names = _class_names(name, tuple(parts.values()))
     found = [
         labelled(part, f"{name}, {split} split", names, config) for split, part in parts.items()
@@ -179,7 +179,7 @@ def _classified(name: str, parts: dict[str, Pictures], config: DataConfig) -> li
 def labelled(
     pictures: Pictures, name: str, class_names: tuple[str, ...], config: DataConfig
 ) -> Undecoded:
-    """What has a label of a split; UserError that names it when nothing has.
+    """The labelled pictures of a split; UserError that names the split when there are none.
 
     A model trained on ImageNet's random crops is given the centre crop (paper, section 3.1).
     """
@@ -196,7 +196,7 @@ def labelled(
 
 
 def _class_names(name: str, splits: tuple[Pictures, ...]) -> tuple[str, ...]:
-    """The source's, else the numbers up to the largest label."""
+    """The source's class names, else the numbers up to the largest label."""
     named = next((part.class_names for part in splits if part.class_names is not None), None)
     if named is not None:
         return named
@@ -211,7 +211,7 @@ def few_labels(
 ) -> npt.NDArray[np.int64]:
     """Indices of `per_class` random pictures of each class that occurs, sorted.
 
-    Raises UserError that tells a class with fewer, by its name in `names`, if it has one.
+    Raises UserError for a class with fewer; the message has its name in `names`, if they are given.
     """
     chosen = []
     for label in np.unique(labels):

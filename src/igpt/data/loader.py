@@ -1,6 +1,6 @@
-"""Batches addressed by step: what to resume from is the step, and nothing else.
+"""Batches addressed by step, so that a run needs only the step to resume.
 
-(A stream is not; what it resumes from comes with its batches: `stream`.)
+(A stream cannot be addressed; its batches carry the state to resume from, see `stream`.)
 
 Sample g = step * batch_size + row is picture g % n of epoch g // n, and each epoch has an order of
 its own; a batch may straddle two epochs, so no picture is skipped or replayed.
@@ -28,7 +28,7 @@ from igpt.order import Codec
 from igpt.rng import numpy_rng
 from igpt.types import Pixels
 
-State = dict[str, Any]  # of a loader that has one, as JSON
+State = dict[str, Any]  # what a loader resumes from if the step is not enough; JSON can hold it
 
 REPLACEMENTS = 100  # other pictures tried in place of an unreadable one
 
@@ -55,7 +55,7 @@ class Loader(Protocol):
     def batch(self, step: int, rows: range | None = None) -> Batch: ...
 
     def resume(self, states: Sequence[State]) -> None:  # noqa: ARG002
-        """Go on from the states that the loaders of all processes had, in the order of ranks."""
+        """Go on from the states of all processes' loaders, in the order of ranks."""
         return
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 
 class _Addresses:
-    """Which picture stands at a row of a step."""
+    """Tells which picture is at which row of a step's batch."""
 
     def __init__(self, n: int, batch_size: int, seed: int) -> None:
         self.n, self.batch_size, self.seed = n, batch_size, seed
@@ -99,7 +99,7 @@ class TokenLoader(Loader):
     ) -> None:
         self.tokens, self.labels, self.codec = raster_tokens, labels, codec
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
-        self.skipped: set[str] = set()  # they were read before they came here
+        self.skipped: set[str] = set()  # stays empty: all pictures were decoded before
         self._addresses = _Addresses(len(raster_tokens), batch_size, seed)
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
@@ -107,7 +107,7 @@ class TokenLoader(Loader):
         rows = range(self.batch_size) if rows is None else rows
         every = self._addresses.pictures(step, range(self.batch_size))
         rng = numpy_rng(self.seed, "augment", step)
-        # All rows are augmented, so that a share of them does not depend on how they are shared.
+        # All rows are augmented, so that a row does not depend on which rows this process takes.
         moved = move_tokens(self.tokens[every], self.codec.image_size, self.augmentation, rng)
         share = np.array(rows, dtype=np.int64)
         tokens = self.codec.reorder(moved[share]).astype(np.int64)
@@ -116,7 +116,7 @@ class TokenLoader(Loader):
 
 
 class PictureLoader(Loader):
-    """Pictures decoded at each step and shown by `view`, as ImageNet's crops; never all in memory.
+    """Pictures decoded at each step, shown as `view` makes them (crops); never all in memory.
 
     An unreadable picture is replaced by another, drawn from (seed, step, row), and named once, in a
     warning and in `skipped`. `batch` raises UserError when no readable one is found.
@@ -155,7 +155,7 @@ class PictureLoader(Loader):
         self._pool.shutdown(cancel_futures=True)
 
     def _show(self, step: int, row: int, place: int) -> tuple[Pixels, int, dict[str, str]]:
-        """The row's view, the picture it is of, and what was wrong with those tried before it."""
+        """The row's view, the index of its picture, and errors of unreadable ones tried before."""
         rng = numpy_rng(self.seed, "augment", step, row)
         unreadable: dict[str, str] = {}
         for _ in range(1 + REPLACEMENTS):
@@ -178,9 +178,10 @@ class PictureLoader(Loader):
 def prefetch(
     loader: Loader, steps: Iterable[int], rows: range | None = None
 ) -> Generator[Future[Batch]]:
-    """The batches of `steps`, or those rows of them, the next made while the last is used.
+    """The batches of `steps`, or those `rows` of them, each made while the one before is used.
 
-    Whoever takes one waits for it; whoever stops earlier need not wait for the next.
+    They are futures: the caller waits for a batch only when it takes the result, and may stop
+    early without waiting for the next one.
     """
 
     def make(step: int) -> Batch:

@@ -1,6 +1,6 @@
 """A set of pictures: a sequence that is decoded only when it is looked at.
 
-So an unreadable picture is met, and named, by whoever needs it.
+So an unreadable picture is found, and named, only when it is needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from igpt.config import UserError
 from igpt.order import Encoded
 
-# What a broken file makes Pillow's decoders raise; it has no one exception for that.
+# What Pillow's decoders raise for a broken file; they have no common exception.
 BROKEN = (
     *(OSError, ValueError, SyntaxError, LookupError, TypeError, EOFError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
@@ -39,7 +39,7 @@ class Pictures:
 
     count: int
     open_image: Callable[[int], Image.Image]
-    name: Callable[[int], str]  # text that can be written: `as_text`
+    name: Callable[[int], str]  # as text that can be written (`as_text`)
     labels: npt.NDArray[np.int64] | None = None  # [N]
     class_names: tuple[str, ...] | None = None
     # uint8 [N, H, W] or [N, H, W, 3], where all of them are in memory
@@ -51,7 +51,7 @@ class Pictures:
 
     @property
     def in_memory(self) -> bool:
-        """Whether all of them are there already, so that their tokens may be too."""
+        """Whether all pictures are in memory already, so that all their tokens may be, too."""
         return self.array is not None or self.encoded is not None
 
     def image(self, i: int) -> Image.Image:
@@ -91,7 +91,7 @@ class Source:
         return tuple(self.open_split)
 
     def split(self, name: str) -> Pictures:
-        """One split; UserError that lists them when there is none of that name, or it is empty."""
+        """One split; UserError when it is empty, or there is none of that name (lists them)."""
         if name not in self.open_split:
             raise UserError(f"{self.name} has no split '{name}', only: {', '.join(self.splits)}")
         pictures = self.open_split[name]()
@@ -113,7 +113,7 @@ def array_pictures(
 
 
 def encoded_pictures(encoded: Encoded, labels: npt.NDArray[np.int64] | None, name: str) -> Pictures:
-    """Pictures that are tokens; UserError for whoever opens one to see its pixels."""
+    """Pictures that are tokens; opening one to see its pixels raises UserError."""
 
     text = as_text(name)
 
@@ -146,7 +146,7 @@ def open_files(paths: Sequence[Path]) -> Pictures:
 
 
 def as_text(name: str) -> str:
-    """A name as it can be written: a file's may be bytes that are no UTF-8, shown as \\udcff."""
+    """`name` as text that can be written: bytes of a file's name that are not UTF-8 as \\udcff."""
     return name.encode(errors="backslashreplace").decode()
 
 

@@ -1,7 +1,7 @@
-"""A source cut into pieces, which processes that share work read side by side.
+"""A source cut into pieces, so that several processes can share the work of reading it.
 
-Of a set, whose pictures are counted, a piece is so many of them. Of shards that are read as a
-stream, whose pictures are not, it is a file.
+A piece of a set is a fixed number of its pictures. Shards are read as a stream and do not tell how
+many pictures they have, so there a piece is a file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Item:
     """A picture that is decoded when it is looked at."""
 
     name: str
-    open_rgb: Callable[[], Image.Image]  # UnreadablePicture when it cannot be decoded
+    open_rgb: Callable[[], Image.Image]  # raises UnreadablePicture when it cannot be decoded
     label: int | str | None  # None: it has none
 
 
@@ -33,7 +33,7 @@ class Item:
 class Cut:
     """A split in pieces."""
 
-    extent: int  # pictures of a set, files of a stream
+    extent: int  # the number of pictures of a set, or of files of a stream
     pieces: int
     read: Callable[[int], Iterator[Item]]  # the pictures of a piece, in their order
     label: Any  # the labels' kind, a feature of `datasets`; None: there are no labels
@@ -42,10 +42,11 @@ class Cut:
 def cut_source(
     spec: str, image_column: str | None, label_column: str | None, pictures: int
 ) -> dict[str, Cut]:
-    """The splits of what `open_source` opens, in pieces of at most so many `pictures`; or shards by
-    their path or URL, in files.
+    """The splits of a source, each cut into pieces of at most `pictures` pictures.
 
-    Raises UserError for what is neither, and for a source that has tokens and no pixels.
+    Shards, given by their path or URL, are one split "train" that is cut into files. Raises
+    UserError for anything but these and what `open_source` opens, and for a source that has tokens
+    and no pixels.
     """
     if is_shards(spec):
         return {"train": _cut_stream(open_shards(spec, image_column, label_column))}
@@ -88,7 +89,10 @@ def _items(rows: Sequence[Row], file: str) -> Iterator[Item]:
 
 
 def _label_kind(stream: Stream) -> Any:
-    """Names stay names: which there are is known when the last file was read."""
+    """The labels' kind, as `Cut` has it.
+
+    Names stay strings: which classes there are is known only when the last file was read.
+    """
     import datasets
 
     if stream.label is None:

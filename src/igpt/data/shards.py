@@ -2,7 +2,7 @@
 
 A stream is a split that is read from its first picture to its last, as often as asked, and never
 loaded whole. The library opens it, orders its shards anew for every epoch, divides it over
-processes, and says where it stands.
+processes, and tells how far it was read.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ BUILDERS = {
     ".tgz": "webdataset",
     ".parquet": "parquet",
 }
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # of numbered shards, as WebDataset writes it
-ROWS = 4 * CHUNK  # that are read at a time: decoded on as many threads
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # numbered shards, in WebDataset's notation
+ROWS = 4 * CHUNK  # rows that are read at a time, and then decoded on four threads
 
 
 @dataclass(frozen=True)
 class Row:
-    """A picture of a stream as it came."""
+    """A picture of a stream, still encoded as in its file."""
 
     name: str
     data: bytes
-    digest: bytes  # of `data`: what the picture is known by, in whatever order the stream is read
+    digest: bytes  # of `data`: identifies the picture in whatever order the stream is read
     label: int | str | None = None
 
     def image(self) -> Image.Image:
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class DecodedRows:
-    """The readable ones of some rows."""
+    """The readable pictures among some rows."""
 
     images: Pixels  # [M, S, S, 3]
     digests: list[bytes]  # [M]
@@ -73,7 +73,7 @@ class DecodedRows:
 
 
 class Reading:
-    """One way through a stream, from its beginning or from the `state` of another reading."""
+    """One pass through a stream, from its beginning or from the `state` of another reading."""
 
     def __init__(
         self, name: str, dataset: Any, column: str, label: str | None, state: State | None
@@ -86,14 +86,14 @@ class Reading:
         self._last = "its beginning"
 
     def state(self) -> State | None:
-        """What the same stream goes on from after the rows that were read; None: its beginning."""
+        """The state after the rows read so far, to read the stream on from; None: its beginning."""
         return self._state
 
     def rows(self, count: int) -> list[Row]:
         """The next `count` rows, fewer at the end; UserError when the source breaks off."""
         try:
             found = [self._row(item) for item in islice(self._rows, count)]
-        except Exception as error:  # of the library, pyarrow, tarfile, or whoever talks to a server
+        except Exception as error:  # from the library, pyarrow, tarfile or a server's client
             raise UserError(f"{self.name} broke off after {self._last}: {reason(error)}") from error
         if found:
             self._state = self._dataset.state_dict()
@@ -124,7 +124,7 @@ class Stream:
     dataset: Any  # datasets.IterableDataset
     column: str  # of the pictures
     label: str | None = None  # the column of the labels, if they are read
-    files: tuple[str, ...] = ()  # its shards, where they were named
+    files: tuple[str, ...] = ()  # its shards, if the source is a path or URL of shards
     rank: int = 0
     processes: int = 1
 
@@ -135,28 +135,28 @@ class Stream:
         return replace(self, name=name, dataset=dataset, files=self.files[number : number + 1])
 
     def share(self, rank: int, processes: int) -> Stream:
-        """The part of one of several processes: whole shards if they can have as many each, or
-        else every n-th picture of all shards."""
+        """The part of one of several processes: whole shards if all processes can have the same
+        number of them, or else every n-th picture of all shards."""
         return replace(self, rank=rank, processes=processes)
 
     def read(self, state: State | None = None) -> Reading:
-        """Read in the order in which the shards lie."""
+        """Read the shards in their own order."""
         return self._read(0, state)
 
     def read_epoch(self, seed: int, epoch: int, state: State | None = None) -> Reading:
-        """Read with the shards in the order of an epoch."""
+        """Read the shards in an order drawn from (seed, epoch)."""
         return self._read(int(numpy_rng(seed, "stream", epoch).integers(1, 1 << 31)), state)
 
     def _read(self, order: int, state: State | None) -> Reading:
         from datasets.distributed import split_dataset_by_node
 
-        dataset = split_dataset_by_node(self.dataset, self.rank, self.processes)  # one of its own
-        dataset.set_epoch(order)  # 0: as they lie
+        dataset = split_dataset_by_node(self.dataset, self.rank, self.processes)  # a new object
+        dataset.set_epoch(order)  # 0: the shards' own order
         return Reading(self.name, dataset, self.column, self.label, state)
 
 
 def decode_rows(rows: Sequence[Row], size: int, fit_of: Callable[[Row], Fit]) -> DecodedRows:
-    """The readable ones of `rows`, each brought to `size` in its own way."""
+    """The readable ones of `rows`, each brought to `size` by what `fit_of` gives for it."""
 
     def open_image(i: int) -> Image.Image:
         return Image.fromarray(fit_of(rows[i])(to_rgb(rows[i].image()), size))
@@ -229,7 +229,7 @@ def _load(spec: str) -> tuple[Any, tuple[str, ...]]:
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # we say it
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors become ours
     builder = _builder(spec)
     if builder is not None:
         files = _files(spec)
@@ -288,12 +288,12 @@ def _stream(
 
 
 def _named(name: str, act: Callable[[], Any]) -> Any:
-    """What the library makes, or its complaint as a UserError."""
+    """What `act` returns, or the library's error as a UserError."""
     try:
         return act()
     except UserError:
         raise
     except ImportError as error:
         raise UserError(f"{name}: {reason(error)} (pip install 'igpt[remote]')") from error
-    except Exception as error:  # builders raise anything on what they can make nothing of
+    except Exception as error:  # builders raise anything on data that they cannot read
         raise UserError(f"no stream of pictures at {name}: {reason(error)}") from error

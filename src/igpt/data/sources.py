@@ -17,7 +17,7 @@ from igpt.data.hub import open_dataset
 from igpt.data.pictures import Pictures, Source, array_pictures
 from igpt.rng import numpy_rng
 
-DIGITS_TEST = 297  # of the 1,797 scans of scikit-learn's digits, chosen by a fixed shuffle
+DIGITS_TEST = 297  # test pictures of scikit-learn's 1,797 digits, chosen by a fixed shuffle
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
 
@@ -26,8 +26,8 @@ def open_source(
 ) -> Source:
     """Open `digits`, a `.npy`/`.npz`, a local folder or a Hugging Face data set id.
 
-    Encoded pictures may be in a `.npy`/`.npz`, or lie as OpenAI's do: `imagenet_teX.npy` and so on,
-    named by one of these files, their folder, or the path up to `_`.
+    Encoded pictures may be in a `.npy`/`.npz`, or in files named like OpenAI's, `imagenet_teX.npy`
+    and so on: `spec` is then one of these files, their folder, or their path up to the `_`.
 
     Raises UserError when there is no such thing or it has no pictures.
     """
@@ -57,9 +57,10 @@ def is_hub_id(spec: str) -> bool:
 
 
 def data_of(config: DataConfig, source: str | None) -> DataConfig:
-    """The data section for `source`: `config` itself for the same one, spelled in any way, or None.
+    """The data section for `source`; `config` itself for None, or its own source however spelled.
 
-    Columns, splits and what was held out mean nothing in another set.
+    For another source it keeps only size and augmentation: the columns, the splits and what was
+    held out mean nothing there.
     """
     if source is None or source_name(source) == source_name(config.source):
         return config
@@ -86,8 +87,8 @@ def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pict
     """Training and validation pictures; the test split is not opened.
 
     The validation split is the one named, else the source's (unless that is for testing, as
-    ImageNet's is), else a part of train drawn from `seed` (paper, section 3.1: 4 % or 10 %). Of
-    what pretraining read as a stream, which cannot be drawn from, it is the beginning.
+    ImageNet's is), else a part of train drawn from `seed` (paper, section 3.1: 4 % or 10 %). Where
+    pretraining read a stream, from which none can be drawn at random, it is train's beginning.
     """
     check_split_names(config)
     train = source.split(config.train_split)
@@ -107,7 +108,7 @@ def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pict
 
 
 def count_split_pictures(source: Source, config: DataConfig) -> int | None:
-    """How many pictures `training_splits` draws a part of; None where it draws none."""
+    """How many pictures `training_splits` draws the held-out ones from; None if it draws none."""
     if config.streaming or validation_name(source.splits, config) is not None:
         return None
     return len(source.split(config.train_split))
@@ -118,8 +119,8 @@ def task_training_splits(
 ) -> tuple[Pictures, Pictures]:
     """Training and validation pictures of a task that is learned after pretraining.
 
-    Of a source with a single split, both are of what pretraining learned from: what it held out is
-    for testing (`pictures_to_test`).
+    In a source with a single split, both are parts of what pretraining learned from, since what it
+    held out is for testing (`pictures_to_test`).
     """
     if not _is_single(source, config.test_split):
         return training_splits(source, config, seed)
@@ -128,9 +129,9 @@ def task_training_splits(
 
 
 def pictures_to_test(source: Source, config: DataConfig, seed: int) -> Pictures:
-    """The test split or, of a source with a single split, what training held out of that.
+    """The test split or, in a source with a single split, what training held out of that split.
 
-    Where that one is asked for by its name: all of it but these.
+    If `config.test_split` is the name of that single split: all of it except what was held out.
     """
     if tuple(source.splits) == (config.test_split,):
         train, _ = training_splits(source, replace(config, test_split=DataConfig.test_split), seed)
@@ -142,9 +143,9 @@ def pictures_to_test(source: Source, config: DataConfig, seed: int) -> Pictures:
 
 
 def _set_apart(source: Source, config: DataConfig, seed: int) -> tuple[Pictures, Pictures]:
-    """`training_splits` of a single split, whose held-out part is for testing; and says so."""
+    """`training_splits` of a single split, with a warning that its held-out part is the test."""
     train, held_out = training_splits(source, config, seed)
-    warnings.warn(  # said once, whichever part is asked for: it is this line's
+    warnings.warn(  # shown once, whichever part is asked for, since it belongs to this line
         f"{source.name} has no split '{config.test_split}': the {len(held_out):,} pictures that "
         f"training held out of '{config.train_split}' are taken instead",
         stacklevel=1,
@@ -161,7 +162,7 @@ def _is_single(source: Source, test_split: str) -> bool:
 def _hold_out(
     name: str, pictures: Pictures, fraction: float, seed: int
 ) -> tuple[Pictures, Pictures]:
-    """The pictures without, and those of, a random `fraction`; UserError for too few."""
+    """The pictures in two parts: the rest, and a random `fraction`; UserError for too few."""
     held_out = max(1, round(len(pictures) * fraction))
     if held_out >= len(pictures):
         raise UserError(f"{name}: {len(pictures)} pictures are too few to hold some out")
@@ -171,10 +172,10 @@ def _hold_out(
 
 
 def _hold_out_first(name: str, pictures: Pictures, n: int) -> tuple[Pictures, Pictures]:
-    """The pictures without, and those of, the first `n`; UserError for too few.
+    """The pictures in two parts: those after the first `n`, and the first `n`.
 
-    A stream's are the first `n` that are readable; with those between them that are not, they are
-    these or more.
+    Pretraining held out the stream's first `n` readable pictures. That reaches beyond these `n`
+    where some of them are unreadable, so none of these was trained on. UserError for too few.
     """
     if n >= len(pictures):
         raise UserError(f"{name}: {len(pictures)} pictures are too few to hold {n} out")
@@ -188,14 +189,17 @@ def check_split_names(config: DataConfig) -> None:
 
 
 def validation_name(splits: Sequence[str], config: DataConfig) -> str | None:
-    """The validation split as `training_splits` chooses it; None: it is a part of train."""
+    """The name of the validation split in `training_splits`; None if it is a part of train."""
     usual = (n for n in VALIDATION_NAMES if n in splits and n != config.test_split)
     name = config.validation_split or next(usual, None)
     return None if name == config.train_split else name
 
 
 def evaluation_split(source: Source, name: str) -> Pictures:
-    """A split of a source that was not trained on; its only one, with a warning, if it has one."""
+    """A split of a source that was not trained on.
+
+    If the source has a single split and `name`, a usual one, is not it: that split, with a warning.
+    """
     if _is_single(source, name):
         (only,) = source.splits
         note = f"{source.name} has no split '{name}': '{only}', its only one, is taken instead"
@@ -205,7 +209,7 @@ def evaluation_split(source: Source, name: str) -> Pictures:
 
 
 def _digits() -> Source:
-    # What `sklearn.datasets.load_digits` reads, without a second of imports for it.
+    # The file that `sklearn.datasets.load_digits` reads, without that module's second of imports.
     spec = find_spec("sklearn")
     assert spec is not None
     assert spec.origin is not None

@@ -1,12 +1,12 @@
 """Batches of a stream: shuffled in blocks, read ahead by one block, resumable to the bit.
 
 A block is the next `shuffle_buffer` rows of the stream as raster tokens, two bytes a pixel, and it
-is handed out in an order drawn from (seed, epoch, block). So what to resume from is where the block
-begins, which the `datasets` library knows, and a place in it. A rolling buffer would not do: the
-library does not save what is in it.
+is handed out in an order drawn from (seed, epoch, block). So the state to resume from is where the
+block begins, which the `datasets` library can tell, and a place in the block. A rolling shuffle
+buffer would not do, since the library does not save its contents.
 
-Two blocks are in memory at most: the one that is handed out, and the next, which a thread reads
-meanwhile and then waits with.
+At most two blocks are in memory: the one that is handed out, and the next one, which a thread reads
+meanwhile and then holds.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Start:
     """Where a block begins."""
 
     epoch: int
-    block: int  # of the epoch
-    reading: State | None  # what the stream is read on from; None: the beginning of the epoch
+    block: int  # its number in the epoch
+    reading: State | None  # the stream's state there; None: the beginning of the epoch
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Block:
 
     start: Start
     tokens: npt.NDArray[np.uint16]  # [N, T], raster order, as they came
-    order: npt.NDArray[np.int64]  # [N], in which they are handed out
+    order: npt.NDArray[np.int64]  # [N], the shuffled order in which they are handed out
 
 
 class StreamLoader(Loader):
-    """Batches of a stream's next pictures, without those that are `held_out` (by digest).
+    """Batches of a stream's next pictures, leaving out those whose digest is in `held_out`.
 
     `augmentation` is `none`, `flip`, `cifar` or `imagenet`. An unreadable picture is left out, and
     named once, in a warning and in `skipped`. `batch` raises UserError when the source breaks off
@@ -77,12 +77,12 @@ class StreamLoader(Loader):
         self._blocks = self._read_blocks(start)
         self._next: Future[Block] | None = None  # the block that is read ahead
         self._block: Block | None = None
-        self._place = place  # in the block, of the next picture
+        self._place = place  # of the next picture, in the block's order
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         """The batch of the next step: as many of this process's pictures as there are `rows`.
 
-        Raises ValueError without `rows`: a process has no others.
+        Raises ValueError without `rows`, since a process does not have the others' pictures.
         """
         if rows is None:
             raise ValueError("a stream gives a process its own rows only")
@@ -93,7 +93,7 @@ class StreamLoader(Loader):
         return Batch(tokens, None, step, rows, self._state())
 
     def resume(self, states: Sequence[State]) -> None:
-        """Go on as the processes were; of another number of processes, begin the epoch again."""
+        """Go on from the processes' `states`; if their number changed, begin the epoch again."""
         if len(states) != self.stream.processes:
             epoch = max(state["epoch"] for state in states)
             warnings.warn(
@@ -114,7 +114,7 @@ class StreamLoader(Loader):
     # --- handing out -----------------------------------------------------------------------------
 
     def _take(self, count: int) -> npt.NDArray[np.uint16]:
-        """Raster tokens [count, T] of the next pictures, of as many blocks as it takes."""
+        """Raster tokens [count, T] of the next pictures, from as many blocks as needed."""
         parts = []
         while count:
             block = self._block
@@ -128,7 +128,7 @@ class StreamLoader(Loader):
         return np.concatenate(parts)
 
     def _advance(self) -> None:
-        """To the next block, and let the one after it be read."""
+        """Go to the next block, and begin to read the one after it."""
         if self._block is not None:
             self._place = 0
         following = self._next or self._read_ahead()
@@ -173,9 +173,10 @@ class StreamLoader(Loader):
             epoch, number, state = epoch + 1, 0, None
 
     def _read(self, reading: Reading, epoch: int) -> tuple[int, npt.NDArray[np.uint16]]:
-        """A block's rows, fewer at the end of the epoch, and the tokens [N, T] of their pictures.
+        """Read a block: its number of rows, and the tokens [N, T] of their pictures.
 
-        N is less where rows are unreadable or held out.
+        There are fewer rows at the end of an epoch. N is smaller than their number where some are
+        unreadable or held out.
         """
         tokens = np.empty((self.shuffle_buffer, self.codec.n_tokens), dtype=np.uint16)
         n_rows = n_pictures = 0
@@ -205,7 +206,7 @@ class StreamLoader(Loader):
                 warnings.warn(f"skipped an unreadable picture: {picture}", stacklevel=2)
 
     def _nothing(self) -> str:
-        """What is wrong with an epoch without a picture."""
+        """The error message for an epoch without a picture."""
         if self.skipped:
             return f"{self.stream.name}: no picture can be read: {min(self.skipped)}"
         return (

@@ -1,6 +1,6 @@
 """Files from the web: OpenAI's published ones, and a download that goes on where it broke off.
 
-A file gets its name when all of it has come; until then it is a `.part` beside it.
+A file gets its name when all of it has come; until then it is called `NAME.part`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from urllib.request import Request, urlopen
 
 from igpt.config import UserError
 
-# image-gpt, download.py: where the files are, how many shards a checkpoint has, and its steps.
+# From image-gpt's download.py: where the files are, how many shards a checkpoint has, its steps.
 STORE = "https://openaipublic.blob.core.windows.net/image-gpt"
 SHARDS = {"s": 32, "m": 32, "l": 64}
 STEPS = (131000, 262000, 524000, 1000000)
 CLUSTERS = "kmeans_centers.npy"
 
-TIMEOUT = 30  # seconds without a byte
+TIMEOUT = 30  # seconds to wait for the next byte
 CHUNK = 1 << 20  # bytes
 PARTIAL, UNSATISFIABLE = 206, 416  # HTTP: a range as asked for; one that the file does not have
 
@@ -63,10 +63,10 @@ def fetch_all(urls: Sequence[str], folder: Path) -> None:
 
 
 def fetch_file(url: str, path: Path, show: Callable[[int, int], None]) -> None:
-    """Download `url` to `path`, unless it is there; `show` is told the bytes that came, of all.
+    """Download `url` to `path`, unless it is there; `show` is called with bytes so far and in all.
 
-    What came of an earlier download that broke off is not asked for again. Raises UserError, one
-    line, when the server is out of reach, has no such file, or sends less than it announced.
+    Goes on where an earlier download broke off. Raises UserError, one line, when the server is out
+    of reach, has no such file, or sends less than it announced.
     """
     if path.exists():
         return
@@ -74,7 +74,7 @@ def fetch_file(url: str, path: Path, show: Callable[[int, int], None]) -> None:
     have = part.stat().st_size if part.exists() else 0
     with _open(url, have) as response:
         if response.status != PARTIAL:
-            have = 0  # it sends the whole file
+            have = 0  # the server ignores the range and sends the whole file
         if response.length is None:
             raise UserError(f"{url}: the server does not say how large the file is")
         total = have + response.length

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from igpt.config import UserError, first_line
 
-# What of a Hub repository is fetched; a star goes on over folders, such as the probe's.
+# The files of a Hub repository that are fetched; a star matches subfolders too, like the probe's.
 PATTERNS = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.yaml", "*.npy", "metrics.jsonl"]
-IGNORED = ["checkpoints/*"]  # of a run uploaded by hand; each is three times the weights
+IGNORED = ["checkpoints/*"]  # in a run uploaded by hand; each is three times the weights
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; UserError when it is missing, truncated or foreign."""
+    """The tensors of a safetensors file; UserError when it is missing, truncated or not one."""
     try:
         return load_file(path)
     except FileNotFoundError as error:
@@ -35,7 +35,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file's header says beside its tensors; UserError as `read_tensors`."""
+    """The metadata in a safetensors file's header; UserError when it is missing or broken."""
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
@@ -88,7 +88,7 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
 
 
 def local_folder(path: str | Path, **options: Any) -> Path:
-    """The folder `path`, or that of the Hub model of this name; see `fetch_folder` for `options`.
+    """The folder `path`, or that of the Hub model `path`; `options` are those of `fetch_folder`.
 
     `owner/name` is a Hub model unless there is such a folder, or a folder `owner`.
     """

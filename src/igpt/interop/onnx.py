@@ -1,7 +1,7 @@
 """Models as ONNX graphs, for where there is no PyTorch: scoring, classifying, one step of decoding.
 
-Batch and, in decoding, the number of positions so far are free. Every graph is run once by ONNX
-Runtime and compared with the model.
+The batch size and, in decoding, the number of positions so far are dynamic. Every exported graph is
+run by ONNX Runtime and compared with the model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOLERANCE = 1e-4  # largest difference of an output from the model's
 
 @dataclass(frozen=True)
 class Graph:
-    """A module with its inputs by name, and which of their dimensions are free."""
+    """A module with its inputs by name, and which of their dimensions are free (dynamic)."""
 
     module: nn.Module
     inputs: dict[str, Tensor]
@@ -39,14 +39,14 @@ class Graph:
 
 
 class Score(nn.Module):
-    """-ln p of every token [B, T]; BERT: of those that `masked` hides, from the others."""
+    """-ln p of every token [B, T]; for BERT, of those that `masked` hides, given the others."""
 
     def __init__(self, model: ImageGPT) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
-        # The exporter makes a mean of `cross_entropy` without reduction, so it is spelt out.
+        # Spelt out, since the exporter turns `cross_entropy` without reduction into a mean.
         log_p = self.model(tokens, masked).log_softmax(dim=-1)  # [B, T, K]
         return -log_p.gather(-1, tokens[..., None]).squeeze(-1)
 
@@ -63,9 +63,9 @@ class Classify(nn.Module):
 
 
 class _Growing:
-    """A cache that a step makes longer, instead of writing into it."""
+    """A cache that a step replaces by a longer copy, instead of writing into it."""
 
-    seen = None  # all that it holds
+    seen = None  # attention sees all that the cache holds
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = list(keys.unbind()), list(values.unbind())
@@ -79,7 +79,7 @@ class _Growing:
 class DecodeStep(nn.Module):
     """The next pixel's logits [B, K] after `token` [B], and the cache [L, B, H, S + 1, D].
 
-    The first token of a picture is K, the start; its cache has S = 0 positions.
+    A picture's first `token` is K, the start token, with a cache of S = 0 positions.
     """
 
     def __init__(self, model: ImageGPT) -> None:
@@ -107,7 +107,7 @@ def graphs(model: ImageGPT) -> dict[str, Graph]:
         pictures["masked"] = torch.arange(c.n_positions).expand(3, -1) % 7 == 0
         free["masked"] = {0: "batch"}
     found = {}
-    if c.shift or not c.causal:  # unshifted, it was trained to classify only
+    if c.shift or not c.causal:  # an unshifted causal model was trained only to classify
         found["score"] = Graph(Score(model), pictures, free, ("nats",))
     if c.n_classes:
         found["classify"] = Graph(Classify(model), pictures, free, ("logits",))
@@ -122,7 +122,7 @@ def graphs(model: ImageGPT) -> dict[str, Graph]:
 
 
 def export_onnx(model: ImageGPT, folder: Path) -> dict[str, float]:
-    """Write `<name>.onnx` of each graph; the largest difference of each from the model.
+    """Write `<name>.onnx` for each graph; returns each one's largest difference from the model.
 
     Raises UserError where ONNX is not installed, and when a graph differs by more than TOLERANCE.
     """
@@ -158,7 +158,10 @@ def _export(graph: Graph, path: Path) -> None:
 
 
 def _difference(graph: Graph, path: Path) -> float:
-    """Between the runtime's outputs and the model's, for other sizes than it was traced with."""
+    """The largest difference of the runtime's outputs from the model's.
+
+    For the sizes that the graph was traced with, and for others.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -186,7 +189,7 @@ def _smaller(graph: Graph) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _silence() -> Any:
-    """The exporter talks on stdout and in warnings, to its developers."""
+    """Silence the exporter, whose output and warnings are for its own developers."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

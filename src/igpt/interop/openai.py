@@ -1,4 +1,4 @@
-"""OpenAI's variables (image-gpt, src/model.py) by their TensorFlow names, to native weights.
+"""Translates OpenAI's variables (image-gpt, src/model.py), by TensorFlow name, to native weights.
 
 A variable is an array as TensorFlow stores it: q/k/v projections `[heads, width/heads, d]` read as
 [out, in], the attention output `[heads, width/heads, d]` and the MLP matrices read as [in, out].
@@ -43,7 +43,7 @@ def read_openai(prefix: Path) -> ImageGPT:
         config = config_from_openai(checkpoint.shapes)
     except UserError as error:
         raise UserError(f"{prefix}: {error}") from error
-    with torch.device("meta"):  # the weights are those that were read, not a copy of them
+    with torch.device("meta"):  # the tensors that are read become the weights, without a copy
         model = ImageGPT(config)
     model.load_state_dict(weights_from_openai(checkpoint.read, config), assign=True)
     return model.eval()
@@ -103,9 +103,9 @@ def variable_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def weights_from_openai(read: Callable[[str], Array], config: ModelConfig) -> dict[str, Tensor]:
-    """The native state of `ImageGPT(config)`, of the variables that `read` gives by name.
+    """The native state of `ImageGPT(config)`, from the variables that `read` gives by name.
 
-    Their shapes are those of `variable_shapes`.
+    The variables' shapes must be those of `variable_shapes`.
     """
 
     def take(name: str) -> Tensor:

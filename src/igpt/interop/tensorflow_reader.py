@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from igpt.config import UserError, first_line
 
-# TensorFlow reads these when it is imported: no lines of its own on stderr, about the processor or
-# about products that are never computed here.
+# TensorFlow reads these when it is imported. They keep it from writing to stderr, about the
+# processor or about products that are never computed here.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 

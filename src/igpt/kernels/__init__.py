@@ -1,4 +1,4 @@
-"""Roads faster than PyTorch's own, each beside a plain twin that it is tested against.
+"""Faster code than PyTorch's own ("roads"), each tested against a plain twin in PyTorch.
 
 `IGPT_KERNELS=0` in the environment turns all of them off.
 """

@@ -21,7 +21,7 @@ def _available() -> bool:
 
 
 def gelu_takes(x: Tensor) -> bool:
-    """Whether `fast_quick_gelu` is for this: bfloat16, on a processor that computes in it."""
+    """Whether `fast_quick_gelu` takes `x`: bfloat16, on a CPU that computes in bfloat16."""
     return x.device.type == "cpu" and x.dtype == torch.bfloat16 and _available()
 
 

@@ -1,11 +1,11 @@
 // Softmax attention in bfloat16, forward and backward, on matrix tiles or vectors (`blocks.h`).
 //
-// Of a head, 32 rows of the score matrix are computed at a time and stay in the second-level cache,
-// so memory grows linearly in the tokens. Names: T tokens, D width of a head; both are padded with
-// zeros to multiples of 32.
+// For each head, 32 rows of the score matrix are computed at a time and stay in the second-level
+// cache, so memory grows linearly with the tokens. Names: T tokens, D width of a head; both are
+// padded with zeros to multiples of 32, Tp and Dp.
 //
 // Recomputing the probabilities in the backward pass from their rows' log-sum is the algorithm of
-// FlashAttention (Dao et al., 2022); what is blocked here fits a core's cache, not a GPU's.
+// FlashAttention (Dao et al., 2022); here the blocks are sized for a core's cache, not a GPU's.
 
 #include <algorithm>
 #include <cmath>
@@ -27,14 +27,15 @@ struct Head {
 using Packed = std::vector<bf16>;
 using PackedTiles = std::vector<uint32_t>;
 
-// Row by row, [Tp, Dp].
+// A head padded, row by row: [Tp, Dp].
 Packed pack_rows(Head head, int T, int D, int Tp, int Dp) {
   Packed out(size_t(Tp) * Dp, 0);
   for (int t = 0; t < T; t++) std::memcpy(&out[size_t(t) * Dp], head.data + t * head.row, 2 * D);
   return out;
 }
 
-// The transpose [Dp, Tp] as B: tile (tokens / 16, Dp / 32) has pairs of dimensions, by token.
+// The transpose [Dp, Tp] as operand B of a product (`wide.h`): tile (token / 16, dimension / 32)
+// has pairs of dimensions, by token.
 PackedTiles pack_transposed(const Packed& rows, int Tp, int Dp) {
   PackedTiles out(size_t(Tp) * Dp / 2);
   for (int t = 0; t < Tp; t++) {
@@ -45,7 +46,8 @@ PackedTiles pack_transposed(const Packed& rows, int Tp, int Dp) {
   return out;
 }
 
-// [Tp, Dp] as B: tile (Dp / 16, tokens / 32) has pairs of tokens, by dimension.
+// [Tp, Dp] as operand B of a product: tile (dimension / 16, token / 32) has pairs of tokens, by
+// dimension.
 PackedTiles pack_pairs(const Packed& rows, int Tp, int Dp) {
   PackedTiles out(size_t(Tp) * Dp / 2);
   for (int t = 0; t < Tp; t += 2) {
@@ -66,7 +68,7 @@ Packed transpose(const Packed& rows, int Tp, int Dp, int W) {
   return out;
 }
 
-// x [n] times a factor, rounded.
+// x [n] times a factor, rounded to bfloat16.
 void store_rounded(const float* x, float factor, int n, bf16* out) {
   for (int i = 0; i < n; i += 16) {
     const __mmask16 lanes = lanes_below(i, n);
@@ -87,7 +89,8 @@ float dot(const bf16* a, const bf16* b, int n) {
 
 struct Shape {
   int T, D, Tp, Dp;
-  int W;  // from a row of Tp elements to the next: rows 4,096 bytes apart would share their cache lines
+  // Elements from a row of Tp to the next: rows 4,096 bytes apart would share their cache lines.
+  int W;
   bool causal;
   float scale;  // of the scores
 
@@ -99,7 +102,8 @@ struct Shape {
 // --- forward -------------------------------------------------------------------------------------
 
 // Probabilities, not yet divided by their sum, of scores [seen] of one query; zeros up to `width`.
-// Returns the sum, and through `top` the largest score. Two vectors at a time hide their latency.
+// Returns the sum, and through `top` the largest score. Works on two vectors at a time, to hide the
+// latency of their instructions.
 float softmax_row(const float* scores, int seen, int width, float scale, bf16* out, float* top) {
   const __m512 lowest = _mm512_set1_ps(-INFINITY);
   __m512 best = lowest, other = lowest;
@@ -169,8 +173,9 @@ struct Gradients {
   Head query, key, value;
 };
 
-// From scores and products dO V^T of a block of keys with queries `from` to Tp, [32, Tp] each: the
-// probabilities, and the gradients of the scores row by row and as B, with pairs of keys.
+// For a block of keys and the queries `from` to Tp. Takes the scores and the products of the values
+// with the output's gradients, V dO^T, each [32, Tp]. Gives the probabilities and the gradients of
+// the scores row by row, and these gradients also as operand B of a product, with pairs of keys.
 void score_gradients(const float* scores, const float* products, int first_key, int from, Shape s,
                      const float* log_sum, const float* delta, bf16* p_rows, bf16* ds_rows,
                      uint32_t* ds_pairs) {
@@ -211,7 +216,7 @@ void add_query_gradient(const bf16* key_transposed, const uint32_t* ds, int from
   }
 }
 
-// dQ [T, D] of dQ^T in tiles.
+// dQ [T, D] from dQ^T in tiles.
 void store_query_gradient(const float* tiles, Shape s, Head out) {
   const __m512i column = _mm512_slli_epi32(
       _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 4);
@@ -245,7 +250,7 @@ void backward_head(Head query, Head key, Head value, Head out, Head out_gradient
   const PackedTiles q_columns = pack_transposed(q, s.Tp, s.Dp), q_pairs = pack_pairs(q, s.Tp, s.Dp);
   const PackedTiles g_columns = pack_transposed(g, s.Tp, s.Dp), g_pairs = pack_pairs(g, s.Tp, s.Dp);
   const Packed k_transposed = transpose(k, s.Tp, s.Dp, s.W);
-  // Padded queries have no probabilities: 2^-1e30 is zero.
+  // Padded queries get probabilities of zero, 2^-1e30.
   std::vector<float> log2_sum(s.Tp, 1e30f), delta(s.Tp, 0.0f);
   for (int t = 0; t < s.T; t++) {
     log2_sum[t] = log_sum[t] * LOG2E;

@@ -14,7 +14,7 @@ from torch import Tensor
 from igpt.kernels.build import constant, load_for_bfloat16
 from igpt.kernels.operators import define
 
-MAX_WIDTH = 256  # of a head; the kernel has no limit, wider ones are not tested
+MAX_WIDTH = 256  # of a head; the kernel has no limit, but wider heads are not tested
 
 
 class _Strided(ctypes.Structure):
@@ -39,7 +39,7 @@ def _available() -> bool:
 
 
 def attention_takes(query: Tensor, key: Tensor) -> bool:
-    """Whether `fast_attention` is for these: T queries of T keys, in bfloat16, and it is there."""
+    """Whether `fast_attention` is there and takes these: T queries of T keys, in bfloat16."""
     return (
         query.device.type == "cpu"
         and query.dtype == key.dtype == torch.bfloat16
@@ -58,7 +58,7 @@ def fast_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> T
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """The result [B, H, T, D], and the logarithm of each row's sum, float32 [B, H, T]."""
+    """The result [B, H, T, D], and the log of each row's sum of exponentials, float32 [B, H, T]."""
     library = load_for_bfloat16("attention")
     assert library is not None
     query, key, value = (_rows(x) for x in (query, key, value))
@@ -99,13 +99,13 @@ def _attention_backward(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """The kernel takes any strides but the last."""
+    """`x` with its last dimension contiguous; the kernel takes any other strides."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _outputs(query: Tensor) -> tuple[Tensor, Tensor]:
     B, H, T, D = query.shape
-    out = query.new_empty(B, T, H, D).transpose(1, 2)  # laid out as the next product wants it
+    out = query.new_empty(B, T, H, D).transpose(1, 2)  # laid out as the next product reads it
     return out, query.new_empty(B, H, T, dtype=torch.float32)
 
 

@@ -1,6 +1,6 @@
-// Products of blocks of 32 rows in bfloat16, added in float32: on matrix tiles where the processor has
-// some (and NO_TILES does not say otherwise), and else on vectors of 512 bits. Operands lie as `wide.h`
-// says.
+// Products of blocks of 32 rows in bfloat16, added in float32: on matrix tiles where the processor
+// has some (and NO_TILES does not say otherwise), and else on vectors of 512 bits. Operands are
+// laid out as `wide.h` says.
 
 #pragma once
 
@@ -10,10 +10,10 @@
 
 #include "tiles.h"
 
-using Thread = Tiles;  // what computes products has one
+using Thread = Tiles;  // every thread that computes products needs one
 
-// C [32, 32] = A [32, 32 k] B [32 k, 32], the rows of A and C so many elements apart; B is two columns
-// of k tiles.
+// C [32, 32] = A [32, 32 k] B [32 k, 32]. The rows of A and C are `a_row` and `c_row` elements
+// apart; B is two columns of k tiles.
 inline void multiply(const bf16* a, long a_row, const uint32_t* b0, const uint32_t* b1, int k,
                      float* c, long c_row) {
   clear();
@@ -44,9 +44,9 @@ inline void add_products(const bf16* a, long a_row, const uint32_t* b, int n, fl
 
 struct Thread {};
 
-constexpr int ROWS = 8;  // of A, whose sums with two vectors of B fill half of the registers
+constexpr int ROWS = 8;  // of A at a time: their sums with two vectors of B fill half the registers
 
-// sum + the products of the pair at `pair` with 16 pairs of rows.
+// sum [16] + the products of the two numbers at `pair` with those of each of 16 pairs, added.
 inline __m512 add_pair(__m512 sum, const bf16* pair, __m512i pairs) {
   int32_t both;
   std::memcpy(&both, pair, 4);

@@ -1,8 +1,8 @@
 """Compile a C++ file of this folder at its first use, and load it.
 
-The files include nothing of PyTorch and are called through `ctypes`, so a compiler is all that is
-needed and a second is enough. A library lies in the user's cache under a name made of all that it
-depends on. Where there is no compiler, the callers' plain twins do the work.
+The files include no header of PyTorch and are called through `ctypes`, so compiling needs only a
+compiler, and about a second. A library is kept in the user's cache, and its name has a hash of all
+that it depends on. Where there is no compiler, the callers' plain twins do the work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from igpt.config import first_line
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
-NO_TILES = "-DNO_TILES"  # a flag: vectors, on a processor that has matrix tiles too
+NO_TILES = "-DNO_TILES"  # a flag: use vectors even if the processor has matrix tiles
 SWITCH = "IGPT_KERNELS"  # 0 in the environment: plain PyTorch everywhere
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 def load(name: str, *flags: str) -> ctypes.CDLL | None:
     """The library of `<name>.cpp`, or None where it cannot be compiled or the switch is off.
 
-    The files are written for x86-64 and compiled as on Linux; elsewhere it is None, too.
+    Also None anywhere but on x86-64 Linux, for which the files and the flags are written.
     """
     if os.environ.get(SWITCH) == "0" or not _for_this_machine():
         return None
@@ -52,22 +52,25 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
 
 
 def constant(answer: Callable[[], bool]) -> Callable[[], bool]:
-    """Mark what `torch.compile` need not trace into.
+    """Mark `answer` as a constant, so that `torch.compile` does not trace into it.
 
-    As `torch.compiler.assume_constant_result` does, but that imports the compiler: 1.3 seconds of
-    every command, and most compile nothing.
+    `torch.compiler.assume_constant_result` does the same, but imports the compiler: that costs
+    every command 1.3 seconds, and most compile nothing.
     """
     answer._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return answer
 
 
 def load_for_tiles(name: str) -> ctypes.CDLL | None:
-    """`load`, where there are matrix tiles."""
+    """`load`, but None where there are no matrix tiles."""
     return load(name) if _has_tiles() else None
 
 
 def load_for_bfloat16(name: str) -> ctypes.CDLL | None:
-    """`load`, where there are products in bfloat16: of matrix tiles, or of vectors of 512 bits."""
+    """`load`, but None where the processor has no products in bfloat16.
+
+    They are of matrix tiles if it has them, else of vectors of 512 bits.
+    """
     if not torch.cpu._is_avx512_bf16_supported():
         return None
     return load(name) if _has_tiles() else load(name, NO_TILES)
@@ -86,7 +89,7 @@ def _for_this_machine() -> bool:
 def _compiled(name: str, compiler: str, flags: Sequence[str]) -> Path:
     source = Path(__file__).with_name(f"{name}.cpp")
     threads = _threads_of_torch()
-    # A processor of the same type compiles to the same code: its flags stand for -march=native.
+    # -march=native gives the same code on processors with the same flags, so these stand for it.
     headers = [path.read_text() for path in sorted(source.parent.glob("*.h"))]
     flags = (*FLAGS, *flags)
     about = [source.read_text(), *headers, *flags, *threads, _version(compiler), _processor()]
@@ -94,8 +97,8 @@ def _compiled(name: str, compiler: str, flags: Sequence[str]) -> Path:
     library = _cache_folder() / f"{name}-{key}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
-        # Two processes, on two machines perhaps, may both compile: each renames a whole file to the
-        # same name.
+        # Several processes, perhaps on several machines, may compile at once: each renames a
+        # complete file of its own to the same name.
         temporary = library.with_name(f".{library.name}.{uuid4().hex[:8]}")
         command = [compiler, *flags, str(source), "-o", str(temporary), *threads]
         subprocess.run(command, check=True, capture_output=True, text=True)
@@ -104,7 +107,7 @@ def _compiled(name: str, compiler: str, flags: Sequence[str]) -> Path:
 
 
 def _threads_of_torch() -> list[str]:
-    """PyTorch's own OpenMP, linked first: two pools of threads would fight for the cores."""
+    """PyTorch's own OpenMP, to link with: two pools of threads would compete for the cores."""
     folder = Path(torch.__file__).parent / "lib"
     return [str(path) for path in sorted(folder.glob("libgomp*.so*"))[:1]]
 
@@ -123,5 +126,5 @@ def _processor() -> str:
 
 
 def _cache_folder() -> Path:
-    """Of the user; RuntimeError for one without a home who names no other folder."""
+    """The user's cache folder; RuntimeError with neither XDG_CACHE_HOME nor a home folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igpt"

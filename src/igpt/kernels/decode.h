@@ -1,11 +1,11 @@
 // One step of the decoder for B pictures: from the embedded last pixels to the next one's logits.
 //
 // A step reads every weight and the whole cache once and computes little, so all is laid out in the
-// order in which it is read. One team of threads makes the whole step. What one picture gives does
+// order in which it is read. One team of threads computes the whole step. A picture's result does
 // not depend on the others beside it.
 //
-// The products and the attention are a road's own: on tiles (`decode_tiles.cpp`), or on what vectors
-// any processor has (`decode_vectors.cpp`).
+// Each implementation ("road") has its own products and attention: for matrix tiles
+// (`decode_tiles.cpp`), or for the vectors of any processor (`decode_vectors.cpp`).
 
 #pragma once
 
@@ -38,9 +38,9 @@ struct Model {
 };
 
 // Keys [L, B, H, S / 16, D / P, 16, P] and values [L, B, H, S / P, D, P], where P numbers make 32
-// bits: two in bfloat16 or, where there are scales [L, B, H, S], four in int8, the second and third
-// in each other's place. `length` positions are there, and the step adds one. S is a multiple of 64
-// and D of 32.
+// bits: two in bfloat16 or, where there are scales [L, B, H, S], four in int8, with the second and
+// third swapped. `length` positions are filled, and the step adds one. S, the positions that there
+// is room for, is a multiple of 64, and D of 32.
 struct Cache {
   void *keys, *values;
   float *key_scales, *value_scales;
@@ -55,8 +55,9 @@ constexpr int TOGETHER = 64;  // positions whose scores are computed side by sid
 
 using Floats = std::vector<float>;
 
-// h [B, d] are the embedded pixels at position `cache.length`, and are used up; logits [B, outputs
-// of the head]. `Outputs` of a road are 32 of one picture, `Inputs` [B, n] are filled 32 at a time.
+// h [B, d] has the embedded pixels at position `cache.length`, and is overwritten; logits are [B,
+// outputs of the head]. A road's `Outputs` are 32 of one picture; its `Inputs` [B, n] are filled 32
+// at a time.
 template <class Road>
 void step(const Model& m, const Cache& cache, float* h, float* logits, int B, int threads) {
   using Outputs = typename Road::Outputs;

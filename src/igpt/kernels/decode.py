@@ -1,8 +1,8 @@
 """One decoding step in C++: weights packed once, a cache in the order in which it is read.
 
-Knows tensors and no model; its plain twin is `ImageGPT.next_logits`. Two roads make the same step,
-`decode.h`: on matrix tiles, and on vectors of any processor. Their layouts are those of
-`decode_tiles.cpp` and `decode_vectors.cpp`.
+This module knows tensors but not the model's class; its plain twin is `ImageGPT.next_logits`. There
+are two implementations ("roads") of the step in `decode.h`: `decode_tiles.cpp` for matrix tiles and
+`decode_vectors.cpp` for the vectors of any processor. They lay out weights differently.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from torch import Tensor
 from igpt.kernels.build import load, load_for_tiles
 
 UNIT = 32  # inputs, outputs and the width of a head are multiples of it
-TOGETHER = 64  # positions that are computed side by side: room is made for a multiple of it
+TOGETHER = 64  # positions that are computed side by side; a cache has room for a multiple of it
 LARGEST_INT8 = 127
 
 
 @dataclass(frozen=True)
 class Road:
-    """A library, how it wants weights [outputs, inputs], and whether int8 is for the cache too."""
+    """An implementation: its library, how to lay out weights [outputs, inputs] for it, and whether
+    with int8 weights the cache is int8 too.
+    """
 
     name: str
     library: ctypes.CDLL
@@ -35,7 +37,7 @@ class Road:
 
 @cache
 def roads() -> tuple[Road, ...]:
-    """Those that there are here, the fastest first."""
+    """The roads that this machine has, the fastest first."""
     tiles, vectors = load_for_tiles("decode_tiles"), load("decode_vectors")
     found = []
     if tiles is not None:
@@ -46,25 +48,25 @@ def roads() -> tuple[Road, ...]:
 
 
 def _in_tiles(weight: Tensor) -> Tensor:
-    """[outputs / 16, inputs / 32, 16, 32]."""
+    """`weight` in tiles, [outputs / 16, inputs / 32, 16, 32]."""
     outputs, inputs = weight.shape
     return weight.view(outputs // 16, 16, inputs // 32, 32).transpose(1, 2)
 
 
 def _in_panels(weight: Tensor) -> Tensor:
-    """[outputs / 32, inputs / P, 32, P], P numbers in a word."""
+    """`weight` in panels, [outputs / 32, inputs / P, 32, P], with P numbers in a 32-bit word."""
     outputs, inputs = weight.shape
     side = 4 // weight.element_size()
     return _in_words(weight.view(outputs // 32, 32, inputs // side, side).transpose(1, 2))
 
 
 def _in_words(x: Tensor) -> Tensor:
-    """x [..., P], P numbers in 32 bits, as a word has them: of int8, the middle two swapped."""
+    """x [..., P], the P numbers of 32-bit words, in a word's order: int8 swaps the middle two."""
     return (x[..., [0, 2, 1, 3]] if x.dtype == torch.int8 else x).contiguous()
 
 
 def _round_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., n] and scales [...]: symmetric, the largest number of a row becomes 127."""
+    """x [..., n] in int8, and scales [...]: symmetric, a row's largest magnitude becomes 127."""
     x = x.float()
     largest = x.abs().amax(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
     scale = largest / LARGEST_INT8
@@ -140,7 +142,7 @@ class PackedWeights:
         int8: bool,
         road: Road,
     ) -> None:
-        self._kept: list[Tensor] = []  # what the addresses point to
+        self._kept: list[Tensor] = []  # keeps alive what the addresses point to
         self.road = road
         self.int8 = int8
         self.n_outputs = len(head)
@@ -160,7 +162,7 @@ class PackedWeights:
 
     @property
     def bytes(self) -> int:
-        """What a step reads of them."""
+        """Bytes of weights that a step reads."""
         return sum(tensor.nbytes for tensor in self._kept)
 
     def _gain(self, weight: Tensor) -> int:
@@ -194,14 +196,15 @@ class PackedCache:
 
     @classmethod
     def pack(cls, keys: Tensor, values: Tensor, length: int, int8: bool) -> PackedCache:
-        """Of keys and values [L, B, H, S, D], of which `length` positions are there."""
+        """Pack keys and values [L, B, H, S, D], of which `length` positions are filled."""
         room = keys.shape[3] + -keys.shape[3] % TOGETHER - length
         keys, values = keys[..., :length, :], values[..., :length, :]
         scales: tuple[Tensor, ...] = ()
         if int8:
             (keys, key_scales), (values, value_scales) = map(_round_to_int8, (keys, values))
             scales = (F.pad(key_scales, (0, room)), F.pad(value_scales, (0, room)))
-        # Rounded first, as room in float32 would take twice the memory; zeros weigh nothing.
+        # Rounded before padding, as padding in float32 would take twice the memory. The zeros add
+        # nothing to a result.
         keys, values = (
             F.pad(x if int8 else x.to(torch.bfloat16), (0, 0, 0, room)) for x in (keys, values)
         )
@@ -222,7 +225,7 @@ class PackedCache:
 
     @property
     def bytes(self) -> int:
-        """What a step reads of the positions that are there."""
+        """Bytes that a step reads of the positions filled so far."""
         return sum(x.nbytes for x in self.tensors) * self.length // self.size
 
     def struct(self) -> _Cache:
@@ -232,7 +235,7 @@ class PackedCache:
 
 
 def packed_step(weights: PackedWeights, cache: PackedCache, h: Tensor) -> Tensor:
-    """Logits [B, K] after the pixels embedded as h [B, d] float32; the cache is one longer then."""
+    """Logits [B, K] after the pixels embedded as h [B, d] float32; extends the cache by one."""
     h = h.contiguous().clone()
     logits = torch.empty(len(h), weights.model.head.outputs)
     weights.road.library.decode_step(

@@ -1,7 +1,8 @@
 // The decoder's step (`decode.h`) on matrix tiles (AMX).
 //
-// Weights lie in tiles of 16 outputs by 32 inputs, keys and values in the interleaved pairs that
-// bfloat16 products take; products are added in float32. Weights of int8 are widened on their way.
+// Weights are stored in tiles of 16 outputs by 32 inputs, keys and values in the interleaved pairs
+// that bfloat16 products take; products are added in float32. Weights in int8 are widened to
+// bfloat16 as they are read.
 
 #include <algorithm>
 #include <cmath>
@@ -12,15 +13,15 @@
 #include "tiles.h"
 
 constexpr int CHUNK = 4;     // tiles of int8 that are widened before they are used
-constexpr int AHEAD = 4096;  // bytes of int8 that are on their way from memory; measured
+constexpr int AHEAD = 4096;  // how many bytes of int8 ahead to prefetch; the best value measured
 
 namespace {
 
-// Places of a column of a tile [16, 16].
+// Where the elements of a column of a tile [16, 16] are.
 const __m512i ROWS = _mm512_slli_epi32(
     _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 4);
 
-// Outputs i to i + 31 of a picture.
+// 32 consecutive outputs of a picture.
 struct Outputs {
   __m512 low, high;
   static Outputs load(const float* from) {
@@ -41,9 +42,10 @@ void add(float* to, const Outputs& y) {
 // 32 floats as 16 pairs of bfloat16.
 __m512i pack(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
-// x [B, inputs] as B of a product: tile (B / 16, inputs / 32) has pairs of inputs, by picture.
+// x [B, inputs] as operand B of a product (`wide.h`): tile (picture / 16, input / 32) has pairs of
+// inputs, by picture.
 struct Inputs {
-  int steps;  // tiles of a picture
+  int steps;  // tiles that a picture's inputs go through
   std::vector<uint32_t> tiles;
 
   Inputs(int B, int inputs)
@@ -52,7 +54,7 @@ struct Inputs {
   const uint32_t* column(int picture) const {
     return &tiles[size_t(picture / TILE) * steps * TILE_DWORDS];
   }
-  // Inputs i to i + 31 of a picture.
+  // Sets the inputs i to i + 31 of a picture.
   void set(int picture, int i, const Outputs& x) {
     uint32_t* pairs = &tiles[(size_t(picture / TILE) * steps + i / 32) * TILE_DWORDS];
     _mm512_i32scatter_epi32(pairs + picture % TILE, ROWS, pack(x.low, x.high), 4);
@@ -74,7 +76,7 @@ void set_normalised(const float* h, const float* gain, int d, float eps, int pic
   for (int i = 0; i < d; i += 32) to.set(picture, i, {part(i), part(i + 16)});
 }
 
-// Tiles of int8 as bfloat16, which has all of their values.
+// Tiles of int8 as bfloat16, which represents all of their values exactly.
 void widen(const int8_t* from, int count, bf16* to) {
   for (int i = 0; i < count; i += 32) {
     const auto part = [&](int at) {
@@ -111,7 +113,7 @@ void multiply(const Linear& linear, int output, const Inputs& x, int picture, fl
 }
 
 // Calls use(picture, output, y) with outputs `output` to `output` + 31 of every picture, for
-// all outputs; the team shares these.
+// all outputs; the team of threads shares the outputs.
 template <class Use>
 void apply(const Linear& linear, const Inputs& x, int B, Use use) {
   alignas(64) float product[BLOCK * BLOCK];
@@ -172,7 +174,8 @@ void score(const bf16* query, const bf16* keys, int D, int count, float* out) {
   }
 }
 
-// Softmax of scores [count], rounded, not yet divided by the sum, which is returned; zeros after it.
+// Softmax of scores [count], rounded to bfloat16 and not yet divided by the sum, which is returned;
+// zeros follow, up to a multiple of 64.
 float softmax(float* scores, int count, float scale, bf16* out) {
   __m512 best = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
   for (int s = 0; s < count; s += 16)
@@ -215,7 +218,8 @@ struct Scratch {
   Scratch(int S, int D) : scores(S), mixed(D), query(D), key(D), value(D), weights(S) {}
 };
 
-// Store the new key and value of a head, the `head`-th of all, then let its query look at all of them.
+// Stores the new key and value of a head, the `head`-th over all layers and pictures, then lets its
+// query attend to all positions.
 void attend(const float* q, const float* k, const float* v, const Cache& cache, size_t head, int D,
             Scratch& scratch) {
   const int length = cache.length, count = length + 1;

@@ -1,10 +1,11 @@
 // The decoder's step (`decode.h`) on vectors of any processor.
 //
-// Weights and cache are stored in bfloat16 or int8, since reading them is what a step waits for. Those
-// in bfloat16 are multiplied as they are where the processor does that (AVX-512 BF16), and else widened
-// in registers to float32; those in int8 meet numbers rounded to 16 bits, as products of whole numbers
-// are faster than those of floats. Weights lie as [outputs / 32, inputs / P, 32, P], P numbers in a
-// word of 32 bits: a vector of words is of as many outputs as it has lanes, and of P inputs.
+// Weights and cache are stored in bfloat16 or int8, since reading them is what a step waits for.
+// Numbers in bfloat16 are multiplied as they are where the processor does that (AVX-512 BF16), and
+// else widened to float32 in registers. Numbers in int8 are multiplied with inputs rounded to 16
+// bits, as products of whole numbers are faster than those of floats. Weights are laid out as
+// [outputs / 32, inputs / P, 32, P], P numbers in a word of 32 bits: a vector of words has as many
+// outputs as lanes, and P inputs of each.
 
 #include <algorithm>
 #include <cmath>
@@ -17,9 +18,9 @@
 
 namespace {
 
-// Pictures that share what is read of a weight: as many as the registers can hold the sums of.
+// Pictures for which a weight is read once: as many as the registers can hold the sums of.
 constexpr int ROWS = LANES == 16 ? 8 : LANES == 8 ? 3 : 2;
-constexpr int WEIGHTS_AHEAD = 2048;  // bytes that are on their way from memory; measured
+constexpr int WEIGHTS_AHEAD = 2048;  // how many bytes ahead to prefetch; the best value measured
 
 // --- rounding -------------------------------------------------------------------------------------
 
@@ -37,15 +38,15 @@ Magnitude magnitude(const float* x, int n) {
   return {largest_of(largest) + 1e-30f, sum_of(sum) + 1e-30f};
 }
 
-// The most units that x [n] can be counted in so that whole ones fit 16 bits, and sums of their
-// products with int8 fit 32, whatever is rounded up.
+// The largest factor to scale x [n] by before rounding to whole numbers, so that these fit 16 bits,
+// and sums of their products with int8 fit 32 bits, whichever way each is rounded.
 float units(const float* x, int n) {
   const auto [largest, sum] = magnitude(x, n);
   const float room = float(std::numeric_limits<int32_t>::max() / 128 - n);
   return std::min(32767 / largest, room / sum);
 }
 
-// Each of these returns what the numbers that it writes are multiples of.
+// Each of these functions returns a scale: x is about the scale times the numbers that it writes.
 
 template <class Whole>
 float round_to(Whole* to, const float* x, int n, float units) {
@@ -62,8 +63,9 @@ float as_factors(const float* x, int n, Element* to) {
   return 1;
 }
 
-// Weights of positions, n a multiple of 16, as factors. Beside a large one many small ones may all be
-// half a unit: neighbours are rounded up from different heights, lest these all go the same way.
+// Attention weights of n positions, a multiple of 16, as factors. Beside a large weight, many small
+// ones may all be about half a unit: neighbours are rounded up from different thresholds, so that
+// they do not all go the same way.
 float weights_as_factors(const float* x, int n, int16_t* to) {
   const float heights[] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
   const float per_weight = units(x, n);
@@ -86,7 +88,7 @@ float round_all(const float* x, int D, int8_t* to) {
 
 // --- linear layers -------------------------------------------------------------------------------
 
-// 32 of a picture.
+// 32 consecutive outputs of a picture.
 struct Outputs {
   static constexpr int VECTORS = WIDE / LANES;
   Vector part[VECTORS];
@@ -128,7 +130,7 @@ struct Rows {
   void set(int picture, int i, const Outputs& part) { store(&x[place(picture) + i], part); }
 };
 
-// Those which meet weights in bfloat16.
+// Inputs to weights in bfloat16.
 template <class Number>
 struct Inputs : Rows<Factor<Number>> {
   using Rows<Factor<Number>>::Rows;
@@ -136,7 +138,7 @@ struct Inputs : Rows<Factor<Number>> {
   float scale(int) const { return 1; }
 };
 
-// Those which meet weights in int8: of each picture whole numbers, and what they are multiples of.
+// Inputs to weights in int8: whole numbers, and a scale for each picture.
 template <>
 struct Inputs<int8_t> : Rows<float> {
   std::vector<int16_t> whole;
@@ -147,7 +149,7 @@ struct Inputs<int8_t> : Rows<float> {
   const int16_t* row(int picture) const { return &whole[place(picture)]; }
   float scale(int picture) const { return scales[picture]; }
 
-  // When all are set; the team shares the pictures.
+  // To be called when all inputs are set; the team of threads shares the pictures.
   void finish(int B) {
 #pragma omp for schedule(static)
     for (int b = 0; b < B; b++) scales[b] = as_factors(&x[place(b)], inputs, &whole[place(b)]);
@@ -168,7 +170,7 @@ void set_normalised(const float* h, const float* gain, int d, float eps, int pic
   }
 }
 
-// What is on its way from memory while [32] words of weights are used.
+// Prefetches weights, as many as are used meanwhile: 32 words.
 void fetch_ahead(const char* panel) {
   for (int line = 0; line < 4 * WIDE; line += 64) __builtin_prefetch(panel + WEIGHTS_AHEAD + line);
 }
@@ -192,7 +194,7 @@ void multiply(const char* panel, const Factor<Number>* x, int inputs, Outputs* y
     for (int v = 0; v < V; v++) y[r].part[v] = as_floats(sums[r][v]);
 }
 
-// The same of up to R pictures.
+// The same for up to R pictures.
 template <class Number, int R = ROWS>
 void multiply_up_to(int rows, const char* panel, const Factor<Number>* x, int inputs, Outputs* y) {
   if constexpr (R > 1) {
@@ -202,7 +204,7 @@ void multiply_up_to(int rows, const char* panel, const Factor<Number>* x, int in
 }
 
 // Calls use(picture, output, y) with outputs `output` to `output` + 31 of every picture, for all
-// outputs; the team shares these.
+// outputs; the team of threads shares the outputs.
 template <class Number, class Use>
 void apply(const Linear& linear, Inputs<Number>& x, int B, Use use) {
   x.finish(B);
@@ -225,11 +227,12 @@ void apply(const Linear& linear, Inputs<Number>& x, int B, Use use) {
 
 // --- attention -----------------------------------------------------------------------------------
 
-constexpr int AHEAD = 2 * TOGETHER;              // positions that are on their way; measured
+constexpr int AHEAD = 2 * TOGETHER;              // how many positions ahead to prefetch; measured
 constexpr int SUMS = TOGETHER / LANES;           // vectors side by side
-constexpr int IN_LINE = 64 / int(sizeof(Words));  // vectors in what memory is fetched by
+constexpr int IN_LINE = 64 / int(sizeof(Words));  // vectors in a cache line
 
-// Where position s lies of those before `end`, `row` bytes each, or of those which are read next.
+// The address of position s, `row` bytes each: from `first` on if it is before `end`, and after
+// that from `next` on, which is read next.
 const char* at_or_after(const char* first, int s, int end, int row, const char* next) {
   return s < end ? first + size_t(s) * row : next + size_t(s - end) * row;
 }
@@ -242,8 +245,8 @@ struct Scratch {
   Scratch(int S, int D) : scores(S), mixed(D), query(D), weights(S), row(D) {}
 };
 
-// Scores of one query [D] with `count` positions, 64 at a time, times their scales, if there are any;
-// `next` is read after these keys.
+// Scores of one query [D] with `count` positions, 64 at a time, times their scales, if there are
+// any. `next` is what is read after these keys, to be prefetched.
 template <class Number>
 void score(const Factor<Number>* query, const char* keys, const float* scales, int D, int count,
            const char* next, float* out) {
@@ -269,8 +272,8 @@ void score(const Factor<Number>* query, const char* keys, const float* scales, i
   }
 }
 
-// Softmax of scores [count] where they are, times `scales`, if there are any, and not yet divided by
-// the sum, which is returned; zeros after it, up to a multiple of 64.
+// Softmax of scores [count] in place, times `scales`, if there are any, and not yet divided by the
+// sum, which is returned; zeros follow, up to a multiple of 64.
 float softmax(float* scores, const float* scales, int count, float scale) {
   const int end = round_up(count, TOGETHER);
   std::fill(scores + count, scores + end, -INFINITY);
@@ -286,8 +289,8 @@ float softmax(float* scores, const float* scales, int count, float scale) {
   return sum_of(sum);
 }
 
-// Values [count, D] mixed with weights [count], 64 dimensions at a time, times a factor; `next` is
-// read after these values.
+// Values [count, D] mixed with weights [count], 64 dimensions at a time, times a factor. `next` is
+// what is read after these values, to be prefetched.
 template <class Number>
 void mix(const Factor<Number>* weights, const char* values, int D, int count, float factor,
          const char* next, float* out) {
@@ -321,7 +324,8 @@ int in_word(int p) {
   return IS_WHOLE<Number> ? p % 2 * 2 + p / 2 : p;
 }
 
-// Store the new key and value of a head, the `head`-th of all, then let its query look at all of them.
+// Stores the new key and value of a head, the `head`-th over all layers and pictures, then lets its
+// query attend to all positions.
 template <class Number>
 void attend(const float* q, const float* k, const float* v, const Cache& cache, size_t head, int D,
             Scratch<Number>& scratch) {

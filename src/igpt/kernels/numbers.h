@@ -1,4 +1,4 @@
-// What all kernels here count in.
+// Number types and helpers that all kernels share.
 
 #pragma once
 

@@ -1,7 +1,7 @@
-"""Functions of this folder as operators of PyTorch, which `torch.compile` takes as they are.
+"""Functions of this folder as operators of PyTorch, which `torch.compile` does not look into.
 
-As `torch.library.custom_op` makes them, but that imports the compiler with the first call: a second
-of every command, and most compile nothing.
+`torch.library.custom_op` does the same, but imports the compiler with the first call: that costs
+every command a second, and most compile nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ def define(
 ) -> None:
     """Make `torch.ops.igpt.NAME` of a `schema` like "NAME(Tensor x) -> Tensor".
 
-    `compute` is it on the processor, `shape` gives results that hold nothing yet; `gradient` takes
-    a context, which `save` has filled, and the gradients of the results, and gives the inputs'.
+    `compute` is the CPU implementation; `shape` returns empty results of the right shape, for
+    `torch.compile`. `save` stores in a context what `gradient` needs; `gradient` takes the context
+    and the gradients of the results, and returns those of the inputs.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)

@@ -9,7 +9,8 @@
 
 #include "wide.h"
 
-// Eight tiles of full size. Constant memory, as the compiler does not know that it is read.
+// The configuration of eight tiles of full size. A constant, since the compiler does not know that
+// the processor reads it, and might leave out writing it.
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -17,18 +18,19 @@ struct alignas(64) TileConfig {
 };
 inline constexpr TileConfig CONFIG;
 
-// The tiles of one thread, as long as this lives.
+// Configures the calling thread's tiles as long as this object lives.
 struct Tiles {
   Tiles() { _tile_loadconfig(&CONFIG); }
   ~Tiles() { _tile_release(); }
 };
 
-// Nor does it know what a tile is loaded from: all that was written must be in memory.
+// The compiler does not know, either, what a tile is loaded from: this makes it write all to
+// memory.
 inline void written() { __asm__ volatile("" ::: "memory"); }
 
-// C [32, 32], in tiles 0 to 3, += A [32, 32 k] B [32 k, 32]. A is two rows of tiles and B two columns.
-// Steps, from one tile of a row or column to the next, and strides, from a row to the next, are in
-// bytes.
+// C [32, 32], in tiles 0 to 3, += A [32, 32 k] B [32 k, 32]. A is two rows of tiles and B two
+// columns. A step is from one tile of such a row or column to the next, a stride from a row of
+// numbers to the next; both are in bytes.
 inline void accumulate(const void* a0, const void* a1, long a_stride, long a_step, const void* b0,
                        const void* b1, long b_step, int k) {
   written();

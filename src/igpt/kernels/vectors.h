@@ -1,4 +1,4 @@
-// Vectors of any processor, by the compiler's own vector types.
+// Vectors that any processor has, by the compiler's own vector types.
 
 #pragma once
 
@@ -14,7 +14,7 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16;  // of a vector
+constexpr int LANES = 16;  // float32 numbers in a vector
 #elif defined(__AVX__)
 constexpr int LANES = 8;
 #else
@@ -25,7 +25,7 @@ typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Words __attribute__((vector_size(4 * LANES)));
 typedef int16_t Halves __attribute__((vector_size(4 * LANES)));
 
-// Numbers in a word: two in bfloat16, four in int8.
+// Numbers in a word of 32 bits: two in bfloat16, four in int8.
 template <class Number>
 constexpr int PACK = 4 / sizeof(Number);
 
@@ -61,9 +61,9 @@ Words add_pair(Words sum, Words halves, Words pair) {
 #endif
 }
 
-// What numbers of the cache or the weights are multiplied with, and what the products are added in:
-// int8 with whole numbers of 16 bits, in whole numbers; bfloat16 with bfloat16 if the processor does
-// that, and else with float32, in float32.
+// Factor: what numbers of the cache or the weights are multiplied with; Sum: what the products are
+// added in. Those in int8 meet whole numbers of 16 bits and are added in whole numbers. Those in
+// bfloat16 meet bfloat16 if the processor does that, else float32, and are added in float32.
 #if defined(__AVX512BF16__)
 using FactorOfBf16 = bf16;
 #else
@@ -76,7 +76,7 @@ using Factor = std::conditional_t<IS_WHOLE<Number>, int16_t, FactorOfBf16>;
 template <class Number>
 using Sum = std::conditional_t<IS_WHOLE<Number>, Words, Vector>;
 
-// sum + the products of each word's two numbers with as many factors, which all words share.
+// sum + the products of each word's two numbers with two factors, which all words share.
 Vector add_products(Vector sum, Words words, const FactorOfBf16* factors) {
 #if defined(__AVX512BF16__)
   const auto pair = (__m512bh)(Words{} + load<int32_t>(factors));
@@ -86,8 +86,8 @@ Vector add_products(Vector sum, Words words, const FactorOfBf16* factors) {
 #endif
 }
 
-// The same of four. The first two lie in a word's even bytes and the others in its odd ones, so that
-// either pair becomes halves by a shift or two.
+// The same for words of four numbers in int8. The first two are in a word's even bytes and the
+// others in its odd ones, so that a shift or two makes halves of either pair.
 Words add_products(Words sum, Words words, const int16_t* factors) {
   const auto bytes = (Halves)words;
   sum = add_pair(sum, (Words)((bytes << 8) >> 8), Words{} + load<int32_t>(factors));
@@ -111,10 +111,11 @@ float largest_of(Vector x) {
   return top;
 }
 
-constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: of a sum with it, the last bit is worth one
+// 1.5 * 2^23: adding it rounds to a whole number, since the last bit of the sum is worth one.
+constexpr float ROUND = 12582912.0f;
 
-// 2^x of x between -126 and 126, and of the nearer of these outside; 2.4e-6 relative: Taylor's series
-// to the fifth power on [-1/2, 1/2].
+// 2^x, with x limited to [-126, 126]; relative error 2.4e-6: Taylor's series to the fifth power on
+// [-1/2, 1/2].
 Vector exp2(Vector x) {
   const Vector end = Vector{} + 126.0f;
   x = larger(x, -end);

@@ -6,15 +6,17 @@
 
 #include "numbers.h"
 
-// A product takes A [16, 32] in bfloat16, row by row, and B [32, 16] with pairs of rows interleaved,
-// and adds to C [16, 16] in float32. Matrix tiles want this, and vectors take it as well.
+// A product takes A [16, 32] in bfloat16, row by row, and B [32, 16] with pairs of rows
+// interleaved, and adds to C [16, 16] in float32. Matrix tiles need this layout, and vectors can
+// use it as well.
 constexpr int TILE = 16;              // rows of a tile, and columns of float32
 constexpr int BLOCK = 32;             // rows that are computed together
 constexpr int TILE_DWORDS = 16 * 16;  // a whole tile
 
 inline __m256i to_bf16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 
-// 2^x of finite x, to the precision of bfloat16 and some more: a cubic on [-1/2, 1/2], 1e-4 relative.
+// 2^x of finite x, a little more precise than bfloat16: a cubic on [-1/2, 1/2], relative error
+// 1e-4.
 inline __m512 exp2_ps(__m512 x) {
   const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 f = _mm512_sub_ps(x, whole);
@@ -24,7 +26,7 @@ inline __m512 exp2_ps(__m512 x) {
   return _mm512_scalef_ps(y, whole);
 }
 
-// Lanes of a vector that begins at `start` whose place is below `end`.
+// In a vector that begins at place `start`, the lanes whose place is below `end`.
 inline __mmask16 lanes_below(int start, int end) {
   return end - start >= 16 ? 0xffff : end <= start ? 0 : __mmask16((1u << (end - start)) - 1);
 }

@@ -1,5 +1,5 @@
 """One run on many processes: who they are, what they tell each other, how they share a model.
 
-Every function here does nothing, or the obvious, for a process that is alone. Model, objectives
-and data know nothing of it.
+In a process that runs alone, every function here does nothing or the obvious. The model, the
+objectives and the data know nothing of this package.
 """

@@ -1,4 +1,4 @@
-"""Gradients that are averages over all processes, by PyTorch's own means."""
+"""Average gradients over all processes, with PyTorch's own tools (DDP and FSDP)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CLIP_EPS = 1e-6  # as in PyTorch's clip_grad_norm_
 
 
 def average_gradients(module: nn.Module) -> nn.Module:
-    """What to call in `module`'s place, so that gradients are averaged over all processes.
+    """The module to call in place of `module`, so that gradients are averaged over all processes.
 
-    A model that is split takes care of that itself; of one that is not, every process starts from
-    the first one's weights.
+    A split model (FSDP) averages by itself and is returned as it is. Any other is wrapped, and
+    every process then starts from the first one's weights.
     """
     if size() == 1 or any(map(_is_split, module.modules())):
         return module
@@ -31,7 +31,7 @@ def average_gradients(module: nn.Module) -> nn.Module:
 
 
 def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Where a micro-batch goes through `module`: gradients are exchanged after the `last` only."""
+    """The context for one micro-batch's passes; gradients are exchanged after the `last` only."""
     for part in filter(_is_split, module.children()):
         part.set_requires_gradient_sync(last)
     if isinstance(module, DistributedDataParallel) and not last:
@@ -42,7 +42,7 @@ def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[object]:
 def clip_gradients(model: nn.Module, largest: float) -> None:
     """Scale the gradients of a model, however it is split, so that their norm is `largest` at most.
 
-    PyTorch's `clip_grad_norm_` is for parameters that are all split alike.
+    PyTorch's `clip_grad_norm_` only handles parameters that are all split in the same way.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if not any(map(is_split, gradients)):

@@ -1,6 +1,6 @@
-"""What torchrun tells a process that it starts, in environment variables.
+"""What torchrun tells each process that it starts, read from environment variables.
 
-Imports nothing heavy: the command line asks it before anything else is loaded.
+Imports nothing heavy: the command line uses it before anything else is loaded.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ class LostProcess(Exception):
 
 
 def size() -> int:
-    """Processes that were started together, over all machines; 1 without torchrun."""
+    """The number of processes that were started together, over all machines; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """This process among them, from 0."""
+    """This process's number among all of them, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
-    """This process among those of its machine."""
+    """This process's number among those of its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 

@@ -1,8 +1,9 @@
 """How the processes of one start find each other: through torchrun's store.
 
-The store outlives the processes that torchrun restarts, with what they left in it: addresses, too.
-So the first process of every start gives it a new name, each other one signs under the name that
-it reads, and keeps the name when its signature is among those that the first one saw.
+When torchrun restarts processes, the store stays, with everything that the earlier ones left in it,
+addresses too. So the first process makes up a new name for every start. Each other process writes a
+signature under the name that it reads, and knows that the name is not an old one when the first
+process lists this signature among those that it saw.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from torch.distributed.rendezvous import rendezvous
 
 from igpt.parallel import launch
 
-START_SECONDS = 300  # that a process waits for the others to start
-FAILURES = "failures"  # the key that failing processes count themselves under
+START_SECONDS = 300  # how long a process waits for the others to start
+FAILURES = "failures"  # the key under which failing processes are counted
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """What the processes of this start have in common."""
+    """What the processes of this start share."""
 
-    store: Any  # where they leave words for each other, whatever else they are doing
+    store: Any  # for messages to each other at any time, whatever else they are doing
     is_restart: bool  # whether torchrun started any of them in place of one that failed
 
 
@@ -62,7 +63,7 @@ def _sign() -> tuple[str, Any, list[str]]:
     while time.monotonic() < deadline:
         name = store.get("start").decode()
         store.set(f"{name}/{launch.rank()}", signature)
-        with suppress(dist.DistStoreError):  # the name of an earlier start, or some are not there
+        with suppress(dist.DistStoreError):  # an earlier start's name, or not all have signed yet
             store.wait([f"{name}/all"], timedelta(seconds=0.2))
             signatures = store.get(f"{name}/all").decode().split("\n")
             if signature in signatures:
@@ -71,15 +72,15 @@ def _sign() -> tuple[str, Any, list[str]]:
 
 
 def is_restart() -> bool:
-    """Whether torchrun started this process, or one that works with it, in place of another."""
+    """Whether torchrun started this process, or another of the run, in place of a failed one."""
     return launch.is_restart() if launch.size() == 1 else meeting().is_restart
 
 
 def is_first_to_fail() -> bool:
-    """Whether no other process has asked this before: the one to tell the user."""
+    """Whether this process is the first to ask, and so the one to tell the user of a failure."""
     try:
         return meeting().store.add(FAILURES, 1) == 1
-    except launch.LostProcess:  # nobody else is there to tell
+    except launch.LostProcess:  # the processes never met, so each one tells the user
         return True
-    except RuntimeError:  # the store went with a process that failed before
+    except RuntimeError:  # the store is gone, with a process that failed earlier
         return False

@@ -1,7 +1,7 @@
 """The processes of a run: joining them, and what they tell each other.
 
-Small things (a count, a signal, a message) go through memory, by gloo, and never wait for an
-accelerator. What one process tells the others is JSON, not pickles.
+Small things (a count, a signal, a message) are sent from CPU memory, by gloo, so that they never
+wait for an accelerator. Objects are sent as JSON, never pickled.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from igpt.parallel import launch
 from igpt.parallel.meeting import meeting
 
 _background: dist.ProcessGroup | None = None
-_tensor = 1  # processes, one after the other, that compute the same pictures
+_tensor = 1  # size of a tensor group: processes of consecutive ranks that compute the same pictures
 
 
 @contextmanager
 def processes(config: ParallelConfig) -> Iterator[None]:
-    """Work together with the processes that torchrun started with this one; alone, do nothing.
+    """In this context, work with the other processes that torchrun started; alone, do nothing.
 
     Raises LostProcess when one of them is gone or hangs.
     """
@@ -64,39 +64,40 @@ def _joined(config: ParallelConfig) -> Iterator[None]:
             "another process of this run is gone, or did not answer for "
             f"{config.timeout} s (parallel.timeout)"
         ) from error
-    # After an error others may be gone or wait elsewhere: then only the end of the process helps.
+    # Not in a `finally`: after an error others may be gone or wait elsewhere, and the barrier would
+    # hang. Then only the end of the process helps.
     dist.barrier()
     _background = None
     dist.destroy_process_group()
 
 
 def size() -> int:
-    """Processes that work together; 1 for one that is alone."""
+    """The number of processes that work together; 1 for one that is alone."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process among them, from 0."""
+    """This process's number among them, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def groups() -> int:
-    """Groups of processes, each with pictures of its own: a process, or `tensor` of them."""
+    """The number of groups with pictures of their own: single processes, or `tensor` of them."""
     return size() // _tensor
 
 
 def group() -> int:
-    """This process's group among them, from 0."""
+    """The number of this process's group, from 0."""
     return rank() // _tensor
 
 
 def speaks_for_group() -> bool:
-    """Whether what this process computed is to be counted: one of its group does."""
+    """Whether this process's results count: the first of a group, as all of it compute the same."""
     return rank() % _tensor == 0
 
 
 def background_group() -> dist.ProcessGroup | None:
-    """All processes again, for what a thread of each says while they go on; None for one alone."""
+    """All processes once more, for messages between background threads; None for one alone."""
     return _background
 
 
@@ -106,7 +107,7 @@ def background_group() -> dist.ProcessGroup | None:
 def share_of_batch(batch_size: int, name: str = "train.batch_size") -> range:
     """The rows of every step's batch that this process is trained on.
 
-    Raises UserError, with the `name` that users know it by, unless all can have the same number.
+    Raises UserError unless all can have the same number; it calls the batch size by its `name`.
     """
     if batch_size % groups():
         each = "processes" if _tensor == 1 else f"groups of {_tensor} processes"
@@ -116,11 +117,11 @@ def share_of_batch(batch_size: int, name: str = "train.batch_size") -> range:
 
 
 def share_of(n: int) -> Iterator[tuple[int, bool]]:
-    """The pieces of `n`, 0 to n - 1, that this process computes, and whether each counts.
+    """Which of the pieces 0 to n - 1 this process computes, each with whether its result counts.
 
-    All processes compute the same number, since a model that is split over them needs all of them
-    for a pass: one that runs out does the last piece again, which does not count. Of a group that
-    computes the same, the first one's counts.
+    All processes compute the same number of pieces, since a pass of a split model needs all of
+    them. One that runs out repeats the last piece, which then does not count. In a tensor group,
+    whose processes compute the same, only the first one's result counts.
     """
     for first in range(0, n, groups()):
         piece = first + group()
@@ -152,7 +153,7 @@ def largest(value: int) -> int:
 
 
 def gather(value: Any) -> list[Any]:
-    """The `value` of every process, anything that JSON holds, in the order of their ranks."""
+    """The `value` of every process, anything that JSON can hold, in the order of their ranks."""
     if size() == 1:
         return [value]
     text = json.dumps(value).encode()
@@ -169,7 +170,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def in_turn(part: Tensor) -> Iterator[Tensor]:
-    """Every process's `part` [n, ...] in the order of their ranks; n may differ, and may be 0."""
+    """Every process's `part` [n, ...] in the order of ranks; n may differ, n = 0 is left out."""
     lengths = gather(len(part))
     held = part.new_zeros(size(), max(lengths), *part.shape[1:])
     held[rank(), : len(part)] = part
@@ -180,9 +181,10 @@ def in_turn(part: Tensor) -> Iterator[Tensor]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What goes wrong here for one process goes wrong for all, with the first one's UserError.
+    """If any process raises UserError or OSError in this block, all raise UserError.
 
-    For work that a process does alone: it must not need the others.
+    Its message is that of the first process that failed, by rank. Do not communicate in the block:
+    the other processes would wait forever for one that failed.
     """
     failure: UserError | OSError | None = None
     try:
@@ -197,14 +199,14 @@ def together() -> Iterator[None]:
 
 
 def on_first(act: Callable[[], object]) -> None:
-    """Let the first process act; UserError for all when it cannot."""
+    """Call `act` in the first process only; all raise UserError when it fails (`together`)."""
     with together():
         if rank() == 0:
             act()
 
 
 def from_first(make: Callable[[], Any]) -> Any:
-    """What the first process makes, anything that JSON holds; UserError for all when it cannot."""
+    """What `make` gives in the first process, anything that JSON can hold; errors as `on_first`."""
     made: list[Any] = []
     on_first(lambda: made.append(make()))
     return gather(made[0] if made else None)[0]
@@ -213,7 +215,7 @@ def from_first(make: Callable[[], Any]) -> Any:
 def name_skipped(ours: Collection[str], say: Say) -> list[str]:
     """Names of the unreadable pictures that any process met, sorted.
 
-    Those that this one did not meet, and so did not warn of, are said now.
+    This process has met, and warned of, `ours`; the others are said now.
     """
     every = {name for names in gather(sorted(ours)) for name in names}
     for name in sorted(every.difference(ours)):

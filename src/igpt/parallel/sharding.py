@@ -1,10 +1,10 @@
 """A model that is split over processes: PyTorch's `fully_shard`, applied from outside.
 
-The unit that is gathered, used and dropped is a block's matrices, in the type of the products. What
-is small stays with the root and in float32, as autocast has it on one process: embeddings, norms
-and heads. So a run computes the same whether it is split or not.
+A block's matrices are gathered, used and dropped together, in the type of the products. Embeddings,
+norms and heads are small: they belong to the root unit and stay in float32, as under autocast on
+one process. So a run computes the same whether it is split or not.
 
-Tensor parallelism divides what is widest, the MLPs: each process of a group computes a part of the
+Tensor parallelism divides the widest part, the MLPs: each process of a group computes a part of the
 hidden units, and the parts of the result are added.
 """
 
@@ -39,11 +39,11 @@ def build(
     *,
     checkpointing: bool = False,
 ) -> ImageGPT:
-    """A model on `device`, split over processes as `config` says, whose weights are yet to be set.
+    """A model on `device`, split over processes as `config` says; its weights are not set yet.
 
-    Products are in `dtype`; with `checkpointing` only the blocks' inputs are kept for gradients. No
-    process holds the whole of a model that is split, not even now. Raises UserError when `config`
-    is for another number of processes.
+    Products are in `dtype`; with `checkpointing` only the blocks' inputs are kept for the backward
+    pass. No process ever holds the whole of a split model, not even here. Raises UserError when
+    `config` is for another number of processes.
     """
     with torch.device("meta"):
         model = ImageGPT(shape)
@@ -58,8 +58,8 @@ def split(
 ) -> None:
     """Split `model`, still on the meta device, over processes as `config` says.
 
-    It will be computed on `device` with products in `dtype`. Does nothing when every process holds
-    the whole model. Raises UserError when `config` is for another number of processes.
+    The model will run on `device`, with products in `dtype`. Does nothing when every process is to
+    hold the whole model. Raises UserError when `config` is for another number of processes.
     """
     copies, parts, tensor = config.mesh(size())
     if parts == tensor == 1:
@@ -74,8 +74,9 @@ def split(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     copied = {"data": copies} if copies > 1 else {}
-    # A tensor group computes the same but for the MLPs. What it has in common it holds between its
-    # processes, as whole copies, of which each has its own gradients, could drift apart.
+    # The processes of a tensor group compute everything but the MLPs identically. Those weights are
+    # sharded over the group and not replicated: replicas with gradients of their own could drift
+    # apart.
     mesh = _mesh({**copied, "held": parts * tensor}, config, device)
     if tensor > 1:
         mlps = _mesh({**copied, "shard": parts, "tensor": tensor}, config, device)
@@ -86,12 +87,12 @@ def split(
             fully_shard(matrices.pop(), mesh=mlps[*copied, "shard"], mp_policy=products)
         fully_shard(matrices, mesh=mesh, mp_policy=products)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    for method in ("trunk", "features"):  # what follows them finds the root gathered
+    for method in ("trunk", "features"):  # they gather the root, and the heads after them use it
         register_fsdp_forward_method(model, method)
 
 
 def _mesh(sizes: Mapping[str, int], config: ParallelConfig, device: torch.device) -> DeviceMesh:
-    """All processes, divided so; they wait for each other no longer than `config.timeout`."""
+    """A mesh of all processes in these `sizes`; they wait for each other `config.timeout` s."""
     mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     for name in sizes:
         timeout = timedelta(seconds=config.timeout)
@@ -100,7 +101,7 @@ def _mesh(sizes: Mapping[str, int], config: ParallelConfig, device: torch.device
 
 
 def _divide_products(model: ImageGPT, mesh: DeviceMesh) -> None:
-    """Give each process of `mesh` as many of every MLP's hidden units."""
+    """Give each process of `mesh` an equal share of every MLP's hidden units."""
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
         RowwiseParallel,
@@ -113,21 +114,21 @@ def _divide_products(model: ImageGPT, mesh: DeviceMesh) -> None:
 
 
 def checkpoint_activations(model: ImageGPT) -> None:
-    """Let every block keep its input only, and compute the rest again when gradients need it."""
+    """Let every block keep its input only, and recompute the rest in the backward pass."""
     for block in model.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 class DrawOnProcessor(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Where normal draws are those of the whole tensor on the processor, wherever it is and is cut.
+    """A context where `normal_` draws the whole tensor on the CPU and copies this process's part.
 
-    So `init_weights` gives every process its part of the weights that one process would have. One
-    tensor at a time is whole, no more.
+    So `init_weights` gives the same weights on any device, and gives every process its part of the
+    weights that a process alone would have. Only one tensor at a time exists whole.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """PyTorch would import its compiler, which takes a second, to keep it away from here."""
+        """False: else PyTorch imports its compiler, which takes a second, to disable it here."""
         return False
 
     def __torch_dispatch__(
@@ -141,17 +142,17 @@ class DrawOnProcessor(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether this process holds a part of `tensor` only."""
+    """Whether this process holds only a part of `tensor`."""
     if size() == 1:
         return False
-    # Half a second, which most commands can do without.
+    # Imported here: it takes half a second, and most commands do not need it.
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
 
 
 def copies_of(tensor: Tensor) -> int:
-    """How many processes hold what this one does of `tensor`, the gradient or weight of a model."""
+    """How many processes, with this one, hold the same part of a weight or gradient `tensor`."""
     if not is_split(tensor):
         return size()
     mesh = tensor.device_mesh
@@ -170,13 +171,14 @@ def copy_whole(target: Tensor, whole: Tensor) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of it."""
+    """The part of `tensor` that this process holds; all of it when it is not split."""
     return tensor.to_local() if is_split(tensor) else tensor
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` by name. All processes call it; of those that they hold parts of, the first one
-    gets the whole, in memory, and the others nothing.
+    """The whole `tensors`, by name; all processes call it.
+
+    A split tensor is gathered, in CPU memory, for the first process only; the others leave it out.
     """
     found = {}
     for name, tensor in tensors.items():

@@ -1,8 +1,8 @@
-"""Tensors on the disk that many processes write and read at once, each its part.
+"""Tensors on the disk that many processes write and read at once, each its own part.
 
-PyTorch's distributed checkpoints with their safetensors writer and reader, of each process one
-file or, where it has much, several. What a tensor was cut into stands in the files' headers, so
-another number of processes, or another way to split, reads it back. (Their usual reader unpickles
+PyTorch's distributed checkpoints, with their safetensors writer and reader: one file for each
+process, or several where it holds much. The files' headers say how each tensor was cut, so another
+number of processes, or another way to split, can read it back. (PyTorch's default reader unpickles
 its metadata; this one does not.)
 """
 
@@ -22,22 +22,22 @@ from igpt.config import UserError
 from igpt.parallel.processes import background_group, largest, size
 from igpt.parallel.sharding import local
 
-# Of a file at most, unless one tensor is more: to write it, the library holds it twice as bytes.
+# A file's largest size, unless one tensor is larger: to write it, the library holds it twice.
 FILE_BYTES = 2**28
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether every number of every tensor is, on all processes, which all call it."""
+    """Whether every number of every tensor is finite, on all processes; all call it."""
     return not largest(not all(bool(local(t).isfinite().all()) for t in tensors.values()))
 
 
 class Writing:
-    """Tensors on their way to the disk, while the processes do other work; all call alike."""
+    """Writes tensors to the disk while the processes do other work; all make the same calls."""
 
     def __init__(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Copy whole or split tensors to memory, and begin to write the copies into `folder`.
 
-        What every process has whole is written once.
+        A tensor that every process holds whole is written once.
         """
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -53,7 +53,7 @@ class Writing:
         )
 
     def done(self) -> bool:
-        """Whether no process is writing any more."""
+        """Whether all processes have stopped writing."""
         return not largest(not self._written.done())
 
     def finish(self) -> None:
@@ -62,7 +62,7 @@ class Writing:
 
 
 def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """The file, from 1, of each tensor; the library takes the first process's word for all."""
+    """The number, from 1, of each tensor's file; the library uses the first process's for all."""
     files, number, held = {}, 1, 0
     for name, tensor in tensors.items():
         more = local(tensor).nbytes
@@ -74,7 +74,7 @@ def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def load_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fill `tensors`, whole or split as they are, from `folder`; all processes call it.
+    """Fill `tensors`, each whole or split, from `folder`; all processes call it.
 
     Raises UserError for all when one cannot read, and when a name is missing.
     """
@@ -88,9 +88,9 @@ def load_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def saved_tensors(folder: Path) -> dict[str, Tensor]:
-    """What `folder` holds, on the meta device: names, shapes and types.
+    """The names, shapes and types of the tensors in `folder`, as tensors on the meta device.
 
-    Raises UserError for a folder with a file that is truncated or no safetensors file.
+    Raises UserError for a folder with a file that is truncated or not a safetensors file.
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
@@ -105,12 +105,15 @@ def saved_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _expect_one_process() -> None:
-    """Let the library not warn of what is no mistake, in its thread either, which has no `with`."""
+    """Silence PyTorch's "torch.distributed is disabled", which is expected with one process.
+
+    A global filter, since the warning also comes from the library's background thread.
+    """
     warnings.filterwarnings("ignore", "torch.distributed is disabled")
 
 
 def _run(act: Callable[[], object]) -> None:
-    """Let the library act, and make one error of those it collects from all processes."""
+    """Call `act`, and raise one error for those that the library collects from all processes."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
@@ -119,6 +122,6 @@ def _run(act: Callable[[], object]) -> None:
         causes = [cause for cause, _ in error.failures.values()]
         expected = (OSError, SafetensorError)
         raise next(
-            (cause for cause in causes if not isinstance(cause, expected)),  # a bug of ours
+            (cause for cause in causes if not isinstance(cause, expected)),  # our bug: show it
             UserError(str(causes[0])),
         ) from error

@@ -1,4 +1,4 @@
-"""Arrays to figures: sheets of pictures, curves, and the figures of scores."""
+"""Figures from arrays: sheets of pictures, curves, and the figures of scores."""
 
 from igpt.plots.curves import (
     confusion_figure,

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by the colour-blind.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
-LAYER_TICKS = 25  # numbers of layers that fit below a figure
-DODGE = 1.04  # of a method beside the one before, so that none hides another
+LAYER_TICKS = 25  # layers whose numbers fit below a figure
+DODGE = 1.04  # factor on x from each method to the next, so that none hides another
 CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#D55E00", "#56B4E9", GREY)
 
 
@@ -29,7 +29,7 @@ def loss_figure(
 ) -> None:
     """Training and validation loss of a run's metric rows as a PNG.
 
-    In nats a pixel; of a fine-tuning the sum of its losses, and its metric on validation in %.
+    In nats a pixel; for a fine-tuning, the sum of its losses, and its validation metric in %.
     `references` are levels to compare with, by name.
     """
     from matplotlib.ticker import MaxNLocator
@@ -71,7 +71,7 @@ def loss_figure(
 
 
 def _draw_metric(axes: Axes, values: Sequence[tuple[int, float]], name: str) -> None:
-    """What a fine-tuning is chosen by, on an axis of its own at the right."""
+    """The metric that a fine-tuning's best weights are chosen by, on an axis of its own."""
     steps, heights = np.array(values, dtype=float).T
     right = axes.twinx()
     right.plot(steps, 100 * heights, color=ORANGE, marker="o", markersize=4)
@@ -110,7 +110,7 @@ def few_labels_figure(summaries: Sequence[Summary], path: Path, metric: str) -> 
     sizes = [row.labels_per_class for row in summaries if row.labels_per_class is not None]
     for place, (method, color) in enumerate(zip(methods, itertools.cycle(CYCLE))):
         rows = [row for row in summaries if row.method == method]
-        # "All labels" stands to the right of the numbers, ten times the largest.
+        # "All labels" is drawn to the right of the numbers, at ten times the largest.
         x = [10 * max(sizes, default=1) if r.labels_per_class is None else r.labels_per_class
              for r in rows]  # fmt: skip
         x = [size * DODGE ** (place - (len(methods) - 1) / 2) for size in x]
@@ -151,7 +151,7 @@ def sweep_figure(results: Sequence[Result], path: Path) -> None:
         axes = figure.add_subplot(1, len(panels), place)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#eeeeee")
-        # By turns on either side, as points of almost the same cost stand above each other.
+        # Names alternate sides, since points of almost the same cost stand above each other.
         for turn, i in enumerate(np.argsort(heights)):
             point, side = (rows[i].flops, heights[i]), (1, -1)[turn % 2]
             axes.errorbar(*point, errors[i] or None, color=BLUE, marker="o", capsize=2)
@@ -165,7 +165,7 @@ def sweep_figure(results: Sequence[Result], path: Path) -> None:
         axes.set_ylabel(title)
     axes = figure.axes[-1]
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())  # 20, where the default has a power of ten
+    axes.yaxis.set_major_formatter(LogFormatter())  # writes 20, not a power of ten
     axes.yaxis.set_minor_formatter(LogFormatter())
     figure.savefig(path, format="png", dpi=150)
 
@@ -205,9 +205,9 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _smooth(values: npt.NDArray[np.float64], reach: int = 5) -> npt.NDArray[np.float64]:
-    """Mean of each value and as many on its left as on its right, `reach` or what there is.
+    """The mean of each value and its neighbours: `reach` on either side, or fewer near the ends.
 
-    A window that is not centred would show the loss of earlier steps.
+    As many on both sides: a window that is not centred would show the loss of other steps.
     """
     sums = np.cumsum(np.concatenate(([0.0], values)))
     place = np.arange(len(values))

@@ -1,4 +1,4 @@
-"""Figures of `igpt score`: where pictures surprise, the extremes of a set, two sets told apart."""
+"""Figures of `igpt score`: where pictures surprise, a set's extremes, two sets told apart."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 PAIRS = 2  # pictures, each with its map, in a row
 TITLES = {2 * i + j: title for i in range(PAIRS) for j, title in enumerate(("picture", "surprise"))}
-# The scale ends at this percentile of the shown pixels: a few would else leave the others dark.
+# The scale ends at this percentile of the shown pixels: else a few pixels leave all others dark.
 TOP_PERCENTILE = 99
-LEAST_TOP = 1.0  # nats; of a model that is sure of everything, noise is not shown as surprise
+LEAST_TOP = 1.0  # nats that the scale reaches at least: a sure model's noise is not surprise
 BACKING = 0.4  # brightness of the picture below its map
 BAR, LABELS = 14, 62  # width of the colour bar, and of it with its labels
 CAPTION = 24  # height of the line below a picture
@@ -30,9 +30,9 @@ BINS = 40
 
 
 def surprise_sheet(pictures: Pixels, nats: npt.NDArray[np.float32]) -> Image.Image:
-    """Pictures [N, H, W, 3], each beside its map: `nats` [N, H, W] of every pixel over it, in grey.
+    """Pictures [N, H, W, 3], each beside its map: each pixel's `nats` [N, H, W] over it in grey.
 
-    All share one scale, from black through red to pale yellow, drawn at the right.
+    All maps share one colour scale, from black through red to pale yellow, drawn at the right.
     """
     top = max(LEAST_TOP, float(np.percentile(nats, TOP_PERCENTILE)))
     maps = _glow(pictures, np.clip(nats / top, 0, 1))
@@ -44,9 +44,9 @@ def surprise_sheet(pictures: Pixels, nats: npt.NDArray[np.float32]) -> Image.Ima
 
 
 def _glow(pictures: Pixels, level: npt.NDArray[np.float32]) -> Pixels:
-    """The level [N, H, W], 0 to 1, as a colour that is the more opaque the higher it is."""
+    """Grey pictures under the colours of `level` [N, H, W], 0 to 1: the higher, the more opaque."""
     grey = BACKING * pictures @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, [N, H, W]
-    # The square root lets small levels show; an opacity of the level itself hides all but peaks.
+    # The square root lets small levels show: with the level itself as opacity, only peaks would.
     opacity = np.sqrt(level)[..., None]
     colors = (1 - opacity) * grey[..., None] + opacity * _heat(level)
     return np.asarray(np.rint(colors), dtype=np.uint8)

@@ -16,14 +16,14 @@ from igpt.types import Pixels
 GUTTER = 4  # pixels between the pictures of a sheet
 MARGIN = 12
 TITLE = 20  # height of the titles of columns
-# The paper is a light grey, so that a white picture has an edge.
+# The background is a light grey, so that a white picture has an edge.
 PAPER, INK = (238, 239, 241), (70, 70, 70)
-HIDDEN = ((205, 208, 213), (228, 230, 233))  # by turns, as what is transparent is shown elsewhere
-CELL = 96  # pixels that a picture is enlarged to, or the next whole multiple of its side
+HIDDEN = ((205, 208, 213), (228, 230, 233))  # a chequerboard, as programs show transparency
+CELL = 96  # pixels that a picture is enlarged to at least, by a whole factor
 
 
 def _picture_format(path: Path) -> str:
-    """The format of a picture to be written; UserError for a suffix that is none."""
+    """The format for writing a picture to `path`; UserError for a suffix that is no format's."""
     file_format = Image.registered_extensions().get(path.suffix.lower())
     if file_format is None or file_format not in Image.SAVE:
         raise UserError(f"cannot write a picture as '{path.name}': expected a name like sheet.png")
@@ -31,7 +31,7 @@ def _picture_format(path: Path) -> str:
 
 
 def require_picture(path: Path) -> None:
-    """UserError unless `save_image` can write there; to be said before the picture is made."""
+    """UserError unless `save_image` can write there; call it before the picture is made."""
     _picture_format(path)
     require_file(path)
 
@@ -39,14 +39,14 @@ def require_picture(path: Path) -> None:
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a picture whole or not at all, in the format of its suffix.
 
-    Raises UserError for a suffix that is no picture format and a disk that does not take it.
+    Raises UserError for a suffix that is no picture format, and when it cannot be written.
     """
     file_format = _picture_format(path)
     write_atomically(path, lambda temporary: image.save(temporary, format=file_format))
 
 
 def require_pictures(path: Path) -> None:
-    """UserError unless `save_pictures` can write there; to be said before they are made."""
+    """UserError unless `save_pictures` can write there; call it before they are made."""
     if not path.suffix:
         require_new_folder(path)
         require_folder(path)
@@ -59,10 +59,10 @@ def require_pictures(path: Path) -> None:
 def save_pictures(
     images: Pixels, names: Sequence[str], path: Path, sheet: Callable[[], Image.Image]
 ) -> None:
-    """Pictures [N, H, W, 3] as what `path` says, in their own size or as a sheet.
+    """Save pictures [N, H, W, 3] to `path`, in their own size or as a sheet.
 
-    A name without a suffix is a folder of .png files called `names`; .npz has the array `images`;
-    any other is the `sheet`.
+    A path without a suffix is a folder of .png files called `names`; .npz gets the array `images`;
+    any other gets the `sheet`.
     """
     if not path.suffix:
         for name, pixels in zip(names, images, strict=True):
@@ -88,7 +88,7 @@ def picture_sheet(images: Pixels) -> Image.Image:
 def completion_sheet(
     known: npt.NDArray[np.bool_], completions: Pixels, originals: Pixels
 ) -> Image.Image:
-    """A row a picture: what was given, its completions, the original.
+    """A row for each picture: what was given, its completions, the original.
 
     Args:
         known: [H, W], True where the picture was given.
@@ -106,7 +106,7 @@ def completion_sheet(
 
 
 def grid(rows: Sequence[Pixels], titles: Mapping[int, str] | None = None) -> Image.Image:
-    """Rows of pictures on paper; `titles` stand above columns."""
+    """Rows of pictures on one sheet; `titles` are drawn above columns, by their number."""
     height, width = rows[0].shape[1:3]
     scale = max(1, -(-CELL // max(height, width)))
     step_x, step_y = width * scale + GUTTER, height * scale + GUTTER

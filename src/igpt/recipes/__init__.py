@@ -1,7 +1,7 @@
-"""Recipes, shipped and read: YAML files with the sections of `config.Recipe`.
+"""The shipped recipes, and how to read any: YAML files with the sections of `config.Recipe`.
 
-A recipe is merged as defaults < file < command line, and the result is saved with the run, where it
-repeats the run. `igpt --help` reads this module, so it imports nothing heavy at load.
+A recipe is merged as defaults < file < command line, and the result is saved with the run, so that
+the run can be repeated. `igpt --help` reads this module, so it imports nothing heavy at load.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def parse_recipe(text: str, overrides: Sequence[str], name: str) -> Recipe:
 def parse_overrides(overrides: Sequence[str]) -> DictConfig:
     """Fields by section of overrides like "train.lr=0.003".
 
-    Values are YAML, but that of a field of text is taken as it is written, or else the folder
-    2020_01 would be the number 202001; null alone still means none. Raises UserError for a word
+    Values are YAML, but a text field takes its value as it is written: else the folder 2020_01
+    would become the number 202001. Only null still means none there. Raises UserError for a word
     without "=".
     """
     from omegaconf import OmegaConf
@@ -101,7 +101,7 @@ def _text_fields(section: Any) -> set[str]:
     """Dotted names of the fields that hold text, below a section."""
     found = set()
     for name, hint in get_type_hints(section).items():
-        kinds = {hint, *get_args(hint)}  # of `str | None`, both
+        kinds = {hint, *get_args(hint)}  # for `str | None` also str and None
         found |= {name} if str in kinds else set()
         for inner in filter(is_dataclass, kinds):
             found |= {f"{name}.{field}" for field in _text_fields(inner)}
@@ -109,7 +109,7 @@ def _text_fields(section: Any) -> set[str]:
 
 
 def _complaint(error: Exception) -> str:
-    """What OmegaConf says over several lines, as one: the field, then the complaint."""
+    """OmegaConf's error of several lines in one: the field, then the complaint."""
     complaint = first_line(error).rstrip()
     key = getattr(error, "full_key", None)
     parent: Any = getattr(error, "object_type", None)
@@ -144,8 +144,8 @@ def flat_fields(recipe: Recipe) -> dict[str, Any]:
     return flat(asdict(recipe), "")
 
 
-# Beginnings of fields that say how a run is computed and told, not what: it can be resumed with
-# others.
+# How the names of fields begin that say how a run is computed and reported, not what it computes: a
+# run can be resumed with other values of these.
 MANNER = (
     "parallel.",
     "train.micro_batch_size",

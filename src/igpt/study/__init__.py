@@ -1,7 +1,7 @@
-"""Studies of what a model knows: its probe at every layer, and with few labels, beside baselines.
+"""Studies of what a model knows: probes of every layer, also with few labels, beside baselines.
 
-All methods are given the same labelled pictures, and the same validation pictures to choose with;
-test is looked at once, by what was chosen.
+All methods are given the same labelled pictures, and the same validation pictures to choose with.
+The test pictures are used once, for what was chosen.
 """
 
 from igpt.study.methods import (

@@ -1,4 +1,4 @@
-"""What learns from a subset of the labels: probes of a model, and what they are compared with."""
+"""Methods that learn from a subset of the labels: probes of a model, and baselines."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ AnyTask = Task | LargeTask
 
 # Pictures whose features, without their labels, give the mean, the scale and the components.
 UNLABELLED = 5_000
-PIXEL_COMPONENTS = 64  # of the baseline on principal components of the pixels
+PIXEL_COMPONENTS = 64  # components that the baseline on the pixels' principal components keeps
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +58,13 @@ class Fit:
     """What a method learned from a subset."""
 
     predicted: Labels  # [N], of the test pictures
-    validation: float  # the metric that chose
-    layer: str = ""  # that validation chose, where there is a choice
+    validation: float  # value, on validation pictures, of the metric that chooses
+    layer: str = ""  # the layer that validation chose, where there is a choice
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeFit(Fit):
-    """The same, of a method that makes a probe to keep."""
+    """The fit of a method that also makes a probe to keep."""
 
     probe: FittedProbe = field(kw_only=True)
 
@@ -78,7 +78,7 @@ class Method(Protocol):
 
 
 class ProbeMethod(Protocol):
-    """Something that makes a probe of them."""
+    """Something that makes a probe from the labels of a subset."""
 
     name: str
 
@@ -96,7 +96,7 @@ Representation = Callable[[Pixels | Encoded], dict[str, Features]]
 class ModelFeatures:
     """A model's features as a representation.
 
-    `layers` are words: a layer, `all` of them, or `a:b` side by side.
+    `layers` are words: a layer's number, `all` of them one by one, or `a:b` side by side.
     """
 
     pipeline: Pipeline
@@ -110,14 +110,14 @@ class ModelFeatures:
         make_pool(self.pool, self.pipeline.codec)
 
     def groups(self) -> dict[str, tuple[int, ...]]:
-        """The layers that stand side by side, by the name of each choice."""
+        """For each choice, by name, the layers whose features are put side by side."""
         n_layer = self.pipeline.model.config.n_layer
         parsed = {word: parse_layers(word, n_layer) for word in self.layers}
         every = {str(layer): (layer,) for layer in parsed.pop("all", ())}
         return {**every, **parsed}
 
     def bytes(self, n: int) -> int:
-        """What the features of n pictures take."""
+        """Bytes that the features of n pictures take."""
         extractor = self.extractor
         layers = sum(len(group) for group in extractor.groups.values())
         width = pool_width(extractor.pool, extractor.model.config)
@@ -134,7 +134,7 @@ class ModelFeatures:
         found, done = dict[str, Features](), 0
         for part in self.extractor.every(self.pipeline.codec.raster_tokens(images)):
             for name, rows in part.items():
-                if name not in found:  # once the room that `bytes` says, not twice
+                if name not in found:  # filled in place: joining parts takes twice `bytes`
                     found[name] = np.empty((len(images), rows.shape[1]), np.float32)
                 found[name][done : done + len(rows)] = rows
             done += len(rows)
@@ -150,8 +150,8 @@ def pixel_features(images: Pixels | Encoded) -> dict[str, Features]:
 
 
 def untrained(pipeline: Pipeline, seed: int) -> Pipeline:
-    """The same network with the weights that training began with, of another seed."""
-    # Split in float32, as the pipeline is: what products are computed in is autocast's to say.
+    """The same network with initial weights as training begins with, drawn from `seed`."""
+    # Split in float32, as the pipeline is: autocast chooses the type of the products.
     train = TrainConfig(seed=seed, precision="float32")
     recipe = Recipe(train=train, parallel=pipeline.parallel)
     return Pipeline(new_model(pipeline.model.config, recipe), pipeline.codec)
@@ -160,9 +160,9 @@ def untrained(pipeline: Pipeline, seed: int) -> Pipeline:
 class LinearMethod:
     """Logistic regression on a representation, at the layer and strength that validation chooses.
 
-    Features are computed once, of the pictures `needed` only; those of `unlabelled` ones give the
-    mean, the scale and the components. `components`: principal ones kept, 0 for all features, None
-    for as many as there are unless features outnumber labels.
+    Features are computed once, and only of the training pictures at `needed`; those of the
+    `unlabelled` pictures give the mean, the scale and the components. `components` is the number of
+    principal components kept; 0: all features; None: all, unless features outnumber labels.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class LinearMethod:
 class StreamedMethod:
     """A linear probe by SGD on pictures and features that are not kept: for large sets.
 
-    It is kept on its way in the file `unfinished`, and goes on from there.
+    The unfinished fit is saved in the file `unfinished`, from which it can go on.
     """
 
     def __init__(
@@ -247,7 +247,8 @@ class StreamedMethod:
 class AttentionMethod:
     """An attentive probe on single layers' positions; the layer is chosen by validation.
 
-    Positions take T times the room of their mean, so one layer at a time is held.
+    The features of all T positions take T times the memory of their mean, so only one layer is held
+    at a time.
     """
 
     def __init__(self, features: ModelFeatures, task: Task, metric: str) -> None:
@@ -258,7 +259,7 @@ class AttentionMethod:
                 raise UserError(f"layer {name}: an attentive probe takes single layers")
 
     def bytes(self, chosen: Sequence[Subset]) -> int:
-        """What the positions of a layer take that are held at once."""
+        """Bytes of all features that are held at once: those of one layer at all positions."""
         task, one = self.task, replace(self.features, layers=["0"])
         learned = max(len(subset.indices) for subset in chosen) + len(task.validation)
         return one.bytes(max(learned, len(task.test)))
@@ -339,7 +340,7 @@ class CnnMethod:
 
 
 def unlabelled(n: int) -> Indices:
-    """Which of n training pictures give features without labels: always the same, sorted."""
+    """Which of n training pictures are used without their labels: always the same, sorted."""
     return np.sort(numpy_rng(0, "unlabelled").permutation(n)[:UNLABELLED])
 
 

@@ -18,7 +18,7 @@ from igpt.study.methods import AnyTask, Fit, Method, Subset
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A method with some labels, and what it reached on test, looked at once."""
+    """A method that was given some labels, and what it reached on the test pictures."""
 
     method: str
     subset: Subset
@@ -27,7 +27,7 @@ class Trial:
     balanced_accuracy: float
 
     def row(self) -> dict[str, Any]:
-        """Its numbers."""
+        """The trial as a row of results."""
         return {
             "method": self.method,
             "labels_per_class": self.subset.per_class,
@@ -42,7 +42,7 @@ class Trial:
 def subsets(task: AnyTask, sizes: Sequence[int | None], seeds: int) -> list[Subset]:
     """Subsets of every size with every seed; size None is all labels, for which one seed is enough.
 
-    Raises UserError when a class has too few.
+    Raises UserError when a class has fewer labels than a size.
     """
     every, few = np.arange(len(task.train)), partial(few_labels, names=task.train.class_names)
     return [
