@@ -17,6 +17,8 @@ from __future__ import annotations
 import hashlib
 import io
 import signal
+import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -249,6 +251,9 @@ _worker: Preparation  # of this worker process; its source stays open between pi
 def _start_worker(work: Preparation) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(
+        f"warning: {message}", file=sys.stderr, flush=True
+    )
     _worker = work
 
 

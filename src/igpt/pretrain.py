@@ -95,7 +95,8 @@ def _data_of_pictures(
     with together():
         decoded = decode_all(train, data.image_size)
         held_decoded = decode_all(held_out, data.image_size)
-    say(f"{len(decoded.images):,} pictures to train on, {len(held_decoded.images):,} held out")
+    counts = f"{len(decoded.images):,} pictures to train on, {len(held_decoded.images):,} held out"
+    say(f"{data.source}: {counts}")
     palette = palette or _settle_palette(recipe, lambda: decoded.images, say)
     codec = Codec(palette, recipe.order, data.image_size)
     loader = TokenLoader(
@@ -118,7 +119,7 @@ def _data_of_crops(
     data, seed = recipe.data, recipe.train.seed
     if train.encoded is not None:
         raise UserError("augmentation imagenet crops pictures, and the data are tokens already")
-    say(f"{len(train):,} pictures to train on, {len(held_out):,} held out")
+    say(f"{data.source}: {len(train):,} pictures to train on, {len(held_out):,} held out")
 
     def sample() -> npt.NDArray[np.uint8] | Encoded:
         count = min(len(train), PALETTE_SAMPLE)

@@ -70,6 +70,9 @@ def settle_recipe(
             raise UserError(f"no run at {run.path} to resume, and no recipe to begin one")
         if _command_of(recipe) != command:
             raise UserError(f"the recipe is one of `igpt {_command_of(recipe)}`")
+        source = Path(recipe.data.source)
+        if source.is_dir() and source in run.path.resolve().parents:
+            raise UserError(f"{run.path} would lie among the pictures of {source}: choose another")
         run.require_free()
         require_folder(run.path)
         return recipe if _goes_on_with_its_data(recipe) else with_split_pictures(recipe, None)
@@ -88,8 +91,11 @@ def settle_recipe(
     changed = [name for name in differing if not name.startswith(MANNER)]
     if changed:
         fields = ", ".join(changed)
-        other = "choose another --out, where --init-from can go on from its model"
-        raise UserError(f"cannot resume {run.path}: its recipe has another {fields}; {other}")
+        other = ", where --init-from can go on from its model" if command == "pretrain" else ""
+        raise UserError(
+            f"cannot resume {run.path}: its recipe has another {fields}; without these options it "
+            f"goes on as it was; or choose another --out{other}"
+        )
     return recipe
 
 

@@ -345,6 +345,17 @@ def test_what_is_no_run_is_not_written_over(igpt, tmp_path: Path) -> None:
         assert (folder / name).read_text() == "somebody's"
 
 
+def test_a_run_does_not_lie_among_its_pictures(
+    igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its figures would be counted among them."""
+    (tmp_path / "0.png").write_bytes(picture_bytes(0))
+    monkeypatch.chdir(tmp_path)
+    words = ("pretrain", "digits", *TINY, "--data", ".", "--out", "runs/mine")
+    assert_mistake(igpt(*words), "would lie among the pictures of")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_debug_shows_the_traceback() -> None:
     words = [sys.executable, "-m", "igpt", "eval", "nothing", "--debug"]
     done = subprocess.run(words, capture_output=True, text=True)

@@ -73,6 +73,16 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(values // 16).save(tmp_path / "microscope.png")
     with pytest.warns(UserWarning, match="scale pictures of 12 bits"):
         to_rgb(Image.open(tmp_path / "microscope.png"))
+    with pytest.warns(UserWarning, match="floats has no value above a sixteenth of 65,535"):
+        to_rgb(Image.fromarray(np.full((2, 2), 300, np.float32)))
+
+
+def test_the_pages_of_a_tiff_that_are_not_read_are_told_of(tmp_path: Path) -> None:
+    pages = [Image.new("L", (4, 4), grey) for grey in (10, 200)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match="several pages, of which the first is taken"):
+        rgb = to_rgb(Image.open(tmp_path / "stack.tif"))
+    assert np.asarray(rgb).max() == 10
 
 
 def test_pictures_are_turned_upright(tmp_path: Path) -> None:

@@ -101,6 +101,13 @@ def test_pictures_without_a_label_are_left_out_and_said(tmp_path: Path) -> None:
         assert np.array_equal(ours.labels, theirs.labels)
 
 
+def test_classes_that_nothing_is_measured_on_are_told_of(tmp_path: Path) -> None:
+    labels = np.arange(40) % 4
+    source = open_source(str(save(tmp_path / "d.npz", labels, labels % 2)))
+    with pytest.warns(UserWarning, match="test split: no picture is of class 2, 3, so what"):
+        open_task(source, CONFIG, 8, seed=0)
+
+
 def test_a_large_task_is_the_same_one_and_its_training_pictures_stay_on_the_disk(
     tmp_path: Path,
 ) -> None:

@@ -26,7 +26,7 @@ Fit = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size, 3]
 FILTER = Image.Resampling.BILINEAR
 LONG = 32  # sides of a picture's short one, beyond which it is cropped before it is resized
 CROP = 224  # ImageNet's crop before the reduction (paper, section 3.1)
-TWELVE_BITS = 1 << 12  # what microscopes write into files of 16
+DARK = 16  # a picture below this part of white is nearly black: 12 bits in 16, of microscopes
 NAMED = 3  # unreadable pictures that a warning names
 # Pictures a thread takes at a time: handing out one costs almost as much as decoding a small one.
 CHUNK = 64
@@ -40,6 +40,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if 0 in image.size:
         raise UserError(f"a picture has pixels, this one is {image.width}x{image.height}")
+    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+        warnings.warn("a TIFF has several pages, of which the first is taken", stacklevel=2)
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _deep_grey(image)
@@ -56,14 +58,15 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     Floats do not tell their white: it is the first of 1, 255 and 65535 that no pixel exceeds.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))  # [H, W]
-    if image.mode != "F" and 0 < values.max() < TWELVE_BITS:
-        warnings.warn(
-            "a 16-bit picture has no value above 4,095, so it is nearly black: scale pictures of "
-            "12 bits to 65,535 first",
-            stacklevel=2,
-        )
     whites = (1, 255, 65535) if image.mode == "F" else (65535,)
     white = next((w for w in whites if values.max() <= w), 65535)
+    if 0 < values.max() < white / DARK:
+        warnings.warn(
+            f"a picture of {'floats' if image.mode == 'F' else '16 bits'} has no value above a "
+            f"sixteenth of {white:,}, which was taken for white, so it is nearly black: scale "
+            "pictures of 12 bits, and floats of another white, to 65,535 first",
+            stacklevel=2,
+        )
     grey = np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 

@@ -25,6 +25,8 @@ from igpt.order import Codec, Encoded, need_pixels
 from igpt.rng import numpy_rng
 from igpt.types import Labels, Pixels
 
+NAMED = 5  # absent classes that a warning names
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -165,12 +167,20 @@ def _classified(name: str, parts: dict[str, Pictures], config: DataConfig) -> li
     found = [
         labelled(part, f"{name}, {split} split", names, config) for split, part in parts.items()
     ]
-    learned, *others = (np.unique(part.labels) for part in found)
+    learned, *others = (np.setdiff1d(part.labels, [-1]) for part in found)
     for label in np.setdiff1d(np.concatenate(others), learned).tolist():
         warnings.warn(
             f"{name}: no picture to train on is of class {names[label]}, so none is taken for it",
             stacklevel=2,
         )
+    for split, present in zip(list(parts)[1:], others, strict=True):
+        if absent := [names[label] for label in np.setdiff1d(learned, present).tolist()]:
+            listed = ", ".join(absent[:NAMED]) + (", …" if len(absent) > NAMED else "")
+            warnings.warn(
+                f"{name}, {split} split: no picture is of class {listed}, so what is measured "
+                "there says nothing of it",
+                stacklevel=2,
+            )
     if len(learned) < 2:
         raise UserError(f"{name}: all pictures are of one class, there is nothing to learn")
     return found

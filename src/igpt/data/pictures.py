@@ -93,7 +93,8 @@ class Source:
     def split(self, name: str) -> Pictures:
         """One split; UserError when it is empty, or there is none of that name (lists them)."""
         if name not in self.open_split:
-            raise UserError(f"{self.name} has no split '{name}', only: {', '.join(self.splits)}")
+            known = ", ".join(self.splits)
+            raise UserError(f"{self.name} has no split '{name}', only: {known} (--split)")
         pictures = self.open_split[name]()
         if len(pictures) == 0:
             raise UserError(f"{self.name}: split '{name}' has no pictures")

@@ -70,7 +70,7 @@ def data_of(config: DataConfig, source: str | None) -> DataConfig:
 def source_name(spec: str) -> str:
     """The one name of a source, however its path is spelled."""
     path = Path(spec)
-    return str(path.resolve()) if spec and path.exists() else spec
+    return str(path.resolve()) if spec not in ("", "digits") and path.exists() else spec
 
 
 def open_data(config: DataConfig) -> Source:

@@ -194,6 +194,8 @@ def logistic_path(
         regression.set_params(C=strength)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
+            # With a label a class, scikit-learn takes them for numbers to regress on.
+            warnings.filterwarnings("ignore", "The number of unique classes is greater")
             regression.fit(x, labels)
         weight, bias = _all_classes(
             regression.coef_, regression.intercept_, regression.classes_, n_classes
