@@ -18,9 +18,10 @@ from torch import Tensor
 
 from igpt.config import UserError
 from igpt.device import autocast
+from igpt.evaluate import in_batches
 from igpt.model import ImageGPT
 from igpt.order import Codec
-from igpt.probe.features import Masking, draw_mask, extract, in_batches, make_pool
+from igpt.probe.features import Masking, draw_mask, extract, make_pool
 from igpt.probe.linear import metric_value
 from igpt.probe.store import SavedProbe
 from igpt.rng import numpy_rng
@@ -112,12 +113,12 @@ class HeadClassifier:
         check: Callable[[], None] | None = None,
     ) -> Prediction:
         """`check` is called before every batch and may raise."""
-        logits = np.concatenate(list(self._logits(tokens, dtype, check)))  # [N, masks, C]
-        return vote(logits, self.ensemble, self.masking.seed, self.class_names)
+        logits = torch.cat(list(self._logits(tokens, dtype, check)))  # [N, masks, C]
+        return vote(logits.cpu().numpy(), self.ensemble, self.masking.seed, self.class_names)
 
     def _logits(
         self, tokens: Tensor, dtype: torch.dtype, check: Callable[[], None] | None
-    ) -> Iterator[Logits]:
+    ) -> Iterator[Tensor]:
         model, masking = self.model, self.masking
         device, passes = model.wte.device, masking.passes(model.config)
 
@@ -130,7 +131,7 @@ class HeadClassifier:
                 ]
             return torch.stack(shown, dim=1).float()
 
-        return in_batches(tokens, logits, check)
+        return in_batches(tokens, logits, check=check)
 
 
 class ProbeClassifier:

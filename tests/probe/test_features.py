@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from igpt.config import ModelConfig, UserError
+from igpt.evaluate import in_batches
 from igpt.model import ImageGPT
 from igpt.order import ORDERS, Codec
 from igpt.palette import Palette
@@ -74,7 +76,7 @@ def test_batches_do_not_change_features(monkeypatch: pytest.MonkeyPatch) -> None
     model, pool = random_model(CONFIG), make_pool("grid:2", codec())
     whole = np.concatenate(list(extract(model, tokens(), [1, 3], pool)))
     assert whole.shape == (5, 2, 4 * 8)
-    monkeypatch.setattr("igpt.probe.features.BATCH", 2)
+    monkeypatch.setattr("igpt.probe.features.in_batches", partial(in_batches, batch_size=2))
     parts = list(extract(model, tokens(), [1, 3], pool))
     assert [len(part) for part in parts] == [2, 2, 1]
     assert np.allclose(np.concatenate(parts), whole, atol=1e-6)

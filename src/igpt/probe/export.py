@@ -27,18 +27,11 @@ from igpt.data import Pictures, decode_all, fit_square
 from igpt.data.decode import Fit
 from igpt.device import require_memory
 from igpt.disk import write_atomically
+from igpt.evaluate import BATCH
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.parallel.processes import groups, on_first, rank
-from igpt.probe.features import (
-    BATCH,
-    Features,
-    Pool,
-    extract,
-    make_pool,
-    parse_layers,
-    pool_width,
-)
+from igpt.probe.features import Features, Pool, extract, make_pool, parse_layers, pool_width
 from igpt.probe.linear import Basis
 
 CHUNK = 1024  # pictures decoded at a time

@@ -18,15 +18,13 @@ from torch import Tensor
 
 from igpt.config import ModelConfig, UserError
 from igpt.device import autocast
+from igpt.evaluate import BATCH, in_batches
 from igpt.model import ImageGPT
 from igpt.order import Codec
-from igpt.parallel.processes import in_turn, share_of
 from igpt.rng import torch_rng
 
 Features = npt.NDArray[np.float32]
 Pool = Callable[[Tensor], Tensor]  # n^l [B, T, d] -> [B, F]
-
-BATCH = 32  # pictures a forward pass
 
 
 @dataclass(frozen=True)
@@ -119,28 +117,8 @@ def extract(
         part = part.to(device, torch.int64)
         return pooled_features(model, part, layers, pool, dtype, masking, first + start)
 
-    return in_batches(tokens, features)
-
-
-@torch.no_grad()  # inference_mode would leave a split model tensors that nothing else can use
-def in_batches(
-    tokens: Tensor,
-    compute: Callable[[Tensor, int], Tensor],
-    check: Callable[[], None] | None = None,
-) -> Iterator[npt.NDArray[np.float32]]:
-    """`compute` of each batch [B, T] of tokens [N, T] and the place of its first picture, in order.
-
-    `check` is called before each and may raise. Of several processes, each computes its share of
-    the batches, and all are given all.
-    """
-    starts = range(0, len(tokens), BATCH)
-    for place, counts in share_of(len(starts)):
-        if check is not None:
-            check()
-        start = starts[place]
-        values = compute(tokens[start : start + BATCH], start)
-        for whole in in_turn(values if counts else values[:0]):
-            yield whole.cpu().numpy()
+    for part in in_batches(tokens, features):
+        yield part.cpu().numpy()
 
 
 def pooled_features(
