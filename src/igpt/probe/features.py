@@ -20,8 +20,9 @@ from igpt.config import ModelConfig, UserError
 from igpt.device import autocast
 from igpt.evaluate import BATCH, in_batches
 from igpt.model import ImageGPT
-from igpt.order import Codec
+from igpt.order import Codec, Encoded
 from igpt.rng import torch_rng
+from igpt.types import Pixels
 
 Features = npt.NDArray[np.float32]
 Pool = Callable[[Tensor], Tensor]  # n^l [B, T, d] -> [B, F]
@@ -173,7 +174,7 @@ def _pooled(
 
 @dataclass(frozen=True)
 class Extractor:
-    """Tokens in, features out: each group's layers side by side, [B, layers * F]."""
+    """Pictures in, features out: each group's layers side by side, [B, layers * F]."""
 
     model: ImageGPT
     codec: Codec
@@ -199,12 +200,23 @@ class Extractor:
         ]
         return self._grouped(torch.cat(parts))
 
-    def every(self, raster: npt.NDArray[np.uint16]) -> Iterator[dict[str, Features]]:
-        """The same of a whole set [N, T], a few at a time; shared by all processes."""
-        tokens = torch.from_numpy(self.codec.reorder(raster))
+    def every(self, images: Pixels | Encoded) -> Iterator[dict[str, Features]]:
+        """The same of a whole set, a few pictures at a time; shared by all processes."""
+        tokens = torch.from_numpy(self.codec.reorder(self.codec.raster_tokens(images)))
         for pooled in extract(self.model, tokens, self.layers, self.pool, dtype=self.dtype):
             parts = self._grouped(torch.from_numpy(pooled))
             yield {name: part.numpy() for name, part in parts.items()}
+
+    def whole(self, images: Pixels | Encoded) -> dict[str, Features]:
+        """The same at once, [N, F] by name, in no more room than they take."""
+        found, done = dict[str, Features](), 0
+        for part in self.every(images):
+            for name, rows in part.items():
+                if name not in found:
+                    found[name] = np.empty((len(images), rows.shape[1]), np.float32)
+                found[name][done : done + len(rows)] = rows
+            done += len(rows)
+        return found
 
     def _grouped(self, pooled: Tensor) -> dict[str, Tensor]:
         at = {layer: i for i, layer in enumerate(self.layers)}
