@@ -25,7 +25,7 @@ from igpt.objectives import Objective, generative_objective
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 from igpt.parallel.processes import together
-from igpt.probe.features import Masking, extract, make_pool, parse_layers
+from igpt.probe.features import extract, make_pool, parse_layers
 from igpt.probe.store import load_probe, mark
 from igpt.sample import Sampling, generate_batches
 from igpt.share import push
@@ -230,8 +230,7 @@ class Pipeline:
         is neither, and for a probe of another model.
         """
         if probe is None and self.model.config.n_classes:
-            masking = Masking(count=masks)
-            return HeadClassifier(self.model, self.class_names, masking, ensemble)
+            return HeadClassifier(self.model, self.class_names, ensemble, masks)
         if probe is None and self.folder is None:
             raise UserError("this model has no classification head and no folder with a probe")
         folder = probe or Path(self.folder or ".") / "probe"
