@@ -77,8 +77,9 @@ def picture_nats(
     """The objective of each of the pictures `tokens` [N, T] in the model's order: nats/pixel, [N].
 
     Masks are drawn for `mask_batch` pictures at a time, a multiple of `batch_size` (None: itself).
-    `check` is called before every batch and may raise. Raises ValueError when there are no
-    pictures, UserError for a model without likelihoods.
+    `check` is called before every batch and may raise. Of several processes, all call it, share the
+    work and have all values. Raises ValueError when there are no pictures, UserError for a model
+    without likelihoods.
     """
     _require_pictures(model, tokens)
     device = model.wte.device
@@ -107,7 +108,8 @@ def pixel_nats(
     a token's value is from the pass that hid its group, given all others. The sum is then no
     likelihood of the picture but a pseudo-likelihood (Besag, 1975).
 
-    Raises ValueError when there are no pictures, UserError for a model without likelihoods.
+    Of several processes, all call it, as `picture_nats`. Raises ValueError when there are no
+    pictures, UserError for a model without likelihoods.
     """
     _require_pictures(model, tokens)
     device = model.wte.device
