@@ -14,8 +14,6 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from igpt.cli.arguments import add_data, run_data
 from igpt.data import Task
 from igpt.device import compute_dtype
@@ -57,9 +55,8 @@ class Study:
         dtype = compute_dtype("auto", model.wte.device)
         extractor = Extractor(model, codec, make_pool(pool, codec), groups, dtype)
         train = self.task.train.select(self.needed).images
-        raster = (codec.raster_tokens(images) for images in (train, self.task.validation.images))
-        found = [np.concatenate([b[layers] for b in extractor.every(part)]) for part in raster]
-        return found[0], found[1]
+        validation = self.task.validation.images
+        return extractor.whole(train)[layers], extractor.whole(validation)[layers]
 
     def data(self, features: tuple[Features, Features], basis: Basis) -> Iterator[
         tuple[Subset, LayerData]

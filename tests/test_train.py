@@ -20,7 +20,7 @@ from conftest import newest, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.config import TrainConfig, UserError
 from igpt.data import Batch, TokenLoader
-from igpt.evaluate import Likelihood, likelihood
+from igpt.evaluate import picture_nats
 from igpt.pretrain import pretrain
 from igpt.train import learning_rate
 
@@ -203,13 +203,13 @@ def test_a_validation_that_a_signal_cuts_short_is_made_when_the_run_goes_on(
     train(tmp_path / "whole")
     path, validations = tmp_path / "run", []
 
-    def signalled_at_the_second(*args: Any, **options: Any) -> Likelihood:
+    def signalled_at_the_second(*args: Any, **options: Any) -> torch.Tensor:
         validations.append(args)
         if len(validations) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return likelihood(*args, **options)
+        return picture_nats(*args, **options)
 
-    monkeypatch.setattr("igpt.pretrain.likelihood", signalled_at_the_second)
+    monkeypatch.setattr("igpt.pretrain.picture_nats", signalled_at_the_second)
     done = pretrain(tiny_recipe(), path, resume=False, say=silent)
     (_, second, *_) = rows(tmp_path / "whole", "val_loss")
     assert (done.outcome.signal, done.outcome.step) == (signal.SIGTERM, second)

@@ -7,9 +7,10 @@ A BERT model is shown its pictures masked, as in training, and several masks vot
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from igpt.config import UserError
 from igpt.device import autocast
+from igpt.evaluate import in_batches
 from igpt.model import ImageGPT
 from igpt.order import Codec
-from igpt.probe.features import Masking, draw_mask, extract, in_batches, make_pool
+from igpt.probe.features import draw_mask, extract, make_pool
 from igpt.probe.linear import metric_value
 from igpt.probe.store import SavedProbe
 from igpt.rng import numpy_rng
@@ -81,29 +83,19 @@ def as_classes(
     return labels
 
 
-class Classifier(Protocol):
-    """Classes of pictures given as tokens."""
-
-    class_names: tuple[str, ...]
-    learned_from: str  # mark of the pictures, where it is not the run that names them
-
-    def predict(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Prediction:
-        """Of pictures `tokens` [N, T] in the model's order."""
-        ...
-
-
-class HeadClassifier:
-    """The model's own classification head, as fine-tuning left it."""
+class Classifier(ABC):
+    """Classes of pictures given as tokens, on which `masks` masks vote where the model is BERT."""
 
     def __init__(
         self,
         model: ImageGPT,
         class_names: tuple[str, ...],
-        masking: Masking | None = None,
-        ensemble: Ensemble = "modal",
+        learned_from: str,  # mark of the pictures, where it is not the run that names them
+        ensemble: Ensemble,
+        masks: int,
     ) -> None:
-        self.model, self.class_names, self.learned_from = model, class_names, ""
-        self.masking, self.ensemble = masking or Masking(count=MASKS), ensemble
+        self.model, self.class_names, self.learned_from = model, class_names, learned_from
+        self.ensemble, self.masks = ensemble, 1 if model.config.causal else masks
 
     def predict(
         self,
@@ -111,29 +103,47 @@ class HeadClassifier:
         dtype: torch.dtype = torch.float32,
         check: Callable[[], None] | None = None,
     ) -> Prediction:
-        """`check` is called before every batch and may raise."""
-        logits = np.concatenate(list(self._logits(tokens, dtype, check)))  # [N, masks, C]
-        return vote(logits, self.ensemble, self.masking.seed, self.class_names)
+        """Of pictures `tokens` [N, T] in the model's order.
+
+        `check` is called before every batch and may raise.
+        """
+        logits = [self._logits(tokens, dtype, mask, check) for mask in range(self.masks)]
+        return vote(np.stack(logits, axis=1), self.ensemble, self.class_names)
+
+    @abstractmethod
+    def _logits(
+        self, tokens: Tensor, dtype: torch.dtype, mask: int, check: Callable[[], None] | None
+    ) -> Logits:
+        """[N, C], by the mask of that number."""
+
+
+class HeadClassifier(Classifier):
+    """The model's own classification head, as fine-tuning left it."""
+
+    def __init__(
+        self,
+        model: ImageGPT,
+        class_names: tuple[str, ...],
+        ensemble: Ensemble = "modal",
+        masks: int = MASKS,
+    ) -> None:
+        super().__init__(model, class_names, "", ensemble, masks)
 
     def _logits(
-        self, tokens: Tensor, dtype: torch.dtype, check: Callable[[], None] | None
-    ) -> Iterator[Logits]:
-        model, masking = self.model, self.masking
-        device, passes = model.wte.device, masking.passes(model.config)
+        self, tokens: Tensor, dtype: torch.dtype, mask: int, check: Callable[[], None] | None
+    ) -> Logits:
+        model, device = self.model, self.model.wte.device
 
         def logits(part: Tensor, start: int) -> Tensor:
             part = part.to(device)
             with autocast(device, dtype):
-                shown = [
-                    model.classify(model.trunk(part, draw_mask(model, part, masking, start, i)))
-                    for i in range(passes)
-                ]
-            return torch.stack(shown, dim=1).float()
+                n = model.trunk(part, draw_mask(model, part, start, mask))
+                return model.classify(n).float()
 
-        return in_batches(tokens, logits, check)
+        return torch.cat(list(in_batches(tokens, logits, check=check))).cpu().numpy()
 
 
-class ProbeClassifier:
+class ProbeClassifier(Classifier):
     """A probe on the features of a frozen model."""
 
     def __init__(
@@ -144,23 +154,20 @@ class ProbeClassifier:
         ensemble: Ensemble = "modal",
         masks: int = MASKS,
     ) -> None:
-        self.model, self.codec, self.saved = model, codec, saved
-        self.class_names, self.learned_from = saved.class_names, saved.learned_from
-        self.ensemble, self.passes = ensemble, Masking(count=masks).passes(model.config)
+        super().__init__(model, saved.class_names, saved.learned_from, ensemble, masks)
+        self.saved, self.pool = saved, make_pool(saved.pool, codec)
 
-    def predict(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Prediction:
-        logits = [self._logits(tokens, dtype, Masking(seed=i)) for i in range(self.passes)]
-        return vote(np.stack(logits, axis=1), self.ensemble, 0, self.class_names)
-
-    def _logits(self, tokens: Tensor, dtype: torch.dtype, masking: Masking) -> Logits:
-        """[N, C], with one mask a picture."""
-        saved = self.saved
-        pool = make_pool(saved.pool, self.codec)
-        batches = extract(self.model, tokens, saved.layers, pool, dtype=dtype, masking=masking)
-        return np.concatenate([saved.probe.logits(x.reshape(len(x), -1)) for x in batches])
+    def _logits(
+        self, tokens: Tensor, dtype: torch.dtype, mask: int, check: Callable[[], None] | None
+    ) -> Logits:
+        probe, layers = self.saved.probe, self.saved.layers
+        batches = extract(
+            self.model, tokens, layers, self.pool, dtype=dtype, mask=mask, check=check
+        )
+        return np.concatenate([probe.logits(x.reshape(len(x), -1)) for x in batches])
 
 
-def vote(logits: Logits, ensemble: Ensemble, seed: int, class_names: tuple[str, ...]) -> Prediction:
+def vote(logits: Logits, ensemble: Ensemble, class_names: tuple[str, ...]) -> Prediction:
     """One prediction a picture from logits [N, masks, C]."""
     n, _, n_classes = logits.shape
     probabilities = torch.from_numpy(logits).double().softmax(dim=-1).mean(dim=1).numpy()
@@ -168,7 +175,7 @@ def vote(logits: Logits, ensemble: Ensemble, seed: int, class_names: tuple[str, 
         return Prediction(logits.mean(axis=1).argmax(axis=1), probabilities, class_names)
     ballots = logits.argmax(axis=2)  # [N, masks]
     counts = (ballots[:, :, None] == np.arange(n_classes)).sum(axis=1).astype(np.float64)
-    ties = numpy_rng(seed, "ties").random((n, n_classes))  # below one vote
+    ties = numpy_rng(0, "ties").random((n, n_classes))  # below one vote
     return Prediction((counts + ties).argmax(axis=1), probabilities, class_names)
 
 

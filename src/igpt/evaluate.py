@@ -7,7 +7,7 @@ value.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,10 @@ from igpt.data import Batch
 from igpt.device import autocast
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, require_likelihood, token_nats
-from igpt.parallel.processes import share_of, sum_over_processes_
+from igpt.parallel.processes import in_turn, share_of
 from igpt.rng import torch_rng
+
+BATCH = 32  # pictures a forward pass, unless the caller says how many
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,27 @@ class Likelihood:
         return self.nats_per_pixel * self.n_pixels
 
 
-@torch.no_grad()  # inference_mode would leave a split model tensors that cannot be trained
+@torch.no_grad()  # inference_mode would leave a split model tensors that nothing else can use
+def in_batches(
+    tokens: torch.Tensor,
+    compute: Callable[[torch.Tensor, int], torch.Tensor],
+    batch_size: int = BATCH,
+    check: Callable[[], None] | None = None,
+) -> Iterator[torch.Tensor]:
+    """`compute` of each batch [B, T] of tokens [N, T] and the place of its first picture, in order.
+
+    `check` is called before each and may raise. Of several processes, each computes its share of
+    the batches, and all are given all.
+    """
+    starts = range(0, len(tokens), batch_size)
+    for place, counts in share_of(len(starts)):
+        if check is not None:
+            check()
+        start = starts[place]
+        values = compute(tokens[start : start + batch_size], start)
+        yield from in_turn(values if counts else values[:0])
+
+
 def picture_nats(
     model: ImageGPT,
     objective: Objective,
@@ -55,30 +77,24 @@ def picture_nats(
     """The objective of each of the pictures `tokens` [N, T] in the model's order: nats/pixel, [N].
 
     Masks are drawn for `mask_batch` pictures at a time, a multiple of `batch_size` (None: itself).
-    `check` is called before every batch and may raise. Of several processes, each computes its
-    share and has all values at the end. Raises ValueError when there are no pictures, UserError for
-    a model without likelihoods.
+    `check` is called before every batch and may raise. Of several processes, all call it, share the
+    work and have all values. Raises ValueError when there are no pictures, UserError for a model
+    without likelihoods.
     """
-    require_likelihood(model.config)
-    if len(tokens) == 0:
-        raise ValueError("no pictures to evaluate")
+    _require_pictures(model, tokens)
     device = model.wte.device
-    nats = torch.zeros(len(tokens), device=device)
-    for number, counts in share_of(math.ceil(len(tokens) / batch_size)):
-        if check is not None:
-            check()
-        rows = slice(number * batch_size, (number + 1) * batch_size)
-        part = tokens[rows].to(device)
-        step, first = divmod(rows.start, mask_batch or batch_size)
-        batch = Batch(tokens=part, labels=None, step=step, rows=range(first, first + len(part)))
+
+    def nats(part: torch.Tensor, start: int) -> torch.Tensor:
+        step, first = divmod(start, mask_batch or batch_size)
+        rows = range(first, first + len(part))
+        batch = Batch(tokens=part.to(device), labels=None, step=step, rows=rows)
         with autocast(device, dtype):
-            values = objective(model, *objective.inputs(batch))
-        if counts:
-            nats[rows] = values
-    return sum_over_processes_(nats).cpu()
+            return objective(model, *objective.inputs(batch))
+
+    # To the processor all at once: a copy of each batch would make an accelerator wait.
+    return torch.cat(list(in_batches(tokens, nats, batch_size, check))).cpu()
 
 
-@torch.inference_mode()
 def pixel_nats(
     model: ImageGPT,
     tokens: torch.Tensor,
@@ -92,18 +108,23 @@ def pixel_nats(
     a token's value is from the pass that hid its group, given all others. The sum is then no
     likelihood of the picture but a pseudo-likelihood (Besag, 1975).
 
-    Raises ValueError when there are no pictures, UserError for a model without likelihoods.
+    Of several processes, all call it, as `picture_nats`. Raises ValueError when there are no
+    pictures, UserError for a model without likelihoods.
     """
+    _require_pictures(model, tokens)
+    device = model.wte.device
+
+    def nats(part: torch.Tensor, _start: int) -> torch.Tensor:
+        with autocast(device, dtype):
+            return _batch_nats(model, part.to(device))
+
+    return torch.cat([part.cpu() for part in in_batches(tokens, nats, batch_size)])
+
+
+def _require_pictures(model: ImageGPT, tokens: torch.Tensor) -> None:
     require_likelihood(model.config)
     if len(tokens) == 0:
         raise ValueError("no pictures to evaluate")
-    device = model.wte.device
-    values = []
-    for start in range(0, len(tokens), batch_size):
-        part = tokens[start : start + batch_size].to(device)
-        with autocast(device, dtype):
-            values.append(_batch_nats(model, part).cpu())
-    return torch.cat(values)
 
 
 def turns(config: ModelConfig) -> int:
@@ -125,18 +146,3 @@ def _batch_nats(model: ImageGPT, tokens: torch.Tensor) -> torch.Tensor:
         hidden = (turn_of == turn).to(tokens.device).expand_as(tokens)  # [B, T]
         nats = torch.where(hidden, token_nats(model(tokens, hidden), tokens), nats)
     return nats
-
-
-def likelihood(
-    model: ImageGPT,
-    objective: Objective,
-    tokens: torch.Tensor,
-    batch_size: int,
-    dtype: torch.dtype = torch.float32,
-    mask_batch: int | None = None,
-    check: Callable[[], None] | None = None,
-) -> Likelihood:
-    """The total of `picture_nats`, summed in float64."""
-    values = picture_nats(model, objective, tokens, batch_size, dtype, mask_batch, check)
-    summed = float(values.double().sum())
-    return Likelihood(summed, count=len(tokens), n_pixels=tokens.shape[1])

@@ -34,7 +34,6 @@ from igpt.model import ImageGPT
 from igpt.objectives import Joint, generative_objective, require_likelihood
 from igpt.order import Codec
 from igpt.parallel.processes import name_skipped, require_same, together
-from igpt.probe.features import Masking
 from igpt.probe.linear import metric_value
 from igpt.run import in_run, new_model, require_same_split, train_run, with_split_pictures
 from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
@@ -101,7 +100,7 @@ def _finetune(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Fine
     recipe = with_split_pictures(recipe, count)
     require_same("labelled pictures", (zlib.crc32(train.labels.tobytes()), len(validation)))
     model = _build(recipe, options, start, train.n_classes)
-    classifier = HeadClassifier(model, train.class_names, Masking())
+    classifier = HeadClassifier(model, train.class_names, masks=1)
     dtype = compute_dtype(config.precision, default_device())
     held_out = torch.from_numpy(codec.encode(validation.images))
 

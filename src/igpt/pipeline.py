@@ -17,7 +17,7 @@ from igpt.config import PRECISIONS, ParallelConfig, Recipe, UserError
 from igpt.data import Fit, UnreadablePicture, evaluation_fit, fit_square, open_files, to_rgb
 from igpt.decode import check_precision
 from igpt.device import compute_dtype, default_device, reuse_memory
-from igpt.evaluate import Likelihood, likelihood, picture_nats, pixel_nats
+from igpt.evaluate import BATCH, Likelihood, picture_nats, pixel_nats
 from igpt.folder import fill_model, load_class_names, open_model, save_model
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
@@ -25,7 +25,7 @@ from igpt.objectives import Objective, generative_objective
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 from igpt.parallel.processes import together
-from igpt.probe.features import Masking, extract, make_pool, parse_layers
+from igpt.probe.features import extract, make_pool, parse_layers
 from igpt.probe.store import load_probe, mark
 from igpt.sample import Sampling, generate_batches
 from igpt.share import push
@@ -37,8 +37,6 @@ Shown = Image.Image | str | Path | Sequence[Any] | npt.NDArray[np.uint8] | torch
 # Or already tokens of the model's palette, as are the pictures that a command has decoded: they are
 # taken as they are. All others are brought to the model's size as the run's own were.
 Images = Shown | Encoded
-
-EVAL_BATCH = 32  # pictures a forward pass
 
 
 class Pipeline:
@@ -187,13 +185,13 @@ class Pipeline:
         For a BERT model: of the pixels hidden by a fixed random mask, given the others.
         """
         dtype, tokens = self._dtype(precision), self.tokens(images)
-        nats = picture_nats(self.model, self._objective(), tokens, EVAL_BATCH, dtype)
+        nats = picture_nats(self.model, self._objective(), tokens, BATCH, dtype)
         return nats.double().numpy()
 
     def likelihood(self, images: Images, *, precision: str = "float32") -> Likelihood:
         """Totals of `nll` over a set."""
-        dtype, tokens = self._dtype(precision), self.tokens(images)
-        return likelihood(self.model, self._objective(), tokens, EVAL_BATCH, dtype)
+        nats = self.nll(images, precision=precision)
+        return Likelihood(float(nats.sum()), count=len(nats), n_pixels=self.codec.n_tokens)
 
     def features(
         self,
@@ -232,8 +230,7 @@ class Pipeline:
         is neither, and for a probe of another model.
         """
         if probe is None and self.model.config.n_classes:
-            masking = Masking(count=masks)
-            return HeadClassifier(self.model, self.class_names, masking, ensemble)
+            return HeadClassifier(self.model, self.class_names, ensemble, masks)
         if probe is None and self.folder is None:
             raise UserError("this model has no classification head and no folder with a probe")
         folder = probe or Path(self.folder or ".") / "probe"
@@ -247,7 +244,7 @@ class Pipeline:
         part of the pixels, of which it is one: a seventh for the paper's 15 %.
         """
         dtype, tokens = self._dtype(precision), self.tokens(images)
-        nats = pixel_nats(self.model, tokens, EVAL_BATCH, dtype).numpy()  # [B, T]
+        nats = pixel_nats(self.model, tokens, BATCH, dtype).numpy()  # [B, T]
         raster = np.empty_like(nats)
         raster[:, self.codec.pi] = nats
         return raster.reshape(-1, self.image_size, self.image_size)

@@ -33,7 +33,7 @@ from igpt.data import (
     warn_skipped,
 )
 from igpt.device import compute_dtype, default_device
-from igpt.evaluate import likelihood
+from igpt.evaluate import picture_nats
 from igpt.folder import StoredModel, save_model
 from igpt.model import ImageGPT
 from igpt.objectives import generative_objective, require_likelihood
@@ -273,7 +273,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
     dtype = compute_dtype(config.precision, default_device())
 
     def validate(check: Callable[[], None]) -> Validation:
-        total = likelihood(
+        nats = picture_nats(
             model,
             held_out,
             data.validation,
@@ -282,7 +282,8 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
             mask_batch=config.batch_size,
             check=check,
         )
-        return Validation({"val_loss": total.nats_per_pixel}, total.nats_per_pixel)
+        mean = float(nats.double().mean())
+        return Validation({"val_loss": mean}, mean)
 
     trainer = Trainer(
         model,

@@ -88,7 +88,6 @@ def probe_run(
     """
     with together():
         features = ModelFeatures(pipeline, asked.layers, asked.pool, asked.precision)
-        features.check()
     on_first(lambda: require_folder(folder))
     if asked.sgd is None:
         probe, others, chosen = _kept(run, features, data, asked, say)
@@ -215,7 +214,7 @@ def _saved(
     pipeline = features.pipeline
     return SavedProbe(
         fitted.probe,
-        features.groups()[fitted.layer],
+        features.extractor.groups[fitted.layer],
         "flatten" if isinstance(fitted.probe, AttentionHead) else features.pool,
         class_names,
         mark(pipeline.model, pipeline.codec),

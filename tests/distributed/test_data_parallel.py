@@ -221,7 +221,7 @@ def test_a_signal_to_any_process_saves_once_and_all_end_well(
 
 def stopped(run: Path, where: str) -> None:
     """A signal to the second process, while it waits for pictures or validates."""
-    batch, likelihood = TokenLoader.batch, igpt.pretrain.likelihood
+    batch = TokenLoader.batch
     arrived, validations = threading.Event(), []
 
     def stuck(self: TokenLoader, step: int, rows: range | None = None) -> Batch:
@@ -234,10 +234,10 @@ def stopped(run: Path, where: str) -> None:
         validations.append(args)
         if where == "validation" and rank() == 1 and len(validations) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return likelihood(*args, **options)
+        return picture_nats(*args, **options)
 
     TokenLoader.batch = stuck  # type: ignore[method-assign]
-    igpt.pretrain.likelihood = signalled
+    igpt.pretrain.picture_nats = signalled
     with processes(ParallelConfig()):
         outcome = pretrain(tiny_recipe(), run, resume=False, say=silent).outcome
         arrived.set()

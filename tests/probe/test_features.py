@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from igpt.config import ModelConfig, UserError
+from igpt.evaluate import in_batches
 from igpt.model import ImageGPT
 from igpt.order import ORDERS, Codec
 from igpt.palette import Palette
-from igpt.probe.features import Masking, draw_mask, extract, make_pool, parse_layers
+from igpt.probe.features import draw_mask, extract, make_pool, parse_layers
 from test_model import random_model
 
 CONFIG = ModelConfig(n_layer=3, n_head=2, n_embd=8, vocab_size=11, n_positions=36)
@@ -74,32 +76,32 @@ def test_batches_do_not_change_features(monkeypatch: pytest.MonkeyPatch) -> None
     model, pool = random_model(CONFIG), make_pool("grid:2", codec())
     whole = np.concatenate(list(extract(model, tokens(), [1, 3], pool)))
     assert whole.shape == (5, 2, 4 * 8)
-    monkeypatch.setattr("igpt.probe.features.BATCH", 2)
+    monkeypatch.setattr("igpt.probe.features.in_batches", partial(in_batches, batch_size=2))
     parts = list(extract(model, tokens(), [1, 3], pool))
     assert [len(part) for part in parts] == [2, 2, 1]
     assert np.allclose(np.concatenate(parts), whole, atol=1e-6)
 
 
-def test_a_bert_model_is_masked_as_in_training_unless_told_otherwise() -> None:
+def test_a_bert_model_is_masked_as_in_training_and_differently_by_every_mask() -> None:
     model, pool = random_model(BERT), make_pool("mean", codec())
 
-    def of(masking: Masking | None) -> np.ndarray:
-        return np.concatenate(list(extract(model, tokens(), [0, 3], pool, masking=masking)))
+    def of(mask: int) -> np.ndarray:
+        return np.concatenate(list(extract(model, tokens(), [0, 3], pool, mask=mask)))
 
-    whole = torch.stack([n.mean(dim=1) for n in model.features(tokens())], dim=1)[:, [0, 3]]
-    assert np.allclose(of(Masking(count=0)), whole.detach().numpy(), atol=1e-6)
-    assert not np.allclose(of(None), of(Masking(count=0)), atol=1e-3)
-    assert np.array_equal(of(None), of(Masking()))
-    assert not np.array_equal(of(Masking(seed=1)), of(Masking(seed=2)))
-    # Many masks come nearer to their common mean than one does.
-    mean, few = of(Masking(count=64, seed=5)), of(Masking(count=8))
-    assert np.abs(few - mean).mean() < 0.7 * np.abs(of(None) - mean).mean()
+    def shown(masked: torch.Tensor | None) -> np.ndarray:
+        means = [n.mean(dim=1) for n in model.features(tokens(), masked)]
+        return torch.stack(means, dim=1)[:, [0, 3]].detach().numpy()
+
+    for mask in (0, 1):
+        assert np.allclose(of(mask), shown(draw_mask(model, tokens(), 0, mask)), atol=1e-6)
+    assert not np.allclose(of(0), shown(None), atol=1e-3)
+    assert not np.allclose(of(0), of(1), atol=1e-3)
 
 
 @pytest.mark.parametrize("probability", [0.15, 0.6])
 def test_as_much_is_hidden_as_in_training(probability: float) -> None:
     model = random_model(replace(BERT, mask_probability=probability))
-    masked = draw_mask(model, torch.zeros(200, 36, dtype=torch.long), Masking(), 0, 0)
+    masked = draw_mask(model, torch.zeros(200, 36, dtype=torch.long), 0)
     assert masked is not None
     assert masked.float().mean().item() == pytest.approx(probability, abs=0.02)
 

@@ -4,6 +4,7 @@ from igpt.data.augment import imagenet_crop, move_pixels
 from igpt.data.decode import (
     Fit,
     decode_all,
+    decode_parts,
     encode_all,
     evaluation_fit,
     fit_square,
@@ -68,6 +69,7 @@ __all__ = [
     "cut_source",
     "data_of",
     "decode_all",
+    "decode_parts",
     "encode_all",
     "evaluation_fit",
     "evaluation_split",

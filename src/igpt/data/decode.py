@@ -7,9 +7,9 @@ that the rooms below know only RGB of one size.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -150,34 +150,40 @@ def decode_all(pictures: Pictures, size: int, fit: Fit = fit_square) -> Decoded:
     Unreadable pictures are left out, and named in a warning. Raises UserError when none is left.
     """
     decoded = decode_readable(pictures, size, fit)
-    _require_one(pictures, decoded)
+    _require_one(decoded.skipped, len(decoded.kept))
     warn_skipped(decoded.skipped)
     return decoded
 
 
-def encode_all(pictures: Pictures, codec: Codec, fit: Fit = fit_square) -> Decoded:
-    """Encode a whole split to tokens, a part at a time: the pixels are never all in memory.
+def decode_parts(pictures: Pictures, size: int, fit: Fit = fit_square) -> Iterator[Decoded]:
+    """A split in parts, whose `kept` are places in the whole: not all pixels are held at once.
 
-    Unreadable pictures are met as `decode_all` does.
+    Unreadable pictures are met as `decode_all` does, after the last part.
     """
-    tokens = [np.empty((0, codec.n_tokens), dtype=np.uint16)]
-    kept, skipped = [], []
+    count, skipped = 0, list[str]()
     for start in range(0, len(pictures), PART):
         places = np.arange(start, min(start + PART, len(pictures)))
-        part = decode_readable(pictures.select(places), codec.image_size, fit)
-        kept.append(places[part.kept])
-        if len(part.kept):
-            tokens.append(codec.raster_tokens(part.images))
+        part = decode_readable(pictures.select(places), size, fit)
+        yield replace(part, kept=places[part.kept])
+        count += len(part.kept)
         skipped += part.skipped
-    encoded = Decoded(Encoded(np.concatenate(tokens)), np.concatenate(kept), skipped)
-    _require_one(pictures, encoded)
+    _require_one(skipped, count)
     warn_skipped(skipped)
-    return encoded
 
 
-def _require_one(pictures: Pictures, decoded: Decoded) -> None:
-    if decoded.skipped and not len(decoded.kept):
-        raise UserError(f"none of the {len(pictures)} pictures can be read: {decoded.skipped[0]}")
+def encode_all(pictures: Pictures, codec: Codec, fit: Fit = fit_square) -> Decoded:
+    """Encode a whole split to tokens; unreadable pictures are met as `decode_all` does."""
+    tokens, kept, skipped = [], [], []
+    for part in decode_parts(pictures, codec.image_size, fit):
+        tokens.append(codec.raster_tokens(part.images))
+        kept.append(part.kept)
+        skipped += part.skipped
+    return Decoded(Encoded(np.concatenate(tokens)), np.concatenate(kept), skipped)
+
+
+def _require_one(skipped: list[str], kept: int) -> None:
+    if skipped and not kept:
+        raise UserError(f"none of the {len(skipped)} pictures can be read: {skipped[0]}")
 
 
 def warn_skipped(skipped: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Features of a set that need not fit in memory, streamed to a `.npz` or `.parquet`.
 
-Pictures are decoded a chunk at a time and pass the model in batches; rows go to the disk as they
+Pictures are decoded a part at a time and pass the model in batches; rows go to the disk as they
 come. How many there are is known at the end, as unreadable pictures are left out.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,25 +22,16 @@ import torch
 from numpy.lib import format as npy
 
 from igpt.config import Say, UserError
-from igpt.data import Pictures, decode_all, fit_square
-from igpt.data.decode import Fit
+from igpt.data import Fit, Pictures, decode_parts, fit_square
 from igpt.device import require_memory
 from igpt.disk import write_atomically
+from igpt.evaluate import BATCH
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.parallel.processes import groups, on_first, rank
-from igpt.probe.features import (
-    BATCH,
-    Features,
-    Pool,
-    extract,
-    make_pool,
-    parse_layers,
-    pool_width,
-)
+from igpt.probe.features import Features, Pool, extract, make_pool, parse_layers, pool_width
 from igpt.probe.linear import Basis
 
-CHUNK = 1024  # pictures decoded at a time
 PIECE = 2**24  # bytes copied at a time
 ROW_GROUP = 2**26  # bytes of a .parquet's row group, or one batch
 
@@ -111,7 +101,7 @@ def export_features(
     With `components`, each layer's features, or those side by side, are standardised and projected
     on as many principal components of those of the pictures `known`.
 
-    Unreadable pictures are left out and named in warnings. Raises UserError for layers, pools and
+    Unreadable pictures are left out and named in a warning. Raises UserError for layers, pools and
     suffixes that there are not, a set without a readable picture, and a disk that is too small.
     Of several processes, all call it and the first writes.
     """
@@ -191,23 +181,14 @@ def _extract_rows(
 
 def _read(pictures: Pictures, codec: Codec, fit: Fit, say: Say) -> Iterator[Picture]:
     """The readable pictures in turn."""
-    count, failures = 0, []
-    for start in range(0, len(pictures), CHUNK):
-        chunk = pictures.select(np.arange(start, min(start + CHUNK, len(pictures))))
-        try:
-            decoded = decode_all(chunk, codec.image_size, fit)
-        except UserError as error:  # none of them is readable, others may be
-            failures.append(error)
-            warnings.warn(f"skipped a part of the set: {error}", stacklevel=2)
-            continue
-        count += len(decoded.images)
-        tokens = torch.from_numpy(codec.encode(decoded.images))
-        for row, i in zip(tokens, decoded.kept.tolist(), strict=True):
-            label = -1 if chunk.labels is None else int(chunk.labels[i])
-            yield row, label, chunk.name(i)
-        say(f"{start + len(chunk):,} of {len(pictures):,} pictures")
-    if count == 0:
-        raise failures[0]
+    done = 0
+    for part in decode_parts(pictures, codec.image_size, fit):
+        tokens = torch.from_numpy(codec.encode(part.images))
+        for row, i in zip(tokens, part.kept.tolist(), strict=True):
+            label = -1 if pictures.labels is None else int(pictures.labels[i])
+            yield row, label, pictures.name(i)
+        done += len(part.kept) + len(part.skipped)
+        say(f"{done:,} of {len(pictures):,} pictures")
 
 
 def _write_npz(path: Path, rows: Iterable[Rows], layout: Layout) -> int:

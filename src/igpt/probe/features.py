@@ -18,30 +18,14 @@ from torch import Tensor
 
 from igpt.config import ModelConfig, UserError
 from igpt.device import autocast
+from igpt.evaluate import BATCH, in_batches
 from igpt.model import ImageGPT
-from igpt.order import Codec
-from igpt.parallel.processes import in_turn, share_of
+from igpt.order import Codec, Encoded
 from igpt.rng import torch_rng
+from igpt.types import Pixels
 
 Features = npt.NDArray[np.float32]
 Pool = Callable[[Tensor], Tensor]  # n^l [B, T, d] -> [B, F]
-
-BATCH = 32  # pictures a forward pass
-
-
-@dataclass(frozen=True)
-class Masking:
-    """How a BERT model is shown its pictures: masked as in training, several times, averaged.
-
-    A model that never saw a whole picture is out of its element with one (paper, section 4.6).
-    """
-
-    count: int = 1  # masks a picture; 0: the whole picture
-    seed: int = 0
-
-    def passes(self, config: ModelConfig) -> int:
-        """How often a model reads a picture."""
-        return 1 if config.causal else max(1, self.count)
 
 
 def parse_layers(text: str, n_layer: int) -> tuple[int, ...]:
@@ -105,42 +89,24 @@ def extract(
     pool: Pool,
     *,
     dtype: torch.dtype = torch.float32,
-    masking: Masking | None = None,
+    mask: int = 0,
     first: int = 0,
+    check: Callable[[], None] | None = None,
 ) -> Iterator[Features]:
     """Features [B, len(layers), F] of pictures `tokens` [N, T] in the model's order, by batch.
 
-    A BERT model is masked as `masking` says, by default as in training. `first` is the place of the
-    first picture, where they are a part of a larger set.
+    A BERT model sees them by the mask of the number `mask`. `first` is the place of the first
+    picture, where they are a part of a larger set. `check` is called before every batch and may
+    raise.
     """
-    device, masking = model.wte.device, masking or Masking()
+    device = model.wte.device
 
     def features(part: Tensor, start: int) -> Tensor:
         part = part.to(device, torch.int64)
-        return pooled_features(model, part, layers, pool, dtype, masking, first + start)
+        return pooled_features(model, part, layers, pool, dtype, first + start, mask)
 
-    return in_batches(tokens, features)
-
-
-@torch.no_grad()  # inference_mode would leave a split model tensors that nothing else can use
-def in_batches(
-    tokens: Tensor,
-    compute: Callable[[Tensor, int], Tensor],
-    check: Callable[[], None] | None = None,
-) -> Iterator[npt.NDArray[np.float32]]:
-    """`compute` of each batch [B, T] of tokens [N, T] and the place of its first picture, in order.
-
-    `check` is called before each and may raise. Of several processes, each computes its share of
-    the batches, and all are given all.
-    """
-    starts = range(0, len(tokens), BATCH)
-    for place, counts in share_of(len(starts)):
-        if check is not None:
-            check()
-        start = starts[place]
-        values = compute(tokens[start : start + BATCH], start)
-        for whole in in_turn(values if counts else values[:0]):
-            yield whole.cpu().numpy()
+    for part in in_batches(tokens, features, check=check):
+        yield part.cpu().numpy()
 
 
 def pooled_features(
@@ -149,53 +115,42 @@ def pooled_features(
     layers: Sequence[int],
     pool: Pool,
     dtype: torch.dtype,
-    masking: Masking,
     start: int,
+    mask: int = 0,
 ) -> Tensor:
     """Features [B, len(layers), F] of one batch [B, T], whose first picture's place is `start`."""
+    pooled = {}
     with autocast(model.wte.device, dtype):
-        passes = range(masking.passes(model.config))
-        masks = (draw_mask(model, tokens, masking, start, i) for i in passes)
-        return torch.stack([_pooled(model, tokens, m, layers, pool) for m in masks]).mean(dim=0)
+        for layer, n in enumerate(model.features(tokens, draw_mask(model, tokens, start, mask))):
+            if layer in layers:
+                pooled[layer] = pool(n.float())
+            if layer == max(layers):
+                break
+    return torch.stack([pooled[layer] for layer in layers], dim=1)
 
 
-def draw_mask(
-    model: ImageGPT, tokens: Tensor, masking: Masking, start: int, number: int
-) -> Tensor | None:
-    """The positions [B, T] hidden from a BERT model, by each picture's place and the pass.
+def draw_mask(model: ImageGPT, tokens: Tensor, start: int, mask: int = 0) -> Tensor | None:
+    """The positions [B, T] hidden from a BERT model: by each picture's place and the mask's number.
 
-    They are drawn for BATCH places at a time, whichever of them are asked for.
+    As many as in training: a model that never saw a whole picture is out of its element with one
+    (paper, section 4.6). They are drawn for BATCH places at a time, whichever of them are asked
+    for.
     """
-    if model.config.causal or masking.count == 0:
+    if model.config.causal:
         return None
     n, n_tokens = tokens.shape
     first = start // BATCH * BATCH
     draws = [
-        torch.rand(
-            (BATCH, n_tokens), generator=torch_rng(masking.seed, "mask", "features", block, number)
-        )
+        torch.rand((BATCH, n_tokens), generator=torch_rng(0, "mask", "features", block, mask))
         for block in range(first, start + n, BATCH)
     ]
     masked = torch.cat(draws)[start - first : start - first + n] < model.config.mask_probability
     return masked.to(tokens.device)
 
 
-def _pooled(
-    model: ImageGPT, tokens: Tensor, masked: Tensor | None, layers: Sequence[int], pool: Pool
-) -> Tensor:
-    """[B, len(layers), F]"""
-    pooled = {}
-    for layer, n in enumerate(model.features(tokens, masked)):
-        if layer in layers:
-            pooled[layer] = pool(n.float())
-        if layer == max(layers):
-            break
-    return torch.stack([pooled[layer] for layer in layers], dim=1)
-
-
 @dataclass(frozen=True)
 class Extractor:
-    """Tokens in, features out: each group's layers side by side, [B, layers * F]."""
+    """Pictures in, features out: each group's layers side by side, [B, layers * F]."""
 
     model: ImageGPT
     codec: Codec
@@ -211,22 +166,31 @@ class Extractor:
     @torch.no_grad()
     def batch(self, tokens: Tensor, start: int) -> dict[str, Tensor]:
         """[B, F] by name, of a batch [B, T] whose first picture's place is `start`."""
-        model, layers, masking = self.model, self.layers, Masking()
+        model, layers, pool, dtype = self.model, self.layers, self.pool, self.dtype
         shown = tokens.to(model.wte.device)
         parts = [
-            pooled_features(
-                model, shown[i : i + BATCH], layers, self.pool, self.dtype, masking, start + i
-            )
+            pooled_features(model, shown[i : i + BATCH], layers, pool, dtype, start + i)
             for i in range(0, len(shown), BATCH)
         ]
         return self._grouped(torch.cat(parts))
 
-    def every(self, raster: npt.NDArray[np.uint16]) -> Iterator[dict[str, Features]]:
-        """The same of a whole set [N, T], a few at a time; shared by all processes."""
-        tokens = torch.from_numpy(self.codec.reorder(raster))
+    def every(self, images: Pixels | Encoded) -> Iterator[dict[str, Features]]:
+        """The same of a whole set, a few pictures at a time; shared by all processes."""
+        tokens = torch.from_numpy(self.codec.reorder(self.codec.raster_tokens(images)))
         for pooled in extract(self.model, tokens, self.layers, self.pool, dtype=self.dtype):
             parts = self._grouped(torch.from_numpy(pooled))
             yield {name: part.numpy() for name, part in parts.items()}
+
+    def whole(self, images: Pixels | Encoded) -> dict[str, Features]:
+        """The same at once, [N, F] by name, in no more room than they take."""
+        found, done = dict[str, Features](), 0
+        for part in self.every(images):
+            for name, rows in part.items():
+                if name not in found:
+                    found[name] = np.empty((len(images), rows.shape[1]), np.float32)
+                found[name][done : done + len(rows)] = rows
+            done += len(rows)
+        return found
 
     def _grouped(self, pooled: Tensor) -> dict[str, Tensor]:
         at = {layer: i for i, layer in enumerate(self.layers)}

@@ -139,9 +139,8 @@ def _choose(
         for name, head in heads.items()
         for rate, probe in zip(rates, head.probes(), strict=True)
     }
-    raster = extractor.codec.raster_tokens(validation.images)
     predicted: dict[tuple[str, str], list[Labels]] = {key: [] for key in probes}
-    for features in extractor.every(raster):
+    for features in extractor.every(validation.images):
         for (name, rate), probe in probes.items():
             predicted[name, rate].append(probe.predict(features[name]))
     values = {
@@ -156,7 +155,7 @@ def _choose(
 
 def predict_all(extractor: Extractor, fitted: FittedProbe, images: Pixels | Encoded) -> Labels:
     """The chosen probe's classes [N] of pictures [N, S, S, 3], or encoded ones."""
-    every = extractor.every(extractor.codec.raster_tokens(images))
+    every = extractor.every(images)
     return np.concatenate([fitted.probe.predict(features[fitted.layer]) for features in every])
 
 
@@ -168,8 +167,7 @@ def _sample(extractor: Extractor, train: Undecoded, seed: int) -> dict[str, Feat
     chosen = numpy_rng(seed, "measured").permutation(len(train))[:MEASURED]
     with together():
         sample = train.select(np.sort(chosen)).encode(extractor.codec)
-    parts = list(extractor.every(extractor.codec.raster_tokens(sample.images)))
-    return {name: np.concatenate([part[name] for part in parts]) for name in extractor.groups}
+    return extractor.whole(sample.images)
 
 
 def _batches(loader: Loader, steps: range, rows: range) -> Iterator[Batch]:

@@ -92,29 +92,26 @@ class ProbeMethod(Protocol):
 Representation = Callable[[Pixels | Encoded], dict[str, Features]]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ModelFeatures:
     """A model's features as a representation.
 
-    `layers` are words: a layer's number, `all` of them one by one, or `a:b` side by side.
+    `layers` are words: a layer's number, `all` of them one by one, or `a:b` side by side. Raises
+    UserError for layers and pools that the model does not have.
     """
 
     pipeline: Pipeline
     layers: Sequence[str]
     pool: str
     precision: str
+    extractor: Extractor = field(init=False)  # what computes them
 
-    def check(self) -> None:
-        """Raise UserError for layers and pools that the model does not have."""
-        self.groups()
-        make_pool(self.pool, self.pipeline.codec)
-
-    def groups(self) -> dict[str, tuple[int, ...]]:
-        """For each choice, by name, the layers whose features are put side by side."""
-        n_layer = self.pipeline.model.config.n_layer
-        parsed = {word: parse_layers(word, n_layer) for word in self.layers}
-        every = {str(layer): (layer,) for layer in parsed.pop("all", ())}
-        return {**every, **parsed}
+    def __post_init__(self) -> None:
+        model, codec = self.pipeline.model, self.pipeline.codec
+        groups = {word: parse_layers(word, model.config.n_layer) for word in self.layers}
+        every = {str(layer): (layer,) for layer in groups.pop("all", ())}
+        pool, dtype = make_pool(self.pool, codec), compute_dtype(self.precision, model.wte.device)
+        self.extractor = Extractor(model, codec, pool, {**every, **groups}, dtype)
 
     def bytes(self, n: int) -> int:
         """Bytes that the features of n pictures take."""
@@ -123,22 +120,8 @@ class ModelFeatures:
         width = pool_width(extractor.pool, extractor.model.config)
         return n * layers * width * np.dtype(np.float32).itemsize
 
-    @property
-    def extractor(self) -> Extractor:
-        """What computes them, a few pictures at a time."""
-        model, codec = self.pipeline.model, self.pipeline.codec
-        dtype = compute_dtype(self.precision, model.wte.device)
-        return Extractor(model, codec, make_pool(self.pool, codec), self.groups(), dtype)
-
     def __call__(self, images: Pixels | Encoded) -> dict[str, Features]:
-        found, done = dict[str, Features](), 0
-        for part in self.extractor.every(self.pipeline.codec.raster_tokens(images)):
-            for name, rows in part.items():
-                if name not in found:  # filled in place: joining parts takes twice `bytes`
-                    found[name] = np.empty((len(images), rows.shape[1]), np.float32)
-                found[name][done : done + len(rows)] = rows
-            done += len(rows)
-        return found
+        return self.extractor.whole(images)
 
 
 def pixel_features(images: Pixels | Encoded) -> dict[str, Features]:
@@ -223,7 +206,7 @@ class StreamedMethod:
         pipeline = features.pipeline
         about = {
             "options": asdict(config),
-            "layers": features.groups(),
+            "layers": self.extractor.groups,
             "pool": features.pool,
             "precision": str(self.extractor.dtype),
             "labelled pictures": zlib.crc32(task.train.labels.tobytes()),
@@ -254,7 +237,7 @@ class AttentionMethod:
     def __init__(self, features: ModelFeatures, task: Task, metric: str) -> None:
         self.name, self.task, self.metric = "attentive probe", task, metric
         self.features = replace(features, pool="flatten")
-        for name, group in features.groups().items():
+        for name, group in features.extractor.groups.items():
             if len(group) > 1:
                 raise UserError(f"layer {name}: an attentive probe takes single layers")
 
@@ -265,7 +248,7 @@ class AttentionMethod:
         return one.bytes(max(learned, len(task.test)))
 
     def fit(self, subset: Subset) -> ProbeFit:
-        choices = [self._fit_layer(layer, subset) for layer in self.features.groups()]
+        choices = [self._fit_layer(layer, subset) for layer in self.features.extractor.groups]
         best = max(choices, key=lambda choice: choice.validation)
         by_layer = {choice.layer: choice.validation for choice in choices}
         test = self._positions(best.layer, self.task.test.images)
