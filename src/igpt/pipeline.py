@@ -67,11 +67,10 @@ class Pipeline:
 
     def __repr__(self) -> str:
         config, size = self.model.config, self.image_size
-        kind = "autoregressive" if config.causal else "BERT"
         classes = f", {len(self.class_names)} classes" if self.class_names else ""
         return (
-            f"Pipeline({kind}, L={config.n_layer}, d={config.n_embd}, {size}x{size} pixels of "
-            f"{self.palette.n_colors} colours{classes}, {self.folder})"
+            f"Pipeline({config.kind}, L={config.n_layer}, d={config.n_embd}, "
+            f"{size}x{size} pixels of {self.palette.n_colors} colours{classes}, {self.folder})"
         )
 
     @classmethod
