@@ -13,9 +13,8 @@ from PIL import Image
 
 from igpt.checkpoint import recipe_of
 from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
-from igpt.config import PRECISIONS, ParallelConfig, Recipe, UserError
+from igpt.config import ParallelConfig, Recipe, UserError
 from igpt.data import Fit, UnreadablePicture, evaluation_fit, fit_square, open_files, to_rgb
-from igpt.decode import check_precision
 from igpt.device import compute_dtype, default_device, reuse_memory
 from igpt.evaluate import Likelihood, likelihood, picture_nats, pixel_nats
 from igpt.folder import fill_model, load_class_names, open_model, save_model
@@ -185,13 +184,13 @@ class Pipeline:
 
         For a BERT model: of the pixels hidden by a fixed random mask, given the others.
         """
-        dtype, tokens = self._dtype(precision), self.tokens(images)
+        dtype, tokens = self.dtype(precision), self.tokens(images)
         nats = picture_nats(self.model, self._objective(), tokens, EVAL_BATCH, dtype)
         return nats.double().numpy()
 
     def likelihood(self, images: Images, *, precision: str = "float32") -> Likelihood:
         """Totals of `nll` over a set."""
-        dtype, tokens = self._dtype(precision), self.tokens(images)
+        dtype, tokens = self.dtype(precision), self.tokens(images)
         return likelihood(self.model, self._objective(), tokens, EVAL_BATCH, dtype)
 
     def features(
@@ -209,7 +208,7 @@ class Pipeline:
         its pictures masked, and which pixels are hidden depends on a picture's place among them.
         """
         layers = parse_layers(str(layer), self.model.config.n_layer)
-        reduce, dtype = make_pool(pool, self.codec), self._dtype(precision)
+        reduce, dtype = make_pool(pool, self.codec), self.dtype(precision)
         batches = extract(self.model, self.tokens(images), layers, reduce, dtype=dtype)
         features = np.concatenate(list(batches))  # [B, layers, F]
         return features if layer == "all" else features.reshape(len(features), -1)
@@ -219,7 +218,7 @@ class Pipeline:
 
         By the model's own head or, if it has none, by its run's probe.
         """
-        dtype = self._dtype(precision)
+        dtype = self.dtype(precision)
         return self.classifier().predict(self.tokens(images), dtype)
 
     def classifier(
@@ -245,7 +244,7 @@ class Pipeline:
         Given the pixels that the model reads before it; for a BERT model, given all but a random
         part of the pixels, of which it is one: a seventh for the paper's 15 %.
         """
-        dtype, tokens = self._dtype(precision), self.tokens(images)
+        dtype, tokens = self.dtype(precision), self.tokens(images)
         nats = pixel_nats(self.model, tokens, EVAL_BATCH, dtype).numpy()  # [B, T]
         raster = np.empty_like(nats)
         raster[:, self.codec.pi] = nats
@@ -254,9 +253,11 @@ class Pipeline:
     def _objective(self) -> Objective:
         return generative_objective(self.model.config, seed=0, stream="evaluate")
 
-    def _dtype(self, precision: str) -> torch.dtype:
-        """UserError for a precision of another name."""
-        check_precision(precision, PRECISIONS)
+    def dtype(self, precision: str) -> torch.dtype:
+        """The type of the model's products that `precision` stands for, where the model is.
+
+        Raises UserError for a precision of another name.
+        """
         return compute_dtype(precision, self.model.wte.device)
 
     def tokens(self, images: Images) -> torch.Tensor:

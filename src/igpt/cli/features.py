@@ -45,7 +45,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import ParallelConfig
-    from igpt.device import compute_dtype
     from igpt.disk import require_file
     from igpt.parallel.processes import processes, require_same, together
     from igpt.pipeline import load
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
             components=args.pca or 0,
             known=known,
             fit=pipeline.fit,
-            dtype=compute_dtype(args.precision, pipeline.model.wte.device),
+            dtype=pipeline.dtype(args.precision),
             say=say,
         )
     skipped = f"; {done.skipped} unreadable pictures skipped" if done.skipped else ""

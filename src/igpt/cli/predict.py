@@ -50,7 +50,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.classify import as_classes, report
-    from igpt.device import compute_dtype
     from igpt.disk import require_file, write_atomically, write_csv
     from igpt.pipeline import load
     from igpt.plots import confusion_figure
@@ -73,8 +72,9 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     if args.confusion and (known is None or not (known >= 0).any()):
         raise UserError("--confusion needs labelled pictures")
     say(f"{len(pictures.images):,} pictures, {len(classifier.class_names)} classes")
-    dtype = compute_dtype(args.precision, pipeline.model.wte.device)
-    prediction = classifier.predict(pipeline.tokens(pictures.images), dtype)
+    prediction = classifier.predict(
+        pipeline.tokens(pictures.images), pipeline.dtype(args.precision)
+    )
     rows = _rows(pictures.names, prediction, known)
     values: dict[str, Any] = {"count": len(rows), "predictions": rows}
     lines = _table(rows)

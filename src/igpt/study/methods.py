@@ -16,7 +16,6 @@ import numpy.typing as npt
 from igpt.baselines import fit_neighbours, predict_cnn, train_cnn
 from igpt.config import Recipe, Say, TrainConfig, UserError
 from igpt.data import LargeTask, Task
-from igpt.device import compute_dtype
 from igpt.order import Encoded, need_pixels
 from igpt.pipeline import Pipeline
 from igpt.probe.attention import fit_attention
@@ -127,7 +126,7 @@ class ModelFeatures:
     def extractor(self) -> Extractor:
         """What computes them, a few pictures at a time."""
         model, codec = self.pipeline.model, self.pipeline.codec
-        dtype = compute_dtype(self.precision, model.wte.device)
+        dtype = self.pipeline.dtype(self.precision)
         return Extractor(model, codec, make_pool(self.pool, codec), self.groups(), dtype)
 
     def __call__(self, images: Pixels | Encoded) -> dict[str, Features]:
