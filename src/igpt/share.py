@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, UserError, first_line
 from igpt.disk import read_json, require_new_folder, write_json, write_text
@@ -53,7 +55,7 @@ def write_folder(pipeline: Pipeline, folder: Path, name: str, license: str | Non
             shutil.copytree(run.path / "probe", folder / "probe", ignore=unready)
             _shorten_paths(folder / "probe" / RESULTS)
     if pipeline.model.config.paints:
-        sheet = picture_sheet(pipeline.paint(SAMPLES, Sampling()))
+        sheet = picture_sheet(np.concatenate(list(pipeline.sample_batches(SAMPLES, Sampling()))))
         save_image(sheet, folder / SHEET)
     write_text(folder / "README.md", card(pipeline, name, license, recipe, loss, steps))
 
