@@ -63,7 +63,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         "layer": trials[0].fit.layer,
         # on validation, of every subset
         "by_layer": {name: [one[name] for one in layers] for name in layers[0]},
-        "objective": "ar" if pipeline.model.config.causal else "bert",
+        "objective": pipeline.model.config.objective,
         "parameters": sum(p.numel() for p in pipeline.model.parameters()),
     }
 

@@ -27,7 +27,6 @@ from igpt.classify import Ensemble
 from igpt.cli.arguments import add_data, run_data
 from igpt.data import open_data
 from igpt.data.labels import labelled
-from igpt.device import compute_dtype
 from igpt.disk import write_atomically, write_text
 from igpt.finetune import default_recipe, finetune
 from igpt.pipeline import load
@@ -68,7 +67,7 @@ def accuracies(run: Path, args: argparse.Namespace) -> dict[str, dict[str, float
     tokens = pipeline.tokens(test.images)
     single: dict[str, tuple[Ensemble, int]] = {"": ("modal", 1)}
     ways = single if pipeline.model.config.causal else VOTES
-    dtype = compute_dtype("auto", pipeline.model.wte.device)
+    dtype = pipeline.dtype("auto")
     found = {}
     for way, (ensemble, masks) in ways.items():
         predicted = pipeline.classifier(None, ensemble, masks).predict(tokens, dtype)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from igpt.cli.arguments import add_data, run_data
 from igpt.data import Task
-from igpt.device import compute_dtype
 from igpt.pipeline import Pipeline, load
 from igpt.probe.features import Extractor, Features, make_pool, parse_layers
 from igpt.probe.linear import (
@@ -52,7 +51,7 @@ class Study:
         """[N, F] of the needed training pictures and of the validation pictures."""
         model, codec = self.pipeline.model, self.pipeline.codec
         groups = {layers: parse_layers(layers, model.config.n_layer)}
-        dtype = compute_dtype("auto", model.wte.device)
+        dtype = self.pipeline.dtype("auto")
         extractor = Extractor(model, codec, make_pool(pool, codec), groups, dtype)
         train = self.task.train.select(self.needed).images
         validation = self.task.validation.images

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from igpt.checkpoint import RunDirectory
-from igpt.config import ModelConfig, TrainConfig
+from igpt.config import PRECISIONS, ModelConfig, TrainConfig, UserError
 from igpt.data import Batch, Loader, prefetch
 from igpt.decode import CompiledDecoder
-from igpt.device import replays_steps
+from igpt.device import compute_dtype, replays_steps
 from igpt.objectives import AR
 from igpt.train import Callbacks, ParameterGroup, Trainer, Validation
 from test_model import random_model
@@ -53,6 +53,16 @@ def test_batches_lie_in_pinned_memory_if_there_is_a_gpu(
     assert batch.labels is not None
     for tensor in (batch.tokens, batch.labels):
         assert any(tensor is other for other in pinned) == (device == "cuda")
+
+
+def test_a_precision_is_one_of_those_that_there_are() -> None:
+    cpu = torch.device("cpu")
+    assert compute_dtype("float32", cpu) == torch.float32
+    assert compute_dtype("bfloat16", cpu) == torch.bfloat16
+    assert compute_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
+    for word in ("float8", "int8", "Float32", ""):
+        with pytest.raises(UserError, match=f"one of {', '.join(PRECISIONS)}, got '{word}'"):
+            compute_dtype(word, cpu)
 
 
 def test_steps_are_compiled_for_a_gpu_alone() -> None:

@@ -143,13 +143,13 @@ def test_completions_keep_the_given_part(
     pipeline: igpt.Pipeline, digits: np.ndarray, keep: float
 ) -> None:
     completed = pipeline.complete(digits, keep=keep, n=2)
-    known = pipeline.known(keep)
-    assert known.sum() == round(keep * 64)
+    given = pipeline.given_mask(keep)
+    assert given.sum() == round(keep * 64)
     originals = pipeline.quantize(digits)
     for variants, original in zip(completed, originals, strict=True):
         assert len(variants) == 2
         for variant in variants:
-            assert np.array_equal(np.asarray(variant)[known], original[known])
+            assert np.array_equal(np.asarray(variant)[given], original[given])
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_picture_is_enlarged_by_whole_numbers(side: int, shown: int) -> None:
 
 
 def test_a_completion_sheet_hides_what_the_model_was_not_given() -> None:
-    originals, completions = pictures(2, 8, 8), pictures(2, 3, 8, 8, seed=1)
+    originals, completions = pictures(2, 8, 8), pictures(2 * 3, 8, 8, seed=1)
     known = np.zeros((8, 8), dtype=bool)
     known[:3, :5] = True
     sheet = completion_sheet(known, completions, originals)
@@ -76,13 +76,13 @@ def test_a_completion_sheet_hides_what_the_model_was_not_given() -> None:
         assert {tuple(color) for color in given[~shown].tolist()} == set(HIDDEN)
         for i in range(3):
             done = cell(sheet, row, 1 + i, TITLES)
-            assert np.array_equal(done, enlarged(completions[row, i]))
+            assert np.array_equal(done, enlarged(completions[3 * row + i]))
         assert np.array_equal(cell(sheet, row, 4, TITLES), enlarged(originals[row]))
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_titles_stand_above_given_first_completion_and_original(n: int) -> None:
-    sheet = completion_sheet(np.ones((8, 8), bool), pictures(1, n, 8, 8), pictures(1, 8, 8))
+    sheet = completion_sheet(np.ones((8, 8), bool), pictures(n, 8, 8), pictures(1, 8, 8))
     head = np.asarray(sheet)[: MARGIN + TITLES - 2]
     step = CELL + GUTTER
     inked = [

@@ -80,7 +80,7 @@ def test_transformers_is_recommended_for_what_it_computes(order: str, same: bool
 
     palette = Palette(np.linspace(-1, 1, 11, dtype=np.float32)[:, None].repeat(3, axis=1))
     pipeline = igpt.Pipeline(random_model(AR), Codec(palette, order, 3))
-    text = card(pipeline, "me/model", None, None, None, None, paints=True)
+    text = card(pipeline, "me/model", None, None, None, None)
     assert ("ImageGPTForCausalImageModeling.from_pretrained" in text) is same
     assert ("computes something else" in text) is not same
 

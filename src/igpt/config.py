@@ -25,6 +25,7 @@ SUBSETS = 5  # random ones of each number of labels, as in the paper
 Precision = Literal["auto", "float32", "bfloat16"]  # of the model's products
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 STEP_PRECISIONS = (*PRECISIONS, "int8")  # of the weights and cache that a step of sampling reads
+Objective = Literal["ar", "bert"]  # of pretraining (paper, section 2.1)
 Say = Callable[[str], None]  # how a command tells what it does
 
 
@@ -78,6 +79,26 @@ class ModelConfig:
             self.activation in ACTIVATIONS,
             f"model: activation '{self.activation}', expected one of: {', '.join(ACTIVATIONS)}",
         )
+
+    @property
+    def paints(self) -> bool:
+        """Whether it predicts each pixel from those before it, so that it can sample pictures."""
+        return self.causal and self.shift
+
+    @property
+    def predicts_pixels(self) -> bool:
+        """Whether there are pixels that it predicts without being shown them: a likelihood."""
+        return self.paints or not self.causal
+
+    @property
+    def objective(self) -> Objective:
+        """What it is trained to do, as recipes name it."""
+        return "ar" if self.causal else "bert"
+
+    @property
+    def kind(self) -> str:
+        """The same, as people name it."""
+        return "autoregressive" if self.causal else "BERT"
 
 
 @dataclass(frozen=True)
@@ -295,7 +316,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     palette: PaletteConfig = field(default_factory=PaletteConfig)
     order: str = "raster"  # the permutation pi of the pixels (paper, section 2.1)
-    objective: Literal["ar", "bert"] = "ar"
+    objective: Objective = "ar"
     mask_probability: float = ModelConfig.mask_probability  # BERT only
     model: ModelChoice = field(default_factory=ModelChoice)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -8,7 +8,6 @@ neither cache nor weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -16,16 +15,10 @@ from torch import Tensor
 
 from igpt.attention import FixedCache, KVCache
 from igpt.config import STEP_PRECISIONS, UserError
-from igpt.device import autocast, compile_step, compute_dtype, replays_steps
+from igpt.device import autocast, check_precision, compile_step, compute_dtype, replays_steps
 from igpt.kernels import BlockWeights, PackedCache, PackedWeights, Road, packed_step, roads
 from igpt.kernels.decode import UNIT
 from igpt.model import NORM_EPS, Block, ImageGPT
-
-
-def check_precision(precision: str, known: Sequence[str] = STEP_PRECISIONS) -> None:
-    """UserError for a precision of another name."""
-    if precision not in known:
-        raise UserError(f"precision must be one of {', '.join(known)}, got '{precision}'")
 
 
 class Decoder(Protocol):
@@ -170,7 +163,7 @@ def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
     in float32. "int8" rounds the weights to 8 bits and, without matrix tiles, the cache too. Raises
     UserError where there is nothing that decodes with them, and for a precision of another name.
     """
-    check_precision(precision)
+    check_precision(precision, STEP_PRECISIONS)
     packed = PackedDecoder.takes(model)
     if precision == "int8" and not packed:
         raise UserError(

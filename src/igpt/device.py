@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from igpt.config import UserError
+from igpt.config import PRECISIONS, UserError
 
 
 def default_device() -> torch.device:
@@ -32,8 +32,18 @@ def communication(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
+def check_precision(precision: str, known: Sequence[str] = PRECISIONS) -> None:
+    """UserError for a precision of another name."""
+    if precision not in known:
+        raise UserError(f"precision must be one of {', '.join(known)}, got '{precision}'")
+
+
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type of the products: "auto" takes bfloat16 where the device has it in hardware."""
+    """The type of the products: "auto" takes bfloat16 where the device has it in hardware.
+
+    UserError for a precision of another name.
+    """
+    check_precision(precision)
     if precision == "float32":
         return torch.float32
     if precision == "bfloat16" or _has_bfloat16(device):

@@ -136,7 +136,7 @@ def require_likelihood(config: ModelConfig) -> None:
 
     So does `transformers`' classifier, which puts no start token before the pixels.
     """
-    if config.causal and not config.shift:
+    if not config.predicts_pixels:
         raise UserError("this model reads unshifted tokens to classify: it predicts no next pixel")
 
 

@@ -13,9 +13,8 @@ from PIL import Image
 
 from igpt.checkpoint import recipe_of
 from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
-from igpt.config import PRECISIONS, ParallelConfig, Recipe, UserError
+from igpt.config import ParallelConfig, Recipe, UserError
 from igpt.data import Fit, UnreadablePicture, evaluation_fit, fit_square, open_files, to_rgb
-from igpt.decode import check_precision
 from igpt.device import compute_dtype, default_device, reuse_memory
 from igpt.evaluate import BATCH, Likelihood, picture_nats, pixel_nats
 from igpt.folder import fill_model, load_class_names, open_model, save_model
@@ -65,11 +64,10 @@ class Pipeline:
 
     def __repr__(self) -> str:
         config, size = self.model.config, self.image_size
-        kind = "autoregressive" if config.causal else "BERT"
         classes = f", {len(self.class_names)} classes" if self.class_names else ""
         return (
-            f"Pipeline({kind}, L={config.n_layer}, d={config.n_embd}, {size}x{size} pixels of "
-            f"{self.palette.n_colors} colours{classes}, {self.folder})"
+            f"Pipeline({config.kind}, L={config.n_layer}, d={config.n_embd}, "
+            f"{size}x{size} pixels of {self.palette.n_colors} colours{classes}, {self.folder})"
         )
 
     @classmethod
@@ -134,19 +132,11 @@ class Pipeline:
         fast. In float32 the model is as it was trained, whatever the machine.
         """
         sampling = Sampling(temperature, top_k, top_p, seed, precision)
-        return [Image.fromarray(pixels) for pixels in self.paint(n, sampling)]
+        return _as_list(self.sample_batches(n, sampling))
 
-    def paint(self, n: int, sampling: Sampling) -> Pixels:
-        """`sample` as an array [n, H, W, 3]."""
-        return np.concatenate(list(self.painting(n, sampling)))
-
-    def painting(self, n: int, sampling: Sampling) -> Iterator[Pixels]:
-        """The same in batches [b, H, W, 3], each as soon as it is painted."""
-        return self._painted(torch.empty(1, 0, dtype=torch.long), n, sampling)
-
-    def _painted(self, given: torch.Tensor, n: int, sampling: Sampling) -> Iterator[Pixels]:
-        for tokens in generate_batches(self.model, given, _positive(n), sampling):
-            yield self.codec.decode(tokens.numpy())
+    def sample_batches(self, n: int, sampling: Sampling) -> Iterator[Pixels]:
+        """`sample` as arrays [b, H, W, 3], each as soon as it is painted."""
+        return self._continue(torch.empty(1, 0, dtype=torch.long), n, sampling)
 
     def complete(
         self,
@@ -165,26 +155,28 @@ class Pipeline:
         `keep` is the part that is given, in the model's order; 0.5 of a raster is the upper half.
         """
         sampling = Sampling(temperature, top_k, top_p, seed, precision)
-        completed = self.continue_from(images, keep, n, sampling)
-        return [[Image.fromarray(pixels) for pixels in variants] for variants in completed]
+        completed = _as_list(self.complete_batches(images, keep, n, sampling))
+        return [completed[i : i + n] for i in range(0, len(completed), n)]
 
-    def continue_from(self, images: Images, keep: float, n: int, sampling: Sampling) -> Pixels:
-        """`complete` as an array [B, n, H, W, 3]."""
-        completed = np.concatenate(list(self.continuing(images, keep, n, sampling)))
-        return completed.reshape(-1, n, *completed.shape[1:])
-
-    def continuing(
+    def complete_batches(
         self, images: Images, keep: float, n: int, sampling: Sampling
     ) -> Iterator[Pixels]:
-        """The same in batches [b, H, W, 3] of the completions, picture after picture."""
-        return self._painted(self.tokens(images)[:, : self.given(keep)], n, sampling)
+        """`complete` as arrays [b, H, W, 3], as `sample_batches`: picture after picture."""
+        return self._continue(self.tokens(images)[:, : self._n_given(keep)], n, sampling)
+
+    def _continue(self, prefix: torch.Tensor, n: int, sampling: Sampling) -> Iterator[Pixels]:
+        """Each of the pictures that begin with the tokens `prefix` [B, t], in n ways."""
+        if n < 1:
+            raise UserError(f"n must be at least 1, got {n}")
+        for tokens in generate_batches(self.model, prefix, n, sampling):
+            yield self.codec.decode(tokens.numpy())
 
     def nll(self, images: Images, *, precision: str = "float32") -> npt.NDArray[np.float64]:
         """Negative log-likelihood of each picture, in nats per pixel, [B].
 
         For a BERT model: of the pixels hidden by a fixed random mask, given the others.
         """
-        dtype, tokens = self._dtype(precision), self.tokens(images)
+        dtype, tokens = self.dtype(precision), self.tokens(images)
         nats = picture_nats(self.model, self._objective(), tokens, BATCH, dtype)
         return nats.double().numpy()
 
@@ -208,7 +200,7 @@ class Pipeline:
         its pictures masked, and which pixels are hidden depends on a picture's place among them.
         """
         layers = parse_layers(str(layer), self.model.config.n_layer)
-        reduce, dtype = make_pool(pool, self.codec), self._dtype(precision)
+        reduce, dtype = make_pool(pool, self.codec), self.dtype(precision)
         batches = extract(self.model, self.tokens(images), layers, reduce, dtype=dtype)
         features = np.concatenate(list(batches))  # [B, layers, F]
         return features if layer == "all" else features.reshape(len(features), -1)
@@ -218,7 +210,7 @@ class Pipeline:
 
         By the model's own head or, if it has none, by its run's probe.
         """
-        dtype = self._dtype(precision)
+        dtype = self.dtype(precision)
         return self.classifier().predict(self.tokens(images), dtype)
 
     def classifier(
@@ -243,7 +235,7 @@ class Pipeline:
         Given the pixels that the model reads before it; for a BERT model, given all but a random
         part of the pixels, of which it is one: a seventh for the paper's 15 %.
         """
-        dtype, tokens = self._dtype(precision), self.tokens(images)
+        dtype, tokens = self.dtype(precision), self.tokens(images)
         nats = pixel_nats(self.model, tokens, BATCH, dtype).numpy()  # [B, T]
         raster = np.empty_like(nats)
         raster[:, self.codec.pi] = nats
@@ -252,9 +244,11 @@ class Pipeline:
     def _objective(self) -> Objective:
         return generative_objective(self.model.config, seed=0, stream="evaluate")
 
-    def _dtype(self, precision: str) -> torch.dtype:
-        """UserError for a precision of another name."""
-        check_precision(precision, PRECISIONS)
+    def dtype(self, precision: str) -> torch.dtype:
+        """The type of the model's products that `precision` stands for, where the model is.
+
+        Raises UserError for a precision of another name.
+        """
         return compute_dtype(precision, self.model.wte.device)
 
     def tokens(self, images: Images) -> torch.Tensor:
@@ -267,16 +261,16 @@ class Pipeline:
         """The pictures as the model sees them, [B, H, W, 3]: resized, in the palette's colours."""
         return self.codec.decode(self.tokens(images).numpy())
 
-    def given(self, keep: float) -> int:
+    def _n_given(self, keep: float) -> int:
         """How many tokens the part `keep` of a picture is; UserError unless it is in [0, 1)."""
         if not 0 <= keep < 1:
             raise UserError(f"keep must be at least 0 and below 1, got {keep}")
         return round(keep * self.codec.n_tokens)
 
-    def known(self, keep: float) -> npt.NDArray[np.bool_]:
-        """The pixels [H, W] that `complete` takes as given."""
+    def given_mask(self, keep: float) -> npt.NDArray[np.bool_]:
+        """[H, W], True at the pixels that `complete` takes as given."""
         mask = np.zeros(self.codec.n_tokens, dtype=bool)
-        mask[self.codec.pi[: self.given(keep)]] = True
+        mask[self.codec.pi[: self._n_given(keep)]] = True
         return mask.reshape(self.image_size, self.image_size)
 
 
@@ -297,6 +291,10 @@ def load(path: str | Path, *, parallel: ParallelConfig | None = None, **options:
     model = fill_model(stored, parallel)
     fit = evaluation_fit(recipe.data.augmentation)
     return Pipeline(model, stored.codec, class_names, folder, parallel, fit)
+
+
+def _as_list(batches: Iterator[Pixels]) -> list[Image.Image]:
+    return [Image.fromarray(pixels) for batch in batches for pixels in batch]
 
 
 def as_pixels(images: Shown, size: int, fit: Fit) -> npt.NDArray[np.uint8]:
@@ -349,9 +347,3 @@ def _array_as_pil(array: npt.NDArray[Any]) -> list[Image.Image]:
     if len(array) == 0:
         raise UserError("no pictures given")
     return [Image.fromarray(pixels) for pixels in array]
-
-
-def _positive(n: int) -> int:
-    if n < 1:
-        raise UserError(f"n must be at least 1, got {n}")
-    return n

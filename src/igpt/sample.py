@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igpt.config import UserError
-from igpt.decode import Decoder, check_precision, new_decoder
+from igpt.config import STEP_PRECISIONS, UserError
+from igpt.decode import Decoder, new_decoder
+from igpt.device import check_precision
 from igpt.model import ImageGPT
 from igpt.objectives import require_likelihood
 from igpt.plan import cache_bytes
@@ -40,7 +41,7 @@ class Sampling:
     precision: str = "auto"  # of the decoder: float32, bfloat16, int8, or the device's own
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
+        check_precision(self.precision, STEP_PRECISIONS)
         if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
             raise UserError(
                 f"temperature must be 0, or {LEAST_TEMPERATURE} and more, got {self.temperature}"

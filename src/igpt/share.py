@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, UserError, first_line
 from igpt.disk import read_json, require_new_folder, write_json, write_text
@@ -52,11 +54,10 @@ def write_folder(pipeline: Pipeline, folder: Path, name: str, license: str | Non
             unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
             shutil.copytree(run.path / "probe", folder / "probe", ignore=unready)
             _shorten_paths(folder / "probe" / RESULTS)
-    paints = pipeline.model.config.causal and pipeline.model.config.shift
-    if paints:
-        sheet = picture_sheet(pipeline.paint(SAMPLES, Sampling()))
+    if pipeline.model.config.paints:
+        sheet = picture_sheet(np.concatenate(list(pipeline.sample_batches(SAMPLES, Sampling()))))
         save_image(sheet, folder / SHEET)
-    write_text(folder / "README.md", card(pipeline, name, license, recipe, loss, steps, paints))
+    write_text(folder / "README.md", card(pipeline, name, license, recipe, loss, steps))
 
 
 def push(
@@ -126,7 +127,6 @@ def card(
     recipe: Recipe | None,
     loss: float | None,
     steps: int | None,
-    paints: bool,
 ) -> str:
     """The model card, as Markdown with the Hub's header.
 
@@ -140,9 +140,8 @@ def card(
     header = ModelCardData(
         license=license, library_name="igpt", tags=["imagegpt", "igpt"], pipeline_tag=task
     )
-    kind = "autoregressive" if config.causal else "BERT"
     facts = {
-        "model": f"Image GPT, {kind}; {config.n_layer} layers, width {config.n_embd}, "
+        "model": f"Image GPT, {config.kind}; {config.n_layer} layers, width {config.n_embd}, "
         f"{config.n_head} heads; {parameters:,} parameters",
         "pictures": f"{codec.image_size}x{codec.image_size}, {codec.vocab_size} colours, "
         f"order {codec.order}",
@@ -155,7 +154,7 @@ def card(
     }
     rows = [f"| {what} | {value} |" for what, value in facts.items() if value]
     use = [f'p = igpt.load("{name}")']
-    use += ["p.sample(16)"] if paints else []
+    use += ["p.sample(16)"] if config.paints else []
     use += ['p.predict("picture.png")'] if config.n_classes else ['p.features("picture.png")']
     return "\n".join(
         [
@@ -163,7 +162,7 @@ def card(
             "",
             f"# {name}",
             "",
-            *([f"![Pictures that the model painted]({SHEET})", ""] if paints else []),
+            *([f"![Pictures that the model painted]({SHEET})", ""] if config.paints else []),
             "| | |\n|---|---|",
             *rows,
             "",

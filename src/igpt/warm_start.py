@@ -45,7 +45,7 @@ def inherited_recipe(start: Path, source: str | None = None) -> Recipe:
         init_from=source_name(str(start)),
         data=data_of(own, source),
         order=codec.order,
-        objective="ar" if config.causal else "bert",
+        objective=config.objective,
         mask_probability=config.mask_probability,
         palette=PaletteConfig(colors=codec.vocab_size),
         model=ModelChoice(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd),

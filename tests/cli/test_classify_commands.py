@@ -124,7 +124,7 @@ def test_the_masks_of_a_bert_model_vote_for_its_probe_too(igpt, tmp_path: Path) 
     labels = [[row["label"] for row in found["predictions"]] for found in (once, modal, mean)]
     assert labels[0] != labels[1] != labels[2]
     assert min(modal["accuracy"], mean["accuracy"]) > accuracy - 0.02
-    assert "--masks must be at least 1" in igpt("predict", run, "--masks", 0).err
+    assert "--masks: must be at least 1" in igpt("predict", run, "--masks", 0).err
 
 
 def test_finetune_then_predict_files(igpt, run: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ MISTAKES = [
     (["probe", "{run}", "--data", "{tmp}/test.npz"], "test split: the pictures have no labels"),
     (["probe", "{run}", "--head", "attention", "--pool", "last"], "pools by itself"),
     (["probe", "{run}", "--head", "attention", "--pca", "3"], "--pca: not with --head attention"),
-    (["probe", "{run}", "--seeds", "0"], "--seeds must be at least 1"),
+    (["probe", "{run}", "--seeds", "0"], "--seeds: must be at least 1"),
     (["probe", "{run}", "--pca", "-5"], "--pca must not be negative"),
     (["probe", "{run}", "--epochs", "3", "--lr", "1"], "--epochs, --lr: not without --solver sgd"),
     (["probe", "{run}", "--cnn-minutes", "1"], "--cnn-minutes: not without --baselines"),

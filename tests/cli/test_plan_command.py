@@ -77,7 +77,7 @@ def test_more_gpus_than_pictures_divide_the_mlps(igpt) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--gpus", 0], "--gpus must be at least 1"),
+        (["--gpus", 0], "--gpus: must be at least 1"),
         (["--gpus", 48], "must be a multiple of 48 GPUs"),
         (["--gpus", 64, "parallel.shard=3"], "are not the 64 processes"),
         (["--gpus", 10, "parallel.tensor=5"], "must divide the 2048 hidden units"),

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 FIELD = re.compile(r"[\w.]+=")
 
 
+def positive(word: str) -> int:
+    """The type of an option that is a number from 1."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="run directory or model folder")
 
@@ -37,7 +45,7 @@ def add_data(parser: argparse.ArgumentParser, *, limit: bool = True) -> None:
     parser.add_argument("--image-column", metavar="NAME", help="column of the pictures")
     parser.add_argument("--label-column", metavar="NAME", help="column of the labels")
     if limit:
-        parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+        parser.add_argument("--limit", type=positive, metavar="N", help="only the first N pictures")
 
 
 def add_shard(parser: argparse.ArgumentParser) -> None:
@@ -150,8 +158,6 @@ def limited(pictures: Pictures, limit: int | None) -> Pictures:
 
     if limit is None:
         return pictures
-    if limit < 1:
-        raise UserError(f"--limit must be at least 1, got {limit}")
     return pictures.select(np.arange(min(limit, len(pictures))))
 
 
@@ -164,6 +170,27 @@ def load_pictures(args: argparse.Namespace, pipeline: Pipeline) -> Encoded:
 
 # short flag -> the recipe's field that it stands for, and its help
 ShortFlags = Mapping[str, tuple[str, str]]
+
+
+def training_flags(*, data: str, own: ShortFlags, steps: str, lr: str) -> ShortFlags:
+    """Short flags of a command that trains: `own`, and those that every such command has.
+
+    The others are the help of what each command says in words of its own.
+    """
+    return {
+        "--data": ("data.source", data),
+        "--image-column": ("data.image_column", "column of the pictures"),
+        "--label-column": ("data.label_column", "column of the labels"),
+        "--augmentation": ("data.augmentation", "none, flip, cifar or imagenet"),
+        **own,
+        "--steps": ("train.steps", steps),
+        "--batch-size": ("train.batch_size", "pictures a step"),
+        "--lr": ("train.lr", lr),
+        "--precision": ("train.precision", "auto, float32 or bfloat16"),
+        "--seed": ("train.seed", "of everything random"),
+        "--eval-every": ("train.eval_every", "steps between validations"),
+        "--checkpoint-every": ("train.checkpoint_every", "steps between checkpoints"),
+    }
 
 
 def add_short_flags(parser: argparse.ArgumentParser, short: ShortFlags) -> None:

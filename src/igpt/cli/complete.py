@@ -49,13 +49,12 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     require_pictures(args.out)
     pipeline = load(args.run)
     images = load_pictures(args, pipeline)
-    count, known = len(images), pipeline.known(args.keep)
-    batches = pipeline.continuing(images, args.keep, args.n, sampling(args))
+    count, given = len(images), pipeline.given_mask(args.keep)
+    batches = pipeline.complete_batches(images, args.keep, args.n, sampling(args))
     names = [f"{i:05}-{variant}" for i in range(count) for variant in range(args.n)]
 
     def sheet(completed: Pixels) -> Image.Image:
-        by_picture = completed.reshape(count, args.n, *completed.shape[1:])
-        return completion_sheet(known, by_picture, pipeline.quantize(images))
+        return completion_sheet(given, completed, pipeline.quantize(images))
 
     save_painted(batches, names, args.out, sheet, say)
     return Report(

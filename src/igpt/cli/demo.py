@@ -66,6 +66,8 @@ def _scores(pipeline: Pipeline, recipe: Recipe) -> dict[str, float]:
 def _figures(
     pipeline: Pipeline, recipe: Recipe, out: Path, values: dict[str, float]
 ) -> tuple[Path, ...]:
+    import numpy as np
+
     from igpt.checkpoint import RunDirectory
     from igpt.data import decode_all, open_source
     from igpt.disk import write_atomically
@@ -76,12 +78,13 @@ def _figures(
     run = RunDirectory(out)
     names = ("samples", "completions", "palette", "loss")
     samples, completions, palette, loss = (run.figures / f"{name}.png" for name in names)
-    save_image(picture_sheet(pipeline.paint(SAMPLES, Sampling())), samples)
+    painted = np.concatenate(list(pipeline.sample_batches(SAMPLES, Sampling())))
+    save_image(picture_sheet(painted), samples)
     test = open_source(recipe.data.source).split(recipe.data.test_split)
     originals = decode_all(test, pipeline.image_size).images[:COMPLETED]
-    completed = pipeline.continue_from(originals, 0.5, VARIANTS, Sampling())
-    sheet = completion_sheet(pipeline.known(0.5), completed, pipeline.quantize(originals))
-    save_image(sheet, completions)
+    batches = pipeline.complete_batches(originals, 0.5, VARIANTS, Sampling())
+    given, shown = pipeline.given_mask(0.5), pipeline.quantize(originals)
+    save_image(completion_sheet(given, np.concatenate(list(batches)), shown), completions)
     save_image(palette_sheet(pipeline.palette.colors), palette)
     levels = {
         "independent pixels": values["position_histogram"] * math.log(2),

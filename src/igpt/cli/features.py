@@ -11,10 +11,11 @@ from igpt.cli.arguments import (
     add_run,
     add_shard,
     open_pictures,
+    positive,
     run_data,
 )
 from igpt.cli.report import Report
-from igpt.config import Say, UserError
+from igpt.config import Say
 
 EXAMPLE = "igpt features runs/digits --split train --layer 2 --pool mean --out features.npz"
 
@@ -31,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_features(parser)
     parser.add_argument(
         "--pca",
-        type=int,
+        type=positive,
         metavar="N",
         help="principal components kept of each layer's standardised features, or of those side "
         "by side; found on up to 5000 training pictures, the same for every split; default: all "
@@ -45,14 +46,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import ParallelConfig
-    from igpt.device import compute_dtype
     from igpt.disk import require_file
     from igpt.parallel.processes import processes, require_same, together
     from igpt.pipeline import load
     from igpt.probe.export import export_features
 
-    if args.pca is not None and args.pca < 1:
-        raise UserError(f"--pca must be at least 1, got {args.pca}")
     require_file(args.out)
     parallel = ParallelConfig(shard=args.shard)
     with processes(parallel):
@@ -71,7 +69,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
             components=args.pca or 0,
             known=known,
             fit=pipeline.fit,
-            dtype=compute_dtype(args.precision, pipeline.model.wte.device),
+            dtype=pipeline.dtype(args.precision),
             say=say,
         )
     skipped = f"; {done.skipped} unreadable pictures skipped" if done.skipped else ""

@@ -14,6 +14,7 @@ from igpt.cli.arguments import (
     overrides,
     resumed_recipe,
     started_recipe,
+    training_flags,
 )
 from igpt.cli.report import Report, draw_losses, stopped
 from igpt.config import Say, UserError
@@ -23,22 +24,15 @@ if TYPE_CHECKING:
 
 EXAMPLE = "igpt finetune runs/digits --out runs/digits-classes --steps 300 finetune.layer_decay=0.8"
 
-# short flag -> the recipe's field, and what it is
-SHORT = {
-    "--data": ("data.source", "labelled pictures: a Hub id, folder, .npz or `digits`"),
-    "--image-column": ("data.image_column", "column of the pictures"),
-    "--label-column": ("data.label_column", "column of the labels"),
-    "--augmentation": ("data.augmentation", "none, flip, cifar or imagenet"),
-    "--labels-per-class": ("finetune.labels_per_class", "use so many; default all"),
-    "--freeze": ("finetune.freeze", "first blocks that stay as they are"),
-    "--steps": ("train.steps", "optimizer steps at most"),
-    "--batch-size": ("train.batch_size", "pictures a step"),
-    "--lr": ("train.lr", "learning rate after the warm-up"),
-    "--precision": ("train.precision", "auto, float32 or bfloat16"),
-    "--seed": ("train.seed", "of everything random"),
-    "--eval-every": ("train.eval_every", "steps between validations"),
-    "--checkpoint-every": ("train.checkpoint_every", "steps between checkpoints"),
-}
+SHORT = training_flags(
+    data="labelled pictures: a Hub id, folder, .npz or `digits`",
+    own={
+        "--labels-per-class": ("finetune.labels_per_class", "use so many; default all"),
+        "--freeze": ("finetune.freeze", "first blocks that stay as they are"),
+    },
+    steps="optimizer steps at most",
+    lr="learning rate after the warm-up",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -48,14 +48,13 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     except BaseException:  # also an interruption: a folder is whole, or not there
         shutil.rmtree(args.out, ignore_errors=True)
         raise
-    kind = "autoregressive" if config.causal else "BERT"
     size = codec.image_size
     return Report(
-        f"{kind}, {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads, "
+        f"{config.kind}, {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads, "
         f"{size}x{size} pixels of {config.vocab_size} colours, {len(classes)} classes: {args.out}",
         {
             "out": str(args.out),
-            "objective": "ar" if config.causal else "bert",
+            "objective": config.objective,
             "n_layer": config.n_layer,
             "n_head": config.n_head,
             "n_embd": config.n_embd,

@@ -121,7 +121,7 @@ def _text(name: str, config: ModelConfig, values: dict[str, Any]) -> str:
     weights, cache = values["weight_bytes"], values["cache_bytes"]
     return "\n".join(
         [
-            f"{name}, {'autoregressive' if config.causal else 'BERT'}",
+            f"{name}, {config.kind}",
             "",
             _row("layers", f"{config.n_layer:,}"),
             _row("width", f"{config.n_embd:,}"),

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from igpt.cli.arguments import positive
 from igpt.cli.report import Report
 from igpt.config import Recipe, Say, UserError
 from igpt.plan import (
@@ -44,7 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help=f"a .yaml file or one of: {', '.join(shipped_recipes())}; then any field of it",
     )
-    parser.add_argument("--gpus", type=int, metavar="N", required=True, help="processes, one a GPU")
+    parser.add_argument(
+        "--gpus", type=positive, metavar="N", required=True, help="processes, one a GPU"
+    )
     parser.add_argument("--gpu", choices=GPUS, required=True)
     parser.add_argument(
         "--utilisation",
@@ -84,8 +87,6 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 def _division(recipe: Recipe, gpus: int, gpu: GPU) -> Division:
     """The recipe's division over `gpus` processes; UserError when they cannot share its batch."""
-    if gpus < 1:
-        raise UserError(f"--gpus must be at least 1, got {gpus}")
     data, shard, tensor = recipe.parallel.mesh(gpus)
     recipe.parallel.check_fit(recipe.model_config(1, 1))
     train, groups = recipe.train, data * shard

@@ -13,6 +13,7 @@ from igpt.cli.arguments import (
     add_precision,
     add_run,
     open_pictures,
+    positive,
     refuse_two_sources,
 )
 from igpt.cli.report import Report
@@ -42,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("modal", "logits"),
         help="how the masks of a BERT model vote; default modal",
     )
-    parser.add_argument("--masks", type=int, help="of a BERT model; default 5")
+    parser.add_argument("--masks", type=positive, help="of a BERT model; default 5")
     add_precision(parser, "auto")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all predictions there")
     parser.add_argument("--confusion", type=Path, metavar="PNG", help="draw the confusion matrix")
@@ -50,15 +51,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.classify import as_classes, report
-    from igpt.device import compute_dtype
     from igpt.disk import require_file, write_atomically, write_csv
     from igpt.pipeline import load
     from igpt.plots import confusion_figure
     from igpt.run_data import load_named
 
     refuse_two_sources(args)
-    if args.masks is not None and args.masks < 1:
-        raise UserError(f"--masks must be at least 1, got {args.masks}")
     if args.confusion and args.confusion.suffix.lower() != ".png":
         raise UserError(f"--confusion draws a .png, not {args.confusion.name}")
     for path in filter(None, (args.csv, args.confusion)):
@@ -73,8 +71,9 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     if args.confusion and (known is None or not (known >= 0).any()):
         raise UserError("--confusion needs labelled pictures")
     say(f"{len(pictures.images):,} pictures, {len(classifier.class_names)} classes")
-    dtype = compute_dtype(args.precision, pipeline.model.wte.device)
-    prediction = classifier.predict(pipeline.tokens(pictures.images), dtype)
+    prediction = classifier.predict(
+        pipeline.tokens(pictures.images), pipeline.dtype(args.precision)
+    )
     rows = _rows(pictures.names, prediction, known)
     if args.csv:
         write_csv(args.csv, rows)

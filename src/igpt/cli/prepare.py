@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from igpt.cli.arguments import positive
 from igpt.cli.report import Report
 from igpt.config import Say, UserError
 
@@ -28,10 +29,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, required=True, help="side of the pictures, in pixels")
     parser.add_argument("--out", type=Path, required=True, help="folder; what --data then takes")
     parser.add_argument(
-        "--shard-pictures", type=int, default=10_000, metavar="N", help="a shard; default 10,000"
+        "--shard-pictures",
+        type=positive,
+        default=10_000,
+        metavar="N",
+        help="a shard; default 10,000",
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes; default: one for each core"
+        "--workers", type=positive, metavar="N", help="processes; default: one for each core"
     )
     parser.add_argument(
         "--part",
@@ -47,10 +52,6 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.prepare import Preparation, prepare
 
     DataConfig(image_size=args.size)  # it checks the range
-    for name in ("workers", "shard_pictures"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     work = Preparation(
         args.data, args.size, args.out, args.image_column, args.label_column, args.shard_pictures
     )

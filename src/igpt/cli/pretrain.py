@@ -13,6 +13,7 @@ from igpt.cli.arguments import (
     overrides,
     resumed_recipe,
     started_recipe,
+    training_flags,
 )
 from igpt.cli.report import Report, draw_losses, stopped
 from igpt.config import PRESETS, Say, UserError
@@ -23,26 +24,19 @@ if TYPE_CHECKING:
 
 EXAMPLE = "igpt pretrain digits --out runs/digits --steps 200 train.grad_clip=1"
 
-# short flag -> the recipe's field, and what it is
-SHORT = {
-    "--data": ("data.source", "Hugging Face id, local folder, .npy/.npz or `digits`"),
-    "--image-column": ("data.image_column", "column of the pictures"),
-    "--label-column": ("data.label_column", "column of the labels"),
-    "--augmentation": ("data.augmentation", "none, flip, cifar or imagenet"),
-    "--size": ("data.image_size", "side of the pictures, in pixels"),
-    "--colors": ("palette.colors", "colours of the palette"),
-    "--palette": ("palette.path", "a .npy of clusters to use instead of fitting one"),
-    "--order": ("order", "raster, column, snake, hilbert or random:SEED"),
-    "--objective": ("objective", "ar or bert"),
-    "--model": ("model.preset", f"one of {', '.join(PRESETS)}"),
-    "--steps": ("train.steps", "optimizer steps"),
-    "--batch-size": ("train.batch_size", "pictures a step"),
-    "--lr": ("train.lr", "largest learning rate"),
-    "--precision": ("train.precision", "auto, float32 or bfloat16"),
-    "--seed": ("train.seed", "of everything random"),
-    "--eval-every": ("train.eval_every", "steps between validations"),
-    "--checkpoint-every": ("train.checkpoint_every", "steps between checkpoints"),
-}
+SHORT = training_flags(
+    data="Hugging Face id, local folder, .npy/.npz or `digits`",
+    own={
+        "--size": ("data.image_size", "side of the pictures, in pixels"),
+        "--colors": ("palette.colors", "colours of the palette"),
+        "--palette": ("palette.path", "a .npy of clusters to use instead of fitting one"),
+        "--order": ("order", "raster, column, snake, hilbert or random:SEED"),
+        "--objective": ("objective", "ar or bert"),
+        "--model": ("model.preset", f"one of {', '.join(PRESETS)}"),
+    },
+    steps="optimizer steps",
+    lr="largest learning rate",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

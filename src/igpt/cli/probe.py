@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,16 +14,18 @@ from igpt.cli.arguments import (
     add_run,
     add_shard,
     number_of_labels,
+    positive,
     refuse_given,
     run_data,
 )
 from igpt.cli.report import Report
-from igpt.cli.tables import probe_text
 from igpt.config import SUBSETS, Say, UserError
 
 if TYPE_CHECKING:
+    from igpt.probe.linear import FittedProbe
     from igpt.probing import Probing
     from igpt.run_data import RunData
+    from igpt.study import Subset, Summary
 
 EXAMPLE = "igpt probe runs/digits --labels-per-class 1 4 10 all --baselines"
 
@@ -54,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="numbers of labels, or all; default all",
     )
-    parser.add_argument("--seeds", type=int, help=f"subsets of each number; default {SUBSETS}")
+    parser.add_argument("--seeds", type=positive, help=f"subsets of each number; default {SUBSETS}")
     parser.add_argument(
         "--metric",
         choices=("accuracy", "balanced_accuracy"),
@@ -112,7 +115,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         pipeline, data = load(args.run, parallel=parallel), run_data(args)
         asked = _probing(args, data)
         found = probe_run(args.run, pipeline, data, asked, folder, say)
-    text = probe_text(args.metric, found.fitted, found.subset, found.summaries, folder)
+    text = _text(args.metric, found.fitted, found.subset, found.summaries, folder)
     return Report(text, found.values)
 
 
@@ -147,8 +150,6 @@ def _probing(args: argparse.Namespace, data: RunData) -> Probing:
 
 def _check(args: argparse.Namespace) -> None:
     """UserError for numbers out of range, and for options of another solver or head."""
-    if args.seeds is not None and args.seeds < 1:
-        raise UserError(f"--seeds must be at least 1, got {args.seeds}")
     if args.pca is not None and args.pca < 0:
         raise UserError(f"--pca must not be negative, got {args.pca}")
     if args.cnn_minutes is not None and not 0 < args.cnn_minutes < math.inf:
@@ -167,3 +168,43 @@ def _check(args: argparse.Namespace) -> None:
     refuse_given(args, not args.baselines, "without --baselines", "cnn_minutes")
     trains = sgd or args.baselines
     refuse_given(args, not trains, "without --solver sgd or --baselines", "augmentation")
+
+
+def _text(
+    metric: str, fitted: FittedProbe, subset: Subset, summaries: Sequence[Summary], folder: Path
+) -> str:
+    """By layer on validation, and by labels a class and method on test."""
+    layers = [
+        f"  {layer:>5}  {100 * value:5.1f}{'  <- chosen' if layer == fitted.layer else ''}"
+        for layer, value in fitted.by_layer.items()
+    ]
+    rows = [
+        f"  {'all' if row.labels_per_class is None else row.labels_per_class:>5}  "
+        f"{_percent(row.accuracy, row.seeds)}  {_percent(row.balanced_accuracy, row.seeds)}  "
+        f"{row.method}"
+        for row in summaries
+    ]
+    return "\n".join(
+        [
+            f"  layer  {metric.replace('_', ' ')} on validation, %{_of(subset, summaries)}",
+            *layers,
+            "",
+            "  labels a class, accuracy on test, balanced accuracy, %",
+            *rows,
+            "",
+            f"probe, figures and results.json: {folder}",
+        ]
+    )
+
+
+def _of(subset: Subset, summaries: Sequence[Summary]) -> str:
+    """Which labels the table by layer is of, where there are several."""
+    if len({summary.labels_per_class for summary in summaries}) == 1 and summaries[0].seeds == 1:
+        return ""
+    size = "all labels" if subset.per_class is None else f"{subset.per_class} labels a class"
+    return f" ({size}, seed {subset.seed})"
+
+
+def _percent(spread: tuple[float, float], seeds: int) -> str:
+    mean, deviation = (100 * value for value in spread)
+    return f"{mean:5.1f} ± {deviation:3.1f}" if seeds > 1 else f"{mean:5.1f}      "

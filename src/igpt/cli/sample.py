@@ -24,7 +24,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.plots import picture_sheet, require_pictures
 
     require_pictures(args.out)
-    batches = load(args.run).painting(args.n, sampling(args))
+    batches = load(args.run).sample_batches(args.n, sampling(args))
     names = [f"{i:05}" for i in range(args.n)]
     save_painted(batches, names, args.out, picture_sheet, say)
     return Report(f"{args.n} samples: {args.out}", {"out": str(args.out), "count": args.n})

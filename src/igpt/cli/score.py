@@ -13,6 +13,7 @@ from igpt.cli.arguments import (
     add_run,
     limited,
     open_pictures,
+    positive,
     refuse_two_sources,
 )
 from igpt.cli.report import Report
@@ -46,13 +47,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ood-split", metavar="S", help="of OTHER; default test")
     parser.add_argument(
         "--maps",
-        type=int,
+        type=positive,
         default=8,
         metavar="N",
         help="first pictures whose surprise is drawn; default 8",
     )
     parser.add_argument(
-        "--top", type=int, default=8, metavar="N", help="pictures on each end; default 8"
+        "--top", type=positive, default=8, metavar="N", help="pictures on each end; default 8"
     )
     add_precision(parser, "float32")
     parser.add_argument(
@@ -95,9 +96,6 @@ def _check(args: argparse.Namespace) -> None:
     refuse_two_sources(args)
     if args.ood_split and not args.ood:
         raise UserError("--ood-split is of --ood's pictures: give --ood")
-    for name in ("maps", "top"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
 
 
 def _sheets(

@@ -107,11 +107,11 @@ def graphs(model: ImageGPT) -> dict[str, Graph]:
         pictures["masked"] = torch.arange(c.n_positions).expand(3, -1) % 7 == 0
         free["masked"] = {0: "batch"}
     found = {}
-    if c.shift or not c.causal:  # an unshifted causal model was trained only to classify
+    if c.predicts_pixels:  # an unshifted causal model was trained only to classify
         found["score"] = Graph(Score(model), pictures, free, ("nats",))
     if c.n_classes:
         found["classify"] = Graph(Classify(model), pictures, free, ("logits",))
-    if c.causal and c.shift:
+    if c.paints:
         cache = torch.randn(2, c.n_layer, 3, c.n_head, 5, c.n_embd // c.n_head)
         inputs = {"token": tokens[:, 0], "keys": cache[0], "values": cache[1]}
         grows = {1: "batch", 3: "positions"}

@@ -86,22 +86,23 @@ def picture_sheet(images: Pixels) -> Image.Image:
 
 
 def completion_sheet(
-    known: npt.NDArray[np.bool_], completions: Pixels, originals: Pixels
+    given: npt.NDArray[np.bool_], completions: Pixels, originals: Pixels
 ) -> Image.Image:
     """A row for each picture: what was given, its completions, the original.
 
     Args:
-        known: [H, W], True where the picture was given.
-        completions: [N, n, H, W, 3]
+        given: [H, W], True where the picture was given.
+        completions: [N * n, H, W, 3], picture after picture.
         originals: [N, H, W, 3]
     """
-    board = np.indices(known.shape).sum(axis=0) % 2  # [H, W]
-    given = np.where(known[..., None], originals, np.array(HIDDEN, np.uint8)[board])
+    board = np.indices(given.shape).sum(axis=0) % 2  # [H, W]
+    shown = np.where(given[..., None], originals, np.array(HIDDEN, np.uint8)[board])
+    variants = completions.reshape(len(originals), -1, *originals.shape[1:])
     rows = [
-        np.concatenate((g[None], c, o[None]))
-        for g, c, o in zip(given, completions, originals, strict=True)
+        np.concatenate((s[None], v, o[None]))
+        for s, v, o in zip(shown, variants, originals, strict=True)
     ]
-    n = completions.shape[1]
+    n = variants.shape[1]
     return grid(rows, {0: "given", 1: "completions" if n > 1 else "completion", n + 1: "original"})
 
 

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from igpt.baselines import fit_neighbours, predict_cnn, train_cnn
 from igpt.config import Recipe, Say, TrainConfig, UserError
 from igpt.data import LargeTask, Task
-from igpt.device import compute_dtype
 from igpt.order import Encoded, need_pixels
 from igpt.pipeline import Pipeline
 from igpt.probe.attention import fit_attention
@@ -110,7 +109,7 @@ class ModelFeatures:
         model, codec = self.pipeline.model, self.pipeline.codec
         groups = {word: parse_layers(word, model.config.n_layer) for word in self.layers}
         every = {str(layer): (layer,) for layer in groups.pop("all", ())}
-        pool, dtype = make_pool(self.pool, codec), compute_dtype(self.precision, model.wte.device)
+        pool, dtype = make_pool(self.pool, codec), self.pipeline.dtype(self.precision)
         self.extractor = Extractor(model, codec, pool, {**every, **groups}, dtype)
 
     def bytes(self, n: int) -> int:
