@@ -102,6 +102,11 @@ class Block(nn.Module):
         return a + self.mlp(self.ln_2(a))
 
 
+def draw_normal(tensor: Tensor, std: float) -> None:
+    """Fill `tensor` where it is, from PyTorch's own generator."""
+    tensor.normal_(std=std)
+
+
 class ImageGPT(nn.Module):
     """The model of the paper, autoregressive (`config.causal`) or BERT.
 
@@ -125,25 +130,27 @@ class ImageGPT(nn.Module):
             self.init_weights()
 
     @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """OpenAI's initialisation; both heads start at zero, so the first loss is ln K."""
+    def init_weights(self, normal: Callable[[Tensor, float], object] = draw_normal) -> None:
+        """OpenAI's initialisation; both heads start at zero, so the first loss is ln K.
+
+        `normal` fills a tensor with normal numbers of the standard deviation that it is given.
+        """
         d, n_layer = self.config.n_embd, self.config.n_layer
-        self.wte.normal_(std=WTE_STD, generator=generator)
-        self.wpe.normal_(std=WPE_STD, generator=generator)
+        normal(self.wte, WTE_STD)
+        normal(self.wpe, WPE_STD)
         if self.config.causal:
-            self.start.normal_(std=WTE_STD, generator=generator)
+            normal(self.start, WTE_STD)
         for module in self.modules():
             if isinstance(module, Norm):
                 module.weight.fill_(1.0)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
             if isinstance(module, Attention):
-                module.qkv.weight.normal_(std=1 / math.sqrt(d), generator=generator)
-                std = 1 / math.sqrt(d * n_layer)
-                module.proj.weight.normal_(std=std, generator=generator)
+                normal(module.qkv.weight, 1 / math.sqrt(d))
+                normal(module.proj.weight, 1 / math.sqrt(d * n_layer))
             if isinstance(module, MLP):
-                module.fc.weight.normal_(std=MLP_STD, generator=generator)
-                module.proj.weight.normal_(std=MLP_STD, generator=generator)
+                normal(module.fc.weight, MLP_STD)
+                normal(module.proj.weight, MLP_STD)
         self.head.weight.zero_()
         if self.config.n_classes:
             self.clf.weight.zero_()

@@ -11,16 +11,15 @@ hidden units, and the parts of the result are added.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from igpt.config import ModelConfig, ParallelConfig
@@ -118,26 +117,17 @@ def checkpoint_activations(model: ImageGPT) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-class DrawOnProcessor(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Where normal draws are those of the whole tensor on the processor, wherever it is and is cut.
+def draw_whole(generator: torch.Generator) -> Callable[[Tensor, float], None]:
+    """What `init_weights` draws with: a tensor whole on the processor, wherever it is and is cut.
 
-    So `init_weights` gives every process its part of the weights that one process would have. One
-    tensor at a time is whole, no more.
+    So every process has its part of the weights that one process would have. One tensor at a time
+    is whole, no more.
     """
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """PyTorch would import its compiler, which takes a second, to keep it away from here."""
-        return False
+    def normal(target: Tensor, std: float) -> None:
+        copy_whole(target, torch.empty(target.shape).normal_(std=std, generator=generator))
 
-    def __torch_dispatch__(
-        self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
-    ) -> Any:
-        target = args[0] if args else None
-        if func is torch.ops.aten.normal_.default and isinstance(target, Tensor):
-            copy_whole(target, func(torch.empty(target.shape), *args[1:], **(kwargs or {})))
-            return target
-        return func(*args, **(kwargs or {}))
+    return normal
 
 
 def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
