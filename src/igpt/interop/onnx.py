@@ -63,7 +63,7 @@ class Classify(nn.Module):
 
 
 class _Growing:
-    """A cache that a step makes longer, instead of writing into it."""
+    """A `Cache` that a step makes longer, instead of writing into it."""
 
     seen = None  # all that it holds
 
