@@ -24,6 +24,7 @@ from igpt.model import ImageGPT
 from igpt.objectives import AR
 from igpt.order import Codec
 from igpt.palette import Palette
+from igpt.parallel.sharding import draw_whole
 from igpt.plan import training_flops
 from igpt.probe.features import extract, make_pool
 
@@ -48,7 +49,7 @@ def ours(config: ModelConfig) -> ImageGPT:
     """A model from a seed, with a head that is not zero."""
     generator = torch.Generator().manual_seed(0)
     model = ImageGPT(config)
-    model.init_weights(generator)
+    model.init_weights(draw_whole(generator))
     with torch.no_grad():
         model.head.weight.normal_(std=0.02, generator=generator)
     return model

@@ -22,6 +22,7 @@ from igpt.kernels import attention_takes, build, fast_attention, fast_quick_gelu
 from igpt.kernels.build import FLAGS, NO_TILES, load
 from igpt.model import ImageGPT, quick_gelu
 from igpt.objectives import AR
+from igpt.parallel.sharding import draw_whole
 from measured_memory import peak_bytes, resident_bytes
 
 EXAMPLE = torch.zeros(1, 1, 2, 8, dtype=torch.bfloat16)
@@ -170,7 +171,7 @@ def test_a_model_in_bfloat16_learns_as_in_float32(compiled: bool) -> None:
     curves = []
     for dtype in (torch.float32, torch.bfloat16):
         model = ImageGPT(config)
-        model.init_weights(torch.Generator().manual_seed(0))
+        model.init_weights(draw_whole(torch.Generator().manual_seed(0)))
         optimizer, objective = torch.optim.Adam(model.parameters(), lr=0.003), AR()
         losses = torch.compile(
             lambda x, objective=objective, model=model: objective(model, x), disable=not compiled

@@ -5,6 +5,9 @@ One signature, `attend`, whatever computes it: the model does not notice which r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,51 +42,42 @@ def attend(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
 
 
-class KVCache:
-    """Keys and values of the positions computed so far, for every block.
-
-    `length` is the number of positions stored. Room for all positions is taken at once; a block
-    writes its new positions through `extend`, and `advance` counts them when all blocks have.
-    """
-
-    def __init__(
-        self,
-        n_layer: int,
-        batch: int,
-        n_head: int,
-        n_positions: int,
-        width: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        shape = (n_layer, batch, n_head, n_positions, width)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.length = 0
+class Cache(Protocol):
+    """Keys and values of the positions before, as the blocks read and write them."""
 
     @property
-    def seen(self) -> None:
-        """All that `extend` returns."""
-        return None
+    def seen(self) -> Tensor | None:
+        """The positions [1, S] that a query sees of those that `extend` returns; None: all."""
+        ...
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new positions' key and value [B, H, t, width]; return all [B, H, S, width]."""
+        ...
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the positions computed so far, for every block.
+
+    There is room for all positions from the start. A block writes its new ones through `extend`,
+    and when all blocks have, the model counts them.
+    """
+
+    keys: Tensor  # [L, B, H, n_positions, width]
+    values: Tensor
+    length: int = 0  # positions stored
+    seen = None  # all that `extend` returns
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         end = self.length + key.shape[2]
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
-    def advance(self, positions: int) -> None:
-        self.length += positions
-
     def select(self, pictures: Tensor) -> KVCache:
         """The caches of `pictures` [R], which may repeat: one prefix, several continuations."""
-        copy = object.__new__(KVCache)
-        copy.keys = self.keys.index_select(1, pictures)
-        copy.values = self.values.index_select(1, pictures)
-        copy.length = self.length
-        return copy
+        keys, values = (x.index_select(1, pictures) for x in (self.keys, self.values))
+        return KVCache(keys, values, self.length)
 
 
 class FixedCache:

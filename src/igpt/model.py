@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from igpt.attention import FixedCache, KVCache, attend
+from igpt.attention import Cache, FixedCache, KVCache, attend
 from igpt.config import ModelConfig
 from igpt.kernels import fast_quick_gelu, gelu_takes
 
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, cache: KVCache | FixedCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
         B, t, d = x.shape
         heads = self.qkv(x).view(B, t, 3, self.n_head, d // self.n_head)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, H, t, d/H]
@@ -97,9 +97,14 @@ class Block(nn.Module):
         self.ln_2 = Norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, h: Tensor, cache: KVCache | FixedCache | None, layer: int) -> Tensor:
+    def forward(self, h: Tensor, cache: Cache | None, layer: int) -> Tensor:
         a = h + self.attn(self.ln_1(h), cache, layer)
         return a + self.mlp(self.ln_2(a))
+
+
+def draw_normal(tensor: Tensor, std: float) -> None:
+    """Fill `tensor` where it is, from PyTorch's own generator."""
+    tensor.normal_(std=std)
 
 
 class ImageGPT(nn.Module):
@@ -125,25 +130,27 @@ class ImageGPT(nn.Module):
             self.init_weights()
 
     @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """OpenAI's initialisation; both heads start at zero, so the first loss is ln K."""
+    def init_weights(self, normal: Callable[[Tensor, float], object] = draw_normal) -> None:
+        """OpenAI's initialisation; both heads start at zero, so the first loss is ln K.
+
+        `normal` fills a tensor with normal numbers of the standard deviation that it is given.
+        """
         d, n_layer = self.config.n_embd, self.config.n_layer
-        self.wte.normal_(std=WTE_STD, generator=generator)
-        self.wpe.normal_(std=WPE_STD, generator=generator)
+        normal(self.wte, WTE_STD)
+        normal(self.wpe, WPE_STD)
         if self.config.causal:
-            self.start.normal_(std=WTE_STD, generator=generator)
+            normal(self.start, WTE_STD)
         for module in self.modules():
             if isinstance(module, Norm):
                 module.weight.fill_(1.0)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
             if isinstance(module, Attention):
-                module.qkv.weight.normal_(std=1 / math.sqrt(d), generator=generator)
-                std = 1 / math.sqrt(d * n_layer)
-                module.proj.weight.normal_(std=std, generator=generator)
+                normal(module.qkv.weight, 1 / math.sqrt(d))
+                normal(module.proj.weight, 1 / math.sqrt(d * n_layer))
             if isinstance(module, MLP):
-                module.fc.weight.normal_(std=MLP_STD, generator=generator)
-                module.proj.weight.normal_(std=MLP_STD, generator=generator)
+                normal(module.fc.weight, MLP_STD)
+                normal(module.proj.weight, MLP_STD)
         self.head.weight.zero_()
         if self.config.n_classes:
             self.clf.weight.zero_()
@@ -183,7 +190,7 @@ class ImageGPT(nn.Module):
         new = range(cache.length, tokens.shape[1] + 1)
         h = self._embed_causal(tokens, new)  # [B, t + 1 - length, d]
         h = self._run_blocks(h, cache)
-        cache.advance(len(new))
+        cache.length += len(new)
         return self.head(self.ln_f(h[:, -1]))
 
     def step_logits(self, tokens: Tensor, cache: FixedCache) -> Tensor:
@@ -198,15 +205,9 @@ class ImageGPT(nn.Module):
     def new_cache(self, batch: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for `batch` pictures, where the weights are; by default of their type."""
         c = self.config
-        return KVCache(
-            c.n_layer,
-            batch,
-            c.n_head,
-            c.n_positions,
-            c.n_embd // c.n_head,
-            dtype=dtype or self.wte.dtype,
-            device=self.wte.device,
-        )
+        shape = (c.n_layer, batch, c.n_head, c.n_positions, c.n_embd // c.n_head)
+        keys = torch.empty(shape, dtype=dtype or self.wte.dtype, device=self.wte.device)
+        return KVCache(keys, torch.empty_like(keys))
 
     def embed(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """h^0 [B, T, d]. BERT zeroes the hidden tokens before positions are added."""
@@ -226,7 +227,7 @@ class ImageGPT(nn.Module):
             h = torch.cat((start, h), dim=1)
         return h + self.wpe[positions.start : positions.stop]
 
-    def _run_blocks(self, h: Tensor, cache: KVCache | FixedCache | None = None) -> Tensor:
+    def _run_blocks(self, h: Tensor, cache: Cache | None = None) -> Tensor:
         for layer, block in enumerate(self.blocks):
             h = block(h, cache, layer)
         return h

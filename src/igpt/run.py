@@ -28,7 +28,7 @@ from igpt.parallel.processes import (
     size,
     together,
 )
-from igpt.parallel.sharding import DrawOnProcessor, build
+from igpt.parallel.sharding import build, draw_whole
 from igpt.recipes import MANNER, differing_fields
 from igpt.rng import torch_rng
 from igpt.train import Outcome, Trainer
@@ -147,8 +147,7 @@ def new_model(config: ModelConfig, recipe: Recipe) -> ImageGPT:
     train, device = recipe.train, default_device()
     dtype, checkpointing = compute_dtype(train.precision, device), train.activation_checkpointing
     model = build(config, recipe.parallel, device, dtype, checkpointing=checkpointing)
-    with DrawOnProcessor():  # type: ignore[no-untyped-call]
-        model.init_weights(torch_rng(train.seed, "init"))
+    model.init_weights(draw_whole(torch_rng(train.seed, "init")))
     return model
 
 

@@ -13,7 +13,7 @@ gives the same model.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,12 @@ LINEAR = {
     "attn.proj": "attn.c_proj",
     "mlp.fc": "mlp.c_fc",
     "mlp.proj": "mlp.c_proj",
+}
+# native tensor of a block -> theirs
+BLOCK = {"ln_1.weight": "ln_1.weight", "ln_2.weight": "ln_2.weight"} | {
+    f"{native}.{kind}": f"{foreign}.{kind}"
+    for native, foreign in LINEAR.items()
+    for kind in ("weight", "bias")
 }
 
 
@@ -129,22 +135,32 @@ def config_from_hf(
 
 def weights_to_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Native weights under their names: of a whole model, of blocks, or of all that is no block."""
-    theirs = {foreign: state[native] for native, foreign in ROOT.items() if native in state}
+    theirs = {}
+    blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
+    for native, foreign in _names(sorted(blocks)).items():
+        if native in state:
+            theirs[foreign] = _turned(native, state[native])
+        elif native.endswith(".bias"):
+            weight = state[f"{native.removesuffix('.bias')}.weight"]
+            theirs[foreign] = weight.new_zeros(len(weight))
     if "wte" in state:
         start = state.get("start", torch.zeros_like(state["wte"][0]))  # BERT has none
         theirs["transformer.wte.weight"] = torch.cat((state["wte"], start[None]))  # [K + 1, d]
-    for i in sorted({int(name.split(".")[1]) for name in state if name.startswith("blocks.")}):
-        ours_block, their_block = f"blocks.{i}", f"transformer.h.{i}"
-        for norm in ("ln_1", "ln_2"):
-            theirs[f"{their_block}.{norm}.weight"] = state[f"{ours_block}.{norm}.weight"]
-        for native, foreign in LINEAR.items():
-            weight = state[f"{ours_block}.{native}.weight"]
-            zeros = weight.new_zeros(weight.shape[0])
-            theirs[f"{their_block}.{foreign}.weight"] = weight.T
-            theirs[f"{their_block}.{foreign}.bias"] = state.get(
-                f"{ours_block}.{native}.bias", zeros
-            )
     return {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}
+
+
+def _names(blocks: Iterable[int]) -> dict[str, str]:
+    """Native tensor -> theirs, but for the embeddings: those outside of blocks and of `blocks`."""
+    return ROOT | {
+        f"blocks.{i}.{native}": f"transformer.h.{i}.{foreign}"
+        for i in blocks
+        for native, foreign in BLOCK.items()
+    }
+
+
+def _turned(native: str, tensor: Tensor) -> Tensor:
+    """A block's linear weight is [out, in] here and [in, out] there; all else is the same."""
+    return tensor.T if native.startswith("blocks.") and tensor.ndim == 2 else tensor
 
 
 def _has_bias(theirs: Mapping[str, Tensor]) -> bool:
@@ -179,34 +195,25 @@ def weights_from_hf(
         return left.pop(name)
 
     wte = take("transformer.wte.weight")
-    head = left.pop(LM_HEAD, None)
     if theirs.get("tie_word_embeddings", False):
-        head = wte
-    if head is None:
+        left[LM_HEAD] = wte
+    if LM_HEAD not in left:
         warnings.warn("the model has no head for the next pixel, only features", stacklevel=2)
-        head = torch.zeros_like(wte)
-    state = {
-        "wte": wte[:-1],
-        "wpe": take("transformer.wpe.weight"),
-        "ln_f.weight": take("transformer.ln_f.weight"),
-        "head.weight": head[: config.vocab_size],
-    }
+        left[LM_HEAD] = torch.zeros_like(wte)
+    state = {"wte": wte[:-1]}
     if config.causal:
         state["start"] = wte[-1]
-    if config.n_classes:
-        state["clf.weight"] = take(SCORE)
-    for i in range(config.n_layer):
-        ours_block, their_block = f"blocks.{i}", f"transformer.h.{i}"
-        for norm in ("ln_1", "ln_2"):
-            state[f"{ours_block}.{norm}.weight"] = take(f"{their_block}.{norm}.weight")
-        for native, foreign in LINEAR.items():
-            state[f"{ours_block}.{native}.weight"] = take(f"{their_block}.{foreign}.weight").T
-            bias = take(f"{their_block}.{foreign}.bias")
-            if config.bias:
-                state[f"{ours_block}.{native}.bias"] = bias
-        _scale_queries(state, f"{ours_block}.attn.qkv", config, _attention_scale(theirs, config, i))
+    for native, foreign in _names(range(config.n_layer)).items():
+        if foreign == SCORE and not config.n_classes:
+            continue
+        tensor = _turned(native, take(foreign))
+        if config.bias or not native.endswith(".bias"):
+            state[native] = tensor
     if left:
         raise UserError(f"the weights have an unknown tensor {min(left)}")
+    state["head.weight"] = state["head.weight"][: config.vocab_size]
+    for i in range(config.n_layer):
+        _scale_queries(state, f"blocks.{i}.attn.qkv", config, _attention_scale(theirs, config, i))
     return state
 
 

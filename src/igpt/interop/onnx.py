@@ -63,7 +63,7 @@ class Classify(nn.Module):
 
 
 class _Growing:
-    """A cache that a step replaces by a longer copy, instead of writing into it."""
+    """A `Cache` that a step replaces by a longer copy, instead of writing into it."""
 
     seen = None  # attention sees all that the cache holds
 

@@ -11,16 +11,15 @@ hidden units, and the parts of the result are added.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from igpt.config import ModelConfig, ParallelConfig
@@ -119,26 +118,17 @@ def checkpoint_activations(model: ImageGPT) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-class DrawOnProcessor(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context where `normal_` draws the whole tensor on the CPU and copies this process's part.
+def draw_whole(generator: torch.Generator) -> Callable[[Tensor, float], None]:
+    """How `init_weights` draws a tensor: whole on the CPU, of which this process keeps its part.
 
-    So `init_weights` gives the same weights on any device, and gives every process its part of the
-    weights that a process alone would have. Only one tensor at a time exists whole.
+    So the weights are the same on any device, and every process has its part of those that a
+    process alone would have. Only one tensor at a time exists whole.
     """
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """False: else PyTorch imports its compiler, which takes a second, to disable it here."""
-        return False
+    def normal(target: Tensor, std: float) -> None:
+        copy_whole(target, torch.empty(target.shape).normal_(std=std, generator=generator))
 
-    def __torch_dispatch__(
-        self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
-    ) -> Any:
-        target = args[0] if args else None
-        if func is torch.ops.aten.normal_.default and isinstance(target, Tensor):
-            copy_whole(target, func(torch.empty(target.shape), *args[1:], **(kwargs or {})))
-            return target
-        return func(*args, **(kwargs or {}))
+    return normal
 
 
 def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
