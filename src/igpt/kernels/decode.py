@@ -158,11 +158,6 @@ class PackedWeights:
             len(blocks), len(norm_f), n_head, eps, layers, self._gain(norm_f), self._linear(head)
         )
 
-    @property
-    def bytes(self) -> int:
-        """What a step reads of them."""
-        return sum(tensor.nbytes for tensor in self._kept)
-
     def _gain(self, weight: Tensor) -> int:
         return self._keep(weight.detach().float())
 
@@ -219,11 +214,6 @@ class PackedCache:
     def size(self) -> int:
         """Positions that there is room for."""
         return self.tensors[0].shape[3] * 16
-
-    @property
-    def bytes(self) -> int:
-        """What a step reads of the positions that are there."""
-        return sum(x.nbytes for x in self.tensors) * self.length // self.size
 
     def struct(self) -> _Cache:
         addresses = [x.data_ptr() for x in self.tensors]
