@@ -25,8 +25,9 @@ from igpt.objectives import AR, token_nats
 from igpt.pipeline import load as load_pipeline
 from igpt.pretrain import pretrain
 from igpt.run_data import RunData, load_named
-from igpt.sample import Sampling, generate
+from igpt.sample import Sampling
 from test_model import random_model
+from test_sample import completed
 
 CONFIG = ModelConfig(n_layer=2, n_embd=64, n_head=2, vocab_size=27, n_positions=81)
 
@@ -158,11 +159,11 @@ def test_pictures_of_a_compiled_step_are_those_of_the_plain_one(
     model, exact = lively(CONFIG), Sampling(seed=5, precision="float32")
     prefix = torch.randint(27, (3, 40), generator=torch.Generator().manual_seed(0))
     assert isinstance(new_decoder(model, "float32"), PlainDecoder)
-    plain = generate(model, prefix, 4, exact)
+    plain = completed(model, prefix, 4, exact)
     monkeypatch.setattr("igpt.decode.replays_steps", lambda device: device == model.wte.device)
     assert isinstance(new_decoder(model, "float32"), CompiledDecoder)
     assert not captured
-    assert torch.equal(generate(model, prefix, 4, exact, batch_size=6), plain)
+    assert torch.equal(completed(model, prefix, 4, exact, together=6), plain)
     assert len(captured) == 1  # both batches went through it
 
 
@@ -284,9 +285,9 @@ def test_a_picture_does_not_depend_on_those_beside_it(precision: str, road: Road
 def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size(precision: str) -> None:
     model, sampling = lively(CONFIG), Sampling(seed=5, precision=precision)
     prefix = torch.randint(27, (3, 40), generator=torch.Generator().manual_seed(0))
-    whole = generate(model, prefix, 12, sampling)
+    whole = completed(model, prefix, 12, sampling)
     for batch_size in (1, 5, 36):
-        assert torch.equal(whole, generate(model, prefix, 12, sampling, batch_size=batch_size))
+        assert torch.equal(whole, completed(model, prefix, 12, sampling, together=batch_size))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ def test_what_the_kernels_are_not_made_for_takes_the_plain_road(change: dict[str
     model = lively(replace(CONFIG, **change))  # type: ignore[arg-type]
     for precision in ("auto", "bfloat16"):
         assert isinstance(new_decoder(model, precision), PlainDecoder)
-        tokens = generate(model, torch.zeros(1, 70, dtype=torch.long), 2, Sampling())
+        tokens = completed(model, torch.zeros(1, 70, dtype=torch.long), 2, Sampling())
         assert tokens.shape == (1, 2, 81)
     with pytest.raises(UserError, match="weights of 8 bits need"):
         new_decoder(model, "int8")

@@ -25,9 +25,9 @@ CONFIG = ModelConfig(n_layer=1, n_embd=16, n_head=2, vocab_size=11, n_positions=
 class TwoPictures(Loader):
     """Batches of the same two pictures and their labels."""
 
-    def batch(self, step: int, rows: range | None = None) -> Batch:
+    def batch(self, step: int, rows: range) -> Batch:
         tokens, labels = torch.zeros(2, 9, dtype=torch.long), torch.tensor([0, 1])
-        return Batch(tokens, labels, step, rows or range(2))
+        return Batch(tokens, labels, step, rows)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_batches_lie_in_pinned_memory_if_there_is_a_gpu(
     pinned: list[Tensor], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("igpt.device.default_device", lambda: torch.device(device))
-    (coming,) = prefetch(TwoPictures(), range(1))
+    (coming,) = prefetch(TwoPictures(), range(1), range(2))
     batch = coming.result()
     assert batch.labels is not None
     for tensor in (batch.tokens, batch.labels):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from igpt.config import UserError
-from igpt.monitor import Monitor, Row, read_metrics
+from igpt.monitor import Monitor, Row, Seen, best_value, last_step, read_metrics
 
 
 def train_row(step: int, loss: float = 0.5) -> Row:
@@ -34,6 +34,17 @@ def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
 
 def test_a_run_without_metrics_has_no_rows(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_run_is_told_by_its_last_step_and_its_best_values() -> None:
+    rows: list[Seen] = [
+        {"step": 5, "val_loss": 2.0, "val_accuracy": 0.5},
+        {"step": 10, "val_loss": None, "val_accuracy": 0.75},  # diverged
+        {"step": 11, "loss": 1.0},
+    ]
+    assert (last_step(rows), last_step([])) == (11, 0)
+    assert (best_value(rows, "val_loss"), best_value(rows, "val_accuracy")) == (2.0, 0.75)
+    assert best_value(rows, "val_balanced_accuracy") is None
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:

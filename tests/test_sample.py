@@ -11,10 +11,20 @@ from igpt.attention import KVCache
 from igpt.config import UserError
 from igpt.decode import PlainDecoder
 from igpt.model import ImageGPT
-from igpt.sample import Sampling, draw, generate, generate_batches, probabilities
+from igpt.sample import Sampling, draw, generate, probabilities
 from test_model import AR, BERT, random_model
 
 EMPTY = torch.empty(1, 0, dtype=torch.long)
+
+
+def completed(
+    model: ImageGPT, prefix: torch.Tensor, n: int, sampling: Sampling, together: int = 256
+) -> torch.Tensor:
+    """Tokens [B, n, T] of all completions, of which up to `together` are decoded side by side."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("igpt.sample.MOST_TOGETHER", together)
+        batches = list(generate(model, prefix, n, sampling))
+    return torch.cat(batches).view(len(prefix), n, -1)
 
 
 def test_cached_and_uncached_logits_agree() -> None:
@@ -44,11 +54,11 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size() -> None
     model, exact = random_model(AR), Sampling(seed=5, precision="float32")
     prefix = torch.randint(11, (3, 4), generator=torch.Generator().manual_seed(0))
     for given_tokens, n in ((EMPTY, 7), (prefix, 3)):
-        whole = generate(model, given_tokens, n, exact, batch_size=64)
+        whole = completed(model, given_tokens, n, exact, together=64)
         for batch_size in (1, 2, 4):
-            parts = generate(model, given_tokens, n, exact, batch_size=batch_size)
+            parts = completed(model, given_tokens, n, exact, together=batch_size)
             assert torch.equal(whole, parts)
-    assert not torch.equal(whole, generate(model, prefix, 3, Sampling(seed=6)))
+    assert not torch.equal(whole, completed(model, prefix, 3, Sampling(seed=6)))
 
 
 def test_what_is_given_is_computed_once_for_all_its_completions(
@@ -63,7 +73,7 @@ def test_what_is_given_is_computed_once_for_all_its_completions(
 
     monkeypatch.setattr(ImageGPT, "_run_blocks", counted)
     prefix = torch.tensor([[1, 2, 3, 4, 5], [4, 5, 6, 7, 8]])
-    generate(random_model(AR), prefix, 6, Sampling(precision="float32"))
+    completed(random_model(AR), prefix, 6, Sampling(precision="float32"))
     first, *steps = [(rows, positions) for rows, positions, _ in computed]
     assert first == (2, 6)  # two pictures, with the start token, in one pass
     assert steps == [(12, 1)] * 3  # then their completions, a pixel at a time
@@ -86,18 +96,19 @@ def test_a_picture_and_its_completions_share_a_batch_where_they_fit(
     monkeypatch.setattr(PlainDecoder, "prefill", counted)
     prefix = torch.randint(11, (4, 4), generator=torch.Generator().manual_seed(0))
     exact = Sampling(precision="float32")
-    batches = [*generate_batches(random_model(AR), prefix, 3, exact, batch_size)]
+    monkeypatch.setattr("igpt.sample.MOST_TOGETHER", batch_size)
+    batches = [*generate(random_model(AR), prefix, 3, exact)]
     assert started == prefixes
     assert [len(batch) for batch in batches] == rows
     assert torch.equal(
-        torch.cat(batches), generate(random_model(AR), prefix, 3, exact).flatten(0, 1)
+        torch.cat(batches), completed(random_model(AR), prefix, 3, exact).flatten(0, 1)
     )
 
 
 def test_completions_keep_what_was_given_and_differ_in_the_rest() -> None:
     model = random_model(AR)
     prefix = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    tokens = generate(model, prefix, 5, Sampling())
+    tokens = completed(model, prefix, 5, Sampling())
     assert tokens.shape == (2, 5, 9)
     assert (tokens[:, :, :3] == prefix[:, None]).all()
     assert len({tuple(row) for row in tokens[0].tolist()}) > 1
@@ -107,7 +118,7 @@ def test_completions_keep_what_was_given_and_differ_in_the_rest() -> None:
 
 def test_greedy_decoding_takes_the_likeliest_token_each_time() -> None:
     model = random_model(AR)
-    tokens = generate(model, EMPTY, 1, Sampling(temperature=0, precision="float32"))[0]
+    tokens = completed(model, EMPTY, 1, Sampling(temperature=0, precision="float32"))[0]
     with torch.inference_mode():
         assert torch.equal(model(tokens).argmax(-1), tokens)
 
@@ -153,6 +164,6 @@ def test_values_out_of_range_are_refused(bad: dict[str, float]) -> None:
 
 def test_bert_and_a_whole_picture_cannot_be_completed() -> None:
     with pytest.raises(UserError, match="BERT"):
-        generate(random_model(BERT), EMPTY, 1, Sampling())
+        completed(random_model(BERT), EMPTY, 1, Sampling())
     with pytest.raises(UserError, match="nothing to complete"):
-        generate(random_model(AR), torch.zeros(1, 9, dtype=torch.long), 1, Sampling())
+        completed(random_model(AR), torch.zeros(1, 9, dtype=torch.long), 1, Sampling())

@@ -37,6 +37,18 @@ def read_metrics(path: Path) -> list[Seen]:
     return rows
 
 
+def last_step(rows: Sequence[Seen]) -> int:
+    """The latest step that there is a row of; 0 where there is none."""
+    return max((int(row["step"] or 0) for row in rows), default=0)
+
+
+def best_value(rows: Sequence[Seen], metric: str) -> float | None:
+    """The least loss, or the most of any other metric; None where no row has a number of it."""
+    values = [value for row in rows if (value := row.get(metric)) is not None]
+    best = min if metric.endswith("loss") else max
+    return best(values, default=None)
+
+
 def training_minutes(rows: Sequence[Seen], batch_size: int) -> float:
     """Minutes that a run's optimizer steps took, from the throughput in its metric rows."""
     minutes, last = 0.0, 0

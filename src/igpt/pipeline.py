@@ -26,7 +26,7 @@ from igpt.palette import Palette
 from igpt.parallel.processes import together
 from igpt.probe.features import extract, make_pool, parse_layers
 from igpt.probe.store import load_probe, mark
-from igpt.sample import Sampling, generate_batches
+from igpt.sample import Sampling, generate
 from igpt.share import push
 from igpt.types import Pixels
 
@@ -168,7 +168,7 @@ class Pipeline:
         """Each of the pictures that begin with the tokens `prefix` [B, t], in n ways."""
         if n < 1:
             raise UserError(f"n must be at least 1, got {n}")
-        for tokens in generate_batches(self.model, prefix, n, sampling):
+        for tokens in generate(self.model, prefix, n, sampling):
             yield self.codec.decode(tokens.numpy())
 
     def nll(self, images: Images, *, precision: str = "float32") -> npt.NDArray[np.float64]:

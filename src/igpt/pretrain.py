@@ -117,8 +117,7 @@ def _data_of_crops(
 ) -> TrainingData:
     """Random crops change the colours, so the pictures are decoded anew at every step."""
     data, seed = recipe.data, recipe.train.seed
-    if train.encoded is not None:
-        raise UserError("augmentation imagenet crops pictures, and the data are tokens already")
+    train.require_croppable()
     say(f"{data.source}: {len(train):,} pictures to train on, {len(held_out):,} held out")
 
     def sample() -> npt.NDArray[np.uint8] | Encoded:

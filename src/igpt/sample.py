@@ -85,25 +85,12 @@ def _uniforms(seed: int, pictures: range, n_positions: int) -> Tensor:
     return torch.from_numpy(np.stack(rows))  # [B, T]
 
 
-def generate(
-    model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling, batch_size: int | None = None
-) -> Tensor:
-    """Continue each of the pictures that begin with `prefix` [B, t] in n ways: tokens [B, n, T].
-
-    What `generate_batches` gives, together; UserError as there.
-    """
-    batches = list(generate_batches(model, prefix, n, sampling, batch_size))
-    return torch.cat(batches).view(len(prefix), n, model.config.n_positions)
-
-
 @torch.inference_mode()
-def generate_batches(
-    model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling, batch_size: int | None = None
-) -> Iterator[Tensor]:
+def generate(model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling) -> Iterator[Tensor]:
     """Tokens [R, T] as they are painted: the n completions of the first picture, of the second, ...
 
-    The prefix [B, t] may be empty (t = 0). Up to `batch_size` completions are decoded side by side,
-    by default as many as CACHE_BYTES holds. Those of a picture are in one batch and share one pass
+    The prefix [B, t] may be empty (t = 0). As many completions are decoded side by side as
+    CACHE_BYTES holds, up to MOST_TOGETHER. Those of a picture are in one batch and share one pass
     over its prefix; where there are more of them than that, each batch computes the prefixes of its
     own. Raises UserError for a BERT model, which has no order to paint in, and for a prefix that is
     not shorter than the picture.
@@ -114,10 +101,9 @@ def generate_batches(
     n_positions, t = model.config.n_positions, prefix.shape[1]
     if t >= n_positions:
         raise UserError(f"nothing to complete: all {n_positions} pixels are given")
-    if batch_size is None:
-        batch_size = min(MOST_TOGETHER, max(1, CACHE_BYTES // cache_bytes(model.config, "float32")))
+    most = min(MOST_TOGETHER, max(1, CACHE_BYTES // cache_bytes(model.config, "float32")))
     decoder, device = new_decoder(model, sampling.precision), model.wte.device
-    total, together = len(prefix) * n, batch_size // n * n or batch_size
+    total, together = len(prefix) * n, most // n * n or most
     for start in range(0, total, together):
         rows = range(start, min(start + together, total))
         sources = range(rows.start // n, (rows.stop - 1) // n + 1)

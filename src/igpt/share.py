@@ -14,7 +14,7 @@ from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, UserError, first_line
 from igpt.disk import read_json, require_new_folder, write_json, write_text
 from igpt.folder import save_model
-from igpt.monitor import read_metrics
+from igpt.monitor import best_value, last_step, read_metrics
 from igpt.plots import picture_sheet, save_image
 from igpt.probe.store import RESULTS
 from igpt.probe.unfinished import UNFINISHED
@@ -47,9 +47,7 @@ def write_folder(pipeline: Pipeline, folder: Path, name: str, license: str | Non
         if run.metrics.is_file():
             shutil.copy(run.metrics, folder / run.metrics.name)
             rows = read_metrics(run.metrics)
-            losses = [row["val_loss"] for row in rows if row.get("val_loss")]
-            loss = min((value for value in losses if value is not None), default=None)
-            steps = max((int(row["step"] or 0) for row in rows), default=None)
+            loss, steps = best_value(rows, "val_loss"), last_step(rows)
         if (run.path / "probe").is_dir():
             unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
             shutil.copytree(run.path / "probe", folder / "probe", ignore=unready)

@@ -47,7 +47,9 @@ def loader(n: int, batch_size: int, augmentation: str = "none", size: int = 2) -
 def test_every_epoch_visits_every_picture_once(n: int, batch_size: int) -> None:
     batches = loader(n, batch_size)
     steps = -(-3 * n // batch_size)
-    seen = np.concatenate([batches.batch(step).tokens[:, 0].numpy() for step in range(steps)])
+    seen = np.concatenate(
+        [batches.batch(step, range(batch_size)).tokens[:, 0].numpy() for step in range(steps)]
+    )
     for epoch in range(3):
         assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
 
@@ -62,9 +64,9 @@ def test_a_batch_is_a_function_of_its_step_and_can_be_shared_out(
     codec = Codec(GREYS, "hilbert", 6)
     tokens = np.random.default_rng(0).integers(0, 9, (10, 36)).astype(np.uint16)
     batches = TokenLoader(tokens, np.arange(10), codec, 7, 3, augmentation)
-    batches.batch(step + 1)
-    whole = batches.batch(step)
-    again = TokenLoader(tokens, np.arange(10), codec, 7, 3, augmentation).batch(step)
+    batches.batch(step + 1, range(7))
+    whole = batches.batch(step, range(7))
+    again = TokenLoader(tokens, np.arange(10), codec, 7, 3, augmentation).batch(step, range(7))
     assert whole.tokens.equal(again.tokens)
     first, rest = batches.batch(step, range(cut)), batches.batch(step, range(cut, 7))
     assert whole.tokens.equal(
@@ -76,16 +78,16 @@ def test_a_batch_is_a_function_of_its_step_and_can_be_shared_out(
 
 
 def test_tokens_and_labels_stay_together() -> None:
-    batch = loader(30, 8).batch(5)
+    batch = loader(30, 8).batch(5, range(8))
     assert batch.labels is not None
     assert batch.tokens[:, 0].equal(batch.labels)
 
 
 def test_prefetching_gives_the_same_batches_in_order() -> None:
     batches = loader(11, 4)
-    got = [coming.result() for coming in prefetch(batches, range(3, 9))]
+    got = [coming.result() for coming in prefetch(batches, range(3, 9), range(4))]
     assert [batch.step for batch in got] == list(range(3, 9))
-    assert all(batch.tokens.equal(batches.batch(batch.step).tokens) for batch in got)
+    assert all(batch.tokens.equal(batches.batch(batch.step, range(4)).tokens) for batch in got)
 
 
 class WatchedLoader(TokenLoader):
@@ -95,7 +97,7 @@ class WatchedLoader(TokenLoader):
         super().__init__(numbered(11), None, Codec(GREYS, "raster", 2), 4, 3, "none")
         self.begun, self.may = ([threading.Event() for _ in range(9)] for _ in range(2))
 
-    def batch(self, step: int, rows: range | None = None) -> Batch:
+    def batch(self, step: int, rows: range) -> Batch:
         self.begun[step].set()
         assert self.may[step].wait(10)
         return super().batch(step, rows)
@@ -103,7 +105,7 @@ class WatchedLoader(TokenLoader):
 
 def test_the_next_batch_is_made_while_the_last_is_used() -> None:
     watched = WatchedLoader()
-    batches = prefetch(watched, range(3, 9))
+    batches = prefetch(watched, range(3, 9), range(4))
     watched.may[3].set()
     assert next(batches).result(10).step == 3
     assert watched.begun[4].wait(10)  # nobody asked for it yet
@@ -180,18 +182,18 @@ def test_an_unreadable_picture_is_replaced_the_same_way_each_time(tmp_path: Path
     (tmp_path / "2.png").write_bytes(b"")
     codec = Codec(GREYS, "raster", 4)
     crops = PictureLoader(open_files([tmp_path]), codec, 6, 0, imagenet_crop)
-    batch = crops.batch(0)
+    batch = crops.batch(0, range(6))
     assert batch.tokens.shape == (6, 16)
     assert {Path(name).name for name in crops.skipped} == {"2.png"}
     again = PictureLoader(open_files([tmp_path]), codec, 6, 0, imagenet_crop)
-    assert again.batch(0).tokens.equal(batch.tokens)
+    assert again.batch(0, range(6)).tokens.equal(batch.tokens)
     assert crops.batch(0, range(2, 4)).tokens.equal(batch.tokens[2:4])
 
 
 @pytest.mark.filterwarnings("ignore:skipped")
 def test_a_set_without_a_readable_picture_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "2.png").write_bytes(b"")
+    codec = Codec(GREYS, "raster", 4)
+    loader = PictureLoader(open_files([tmp_path]), codec, 2, 0, imagenet_crop)
     with pytest.raises(UserError, match="in a row cannot be read"):
-        PictureLoader(open_files([tmp_path]), Codec(GREYS, "raster", 4), 2, 0, imagenet_crop).batch(
-            0
-        )
+        loader.batch(0, range(2))

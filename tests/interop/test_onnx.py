@@ -13,8 +13,9 @@ import igpt as package
 from conftest import assert_mistake
 from igpt.config import ModelConfig
 from igpt.interop.onnx import export_onnx
-from igpt.sample import Sampling, generate
+from igpt.sample import Sampling
 from test_model import random_model
+from test_sample import completed
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX is not installed: igpt[onnx]")
 
@@ -39,7 +40,7 @@ def test_a_picture_is_painted_step_by_step_as_here(tmp_path: Path) -> None:
         token = logits.argmax(axis=1)
         painted.append(token)
     greedy = Sampling(temperature=0, precision="float32")
-    expected = generate(model, torch.empty(1, 0, dtype=torch.long), 2, greedy)[0]
+    expected = completed(model, torch.empty(1, 0, dtype=torch.long), 2, greedy)[0]
     assert np.array_equal(np.stack(painted, axis=1), expected.numpy())
 
 

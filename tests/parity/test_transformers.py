@@ -22,8 +22,9 @@ from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.recipes import changed
-from igpt.sample import Sampling, generate
+from igpt.sample import Sampling
 from parity.differences import assert_agree
+from test_sample import completed
 
 transformers = pytest.importorskip("transformers")
 
@@ -261,7 +262,7 @@ def test_greedy_generation_is_theirs_token_for_token(tmp_path: Path) -> None:
     start = torch.full((1, 1), 11)
     expected = theirs.generate(input_ids=start, max_new_tokens=16, do_sample=False)[:, 1:]
     greedy = Sampling(temperature=0, precision="float32")
-    found = generate(ours, torch.empty(1, 0, dtype=torch.long), 1, greedy)[0]
+    found = completed(ours, torch.empty(1, 0, dtype=torch.long), 1, greedy)[0]
     assert found.tolist() == expected.tolist()
 
 

@@ -81,23 +81,21 @@ def _training(model: Path) -> dict[str, Any]:
     """How a run was trained, as far as it is known; empty for a model folder without a recipe."""
     from igpt.checkpoint import RunDirectory, recipe_of
     from igpt.interop.files import local_folder
-    from igpt.monitor import read_metrics
+    from igpt.monitor import best_value, last_step, read_metrics
 
     recipe = recipe_of(model)
     if recipe is None:
         return {}
     rows = read_metrics(RunDirectory(local_folder(model)).metrics)
-    done = max((int(row["step"] or 0) for row in rows), default=0)
     known = {} if recipe.init_from is None else {"started_from": recipe.init_from}
     known |= {
         "data": recipe.data.source,
         "order": recipe.order,
-        "steps": f"{done:,} of {recipe.train.steps:,}",
+        "steps": f"{last_step(rows):,} of {recipe.train.steps:,}",
     }
-    for metric, best in (("val_loss", min), ("val_accuracy", max), ("val_balanced_accuracy", max)):
-        values = [value for row in rows if (value := row.get(metric)) is not None]
-        if values:
-            known[f"best_{metric}"] = f"{best(values):.4f}"
+    for metric in ("val_loss", "val_accuracy", "val_balanced_accuracy"):
+        if (best := best_value(rows, metric)) is not None:
+            known[f"best_{metric}"] = f"{best:.4f}"
     return known
 
 

@@ -101,12 +101,9 @@ class Undecoded:
         and with imagenet's crops all pictures are. Raises UserError for crops of tokens.
         """
         pictures = self.pictures
-        if augmentation == "imagenet" and pictures.encoded is not None:
-            raise UserError(
-                "augmentation imagenet crops pictures, and the data are tokens already: "
-                "choose none, flip or cifar"
-            )
-        if augmentation != "imagenet" and pictures.in_memory:
+        if augmentation == "imagenet":
+            pictures.require_croppable()
+        elif pictures.in_memory:
             return self.encode(codec).loader(codec, batch_size, seed, augmentation)
         view = augmented_view(augmentation, self.fit)
         return PictureLoader(pictures, codec, batch_size, seed, view)

@@ -45,14 +45,14 @@ class Batch:
 
 
 class Loader(Protocol):
-    """Gives the batch of any step, or some rows of it, in any order.
+    """Gives rows of the batch of any step, in any order.
 
     A loader with a state gives the batches of consecutive steps only.
     """
 
     skipped: set[str]  # names of pictures that it could not read so far
 
-    def batch(self, step: int, rows: range | None = None) -> Batch: ...
+    def batch(self, step: int, rows: range) -> Batch: ...
 
     def resume(self, states: Sequence[State]) -> None:  # noqa: ARG002
         """Go on from the states of all processes' loaders, in the order of ranks."""
@@ -102,9 +102,8 @@ class TokenLoader(Loader):
         self.skipped: set[str] = set()  # stays empty: all pictures were decoded before
         self._addresses = _Addresses(len(raster_tokens), batch_size, seed)
 
-    def batch(self, step: int, rows: range | None = None) -> Batch:
-        """The batch of a step, or those rows of it."""
-        rows = range(self.batch_size) if rows is None else rows
+    def batch(self, step: int, rows: range) -> Batch:
+        """Those rows of the step's batch."""
         every = self._addresses.pictures(step, range(self.batch_size))
         rng = numpy_rng(self.seed, "augment", step)
         # All rows are augmented, so that a row does not depend on which rows this process takes.
@@ -126,14 +125,13 @@ class PictureLoader(Loader):
         self, pictures: Pictures, codec: Codec, batch_size: int, seed: int, view: View
     ) -> None:
         self.pictures, self.codec, self.view = pictures, codec, view
-        self.batch_size, self.seed = batch_size, seed
+        self.seed = seed
         self.skipped: set[str] = set()
         self._addresses = _Addresses(len(pictures), batch_size, seed)
         self._pool = ThreadPoolExecutor()
 
-    def batch(self, step: int, rows: range | None = None) -> Batch:
-        """The batch of a step, or those rows of it."""
-        rows = range(self.batch_size) if rows is None else rows
+    def batch(self, step: int, rows: range) -> Batch:
+        """Those rows of the step's batch."""
         chosen = self._addresses.pictures(step, rows)
         size = self.codec.image_size
         images = np.empty((len(rows), size, size, 3), dtype=np.uint8)
@@ -175,10 +173,8 @@ class PictureLoader(Loader):
                 warnings.warn(f"skipped an unreadable picture: {error}", stacklevel=3)
 
 
-def prefetch(
-    loader: Loader, steps: Iterable[int], rows: range | None = None
-) -> Generator[Future[Batch]]:
-    """The batches of `steps`, or those `rows` of them, each made while the one before is used.
+def prefetch(loader: Loader, steps: Iterable[int], rows: range) -> Generator[Future[Batch]]:
+    """Those rows of the batches of `steps`, each made while the one before is used.
 
     They are futures: the caller waits for a batch only when it takes the result, and may stop
     early without waiting for the next one.

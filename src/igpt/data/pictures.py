@@ -54,6 +54,14 @@ class Pictures:
         """Whether all pictures are in memory already, so that all their tokens may be, too."""
         return self.array is not None or self.encoded is not None
 
+    def require_croppable(self) -> None:
+        """UserError where they are tokens already: crops are of pictures."""
+        if self.encoded is not None:
+            raise UserError(
+                "augmentation imagenet crops pictures, and the data are tokens already: "
+                "choose none, flip or cifar"
+            )
+
     def image(self, i: int) -> Image.Image:
         """Picture i, decoded; UnreadablePicture when it cannot be."""
         try:

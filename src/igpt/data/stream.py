@@ -79,13 +79,8 @@ class StreamLoader(Loader):
         self._block: Block | None = None
         self._place = place  # of the next picture, in the block's order
 
-    def batch(self, step: int, rows: range | None = None) -> Batch:
-        """The batch of the next step: as many of this process's pictures as there are `rows`.
-
-        Raises ValueError without `rows`, since a process does not have the others' pictures.
-        """
-        if rows is None:
-            raise ValueError("a stream gives a process its own rows only")
+    def batch(self, step: int, rows: range) -> Batch:
+        """The batch of the next step: as many of this process's pictures as there are `rows`."""
         moves = "none" if self.augmentation == "imagenet" else self.augmentation
         rng = numpy_rng(self.seed, "augment", step, rows.start)
         moved = move_tokens(self._take(len(rows)), self.codec.image_size, moves, rng)

@@ -160,11 +160,6 @@ class PackedWeights:
             len(blocks), len(norm_f), n_head, eps, layers, self._gain(norm_f), self._linear(head)
         )
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of weights that a step reads."""
-        return sum(tensor.nbytes for tensor in self._kept)
-
     def _gain(self, weight: Tensor) -> int:
         return self._keep(weight.detach().float())
 
@@ -222,11 +217,6 @@ class PackedCache:
     def size(self) -> int:
         """Positions that there is room for."""
         return self.tensors[0].shape[3] * 16
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that a step reads of the positions filled so far."""
-        return sum(x.nbytes for x in self.tensors) * self.length // self.size
 
     def struct(self) -> _Cache:
         addresses = [x.data_ptr() for x in self.tensors]

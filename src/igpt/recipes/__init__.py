@@ -46,12 +46,12 @@ def recipe_text(name: str) -> str:
     return (resources.files("igpt.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def load_recipe(name: str | None, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Merge defaults < the recipe `name` (shipped or a file) < `overrides` ("train.lr=0.003").
 
     Raises UserError that names the field at fault.
     """
-    return parse_recipe(recipe_text(name) if name else "{}", overrides, name or "command line")
+    return parse_recipe(recipe_text(name), overrides, name)
 
 
 def parse_recipe(text: str, overrides: Sequence[str], name: str) -> Recipe:
