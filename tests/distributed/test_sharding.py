@@ -185,7 +185,7 @@ def test_igpt_xl_is_split_on_the_meta_device(
     n = sum(parameter.numel() for parameter in model.parameters())
     split(model, recipe.parallel, torch.device("cpu"), torch.bfloat16)
     assert isinstance(model, FSDPModule)
-    assert all(isinstance(block.get_submodule("attn"), FSDPModule) for block in model.blocks)
+    assert all(isinstance(block.attn, FSDPModule) for block in model.blocks)
     held = sum(local(parameter).numel() for parameter in model.parameters())
     assert n == 6_810_875_904
     assert held == pytest.approx(n / parts, rel=1e-3)
