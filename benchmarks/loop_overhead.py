@@ -25,7 +25,7 @@ from igpt.objectives import generative_objective
 from igpt.pretrain import training_data
 from igpt.recipes import load_recipe
 from igpt.run import new_model
-from igpt.train import Callbacks, Stop, Trainer, Validation
+from igpt.train import Stop, Trainer, Validation
 
 WARM_UP = 5  # steps, in which the compiler works
 
@@ -39,7 +39,8 @@ def make_trainer(recipe: Recipe, run: Path) -> Trainer:
         prepared.loader,
         recipe.train,
         RunDirectory(run),
-        Callbacks(lambda _: Validation({}, 0.0), lambda: None),
+        lambda _: Validation({}, 0.0),
+        lambda: None,
     )
 
 
@@ -72,7 +73,8 @@ def main() -> None:
 
         def take_loop() -> None:
             """To the next checkpoint, which is the last step."""
-            trainer.step -= trainer.step % n
+            begun = trainer.step - trainer.step % n
+            trainer.progress = replace(trainer.progress, step=begun)
             trainer.config = replace(recipe.train, steps=trainer.step + n)
             with Monitor(Path(folder), trainer.step, trainer.config.steps) as monitor:
                 trainer.train(monitor.log)

@@ -16,7 +16,7 @@ from igpt.data import Batch, Loader, prefetch
 from igpt.decode import CompiledDecoder
 from igpt.device import compute_dtype, replays_steps
 from igpt.objectives import AR
-from igpt.train import Callbacks, ParameterGroup, Trainer, Validation
+from igpt.train import ParameterGroup, Trainer, Validation
 from test_model import random_model
 
 CONFIG = ModelConfig(n_layer=1, n_embd=16, n_head=2, vocab_size=11, n_positions=9)
@@ -108,7 +108,8 @@ def test_adam_takes_all_weights_at_once(tmp_path: Path) -> None:
         TwoPictures(),
         TrainConfig(steps=1, batch_size=2),
         RunDirectory(tmp_path / "run"),
-        Callbacks(lambda _: Validation({}, 0.0), lambda: None),
+        lambda _: Validation({}, 0.0),
+        lambda: None,
         [ParameterGroup([first], 0.5), ParameterGroup(others)],
     )
     groups: list[dict[str, Any]] = trainer.optimizer.param_groups

@@ -143,8 +143,7 @@ class PackedDecoder:
         return packed_step(self.weights, self.cache, h)
 
 
-def _block_weights(block: torch.nn.Module) -> BlockWeights:
-    assert isinstance(block, Block)
+def _block_weights(block: Block) -> BlockWeights:
     attention, mlp = block.attn, block.mlp
     return BlockWeights(
         block.ln_1.weight,

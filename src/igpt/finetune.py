@@ -36,7 +36,7 @@ from igpt.order import Codec
 from igpt.parallel.processes import name_skipped, require_same, together
 from igpt.probe.linear import metric_value
 from igpt.run import in_run, new_model, require_same_split, train_run, with_split_pictures
-from igpt.train import Callbacks, Outcome, ParameterGroup, Trainer, Validation
+from igpt.train import Outcome, ParameterGroup, Trainer, Validation
 from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
 
 # What a fine-tuning is told unless the command line says otherwise: ours, for few labels and small
@@ -122,7 +122,8 @@ def _finetune(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Fine
         loader,
         config,
         run,
-        Callbacks(validate, lambda: save_model(run.path, model, codec, train.class_names)),
+        validate,
+        lambda: save_model(run.path, model, codec, train.class_names),
         parameter_groups(model, options),
     )
     with closing(loader):

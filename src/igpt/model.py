@@ -12,8 +12,9 @@ colours, files, processes or sampling.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,8 @@ class ImageGPT(nn.Module):
         self.wpe = nn.Parameter(torch.empty(config.n_positions, config.n_embd))
         if config.causal:
             self.start = nn.Parameter(torch.empty(config.n_embd))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.blocks = cast(Sequence[Block], blocks)  # for PyTorch, of any modules
         self.ln_f = Norm(config)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.n_classes:
@@ -174,7 +176,7 @@ class ImageGPT(nn.Module):
         """
         h = self.embed(tokens, masked)
         for layer, block in enumerate(self.blocks):
-            yield block.get_submodule("ln_1")(h)
+            yield block.ln_1(h)
             h = block(h, None, layer)
         yield self.ln_f(h)
 

@@ -50,7 +50,7 @@ from igpt.parallel.processes import (
 )
 from igpt.rng import numpy_rng
 from igpt.run import in_run, new_model, require_same_split, train_run, with_split_pictures
-from igpt.train import Callbacks, Outcome, Trainer, Validation
+from igpt.train import Outcome, Trainer, Validation
 from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
 
 # Pictures that a palette is fitted on when they do not all fit in memory.
@@ -290,7 +290,8 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
         data.loader,
         config,
         run,
-        Callbacks(validate, lambda: save_model(run.path, model, codec)),
+        validate,
+        lambda: save_model(run.path, model, codec),
     )
     with closing(data.loader):
         outcome = train_run(trainer, recipe, codec, resume=resume, say=say)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 import torch
@@ -59,15 +59,6 @@ class Validation:
 
     metrics: dict[str, float]  # for the log
     criterion: float  # what is to be small: the best model is the one with the smallest
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """What the loop calls and does not know the inside of."""
-
-    # Calls what it is given before every batch: it raises Interrupted when a signal came.
-    validate: Callable[[Callable[[], None]], Validation]
-    save_best: Callable[[], None]  # keep the model as it is now
 
 
 @dataclass(frozen=True)
@@ -134,7 +125,7 @@ class Stop:
                 signal.signal(caught, handler)
 
 
-class Values(nn.Module):
+class ObjectiveModule(nn.Module):
     """The objective's values [B] of its inputs: what is compiled, and called by every process."""
 
     def __init__(self, model: ImageGPT, objective: Objective) -> None:
@@ -154,12 +145,12 @@ class Trainer:
     loader: Loader
     config: TrainConfig
     run: RunDirectory
-    callbacks: Callbacks
+    # Calls what it is given before every batch: it raises Interrupted when a signal came.
+    validate: Callable[[Callable[[], None]], Validation]
+    save_best: Callable[[], None]  # keep the model as it is now
     groups: list[ParameterGroup] | None = None  # None: all parameters, at the schedule's rate
-    step: int = field(init=False, default=0)
-    best: float | None = field(init=False, default=None)
-    best_step: int = field(init=False, default=0)
-    _validated: int = field(init=False, default=0)  # the step of the last validation
+    # Replaced, never changed: a checkpoint on its way to the disk holds what it was then.
+    progress: Progress = field(init=False, default=Progress(step=0))
     _saved: int = field(init=False, default=0)  # the step of the last checkpoint
     # What a loader that has a state goes on from.
     _loader_state: State | None = field(init=False, default=None)
@@ -179,17 +170,21 @@ class Trainer:
             fused=True,
         )
         self._rows = share_of_batch(self.config.batch_size)
-        self._averaged = average_gradients(Values(self.model, self.objective))
+        self._averaged = average_gradients(ObjectiveModule(self.model, self.objective))
         self._values = torch.compile(self._averaged, disable=not self.config.compile)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.progress.step
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint; UserError when it is another model's."""
         checkpoint.load(self.model, self.optimizer)
         if states := checkpoint.loader_states():
             self.loader.resume(states)
-        done = checkpoint.progress
-        self.step, self.best, self.best_step = done.step, done.best, done.best_step
-        self._saved, self._validated = done.step, done.validated
+        self.progress = checkpoint.progress
+        self._saved = self.step
 
     def train(self, log: Callable[[Row], None]) -> Outcome:
         """Run to the last step, until validation has not improved for long, or until a signal.
@@ -204,7 +199,7 @@ class Trainer:
                 self._publish()  # what was begun to be written is a state to go on from
                 raise
             self._publish()
-        return Outcome(self.step, self.best, caught)
+        return Outcome(self.step, self.progress.best, caught)
 
     def _train(self, log: Callable[[Row], None], stop: Stop) -> signal.Signals | None:
         """The steps; the signal that stopped them."""
@@ -241,7 +236,7 @@ class Trainer:
 
     def owes_validation(self) -> bool:
         """Whether a signal cut the validation of this step short."""
-        return 0 < self.step != self._validated and self._due(self.config.eval_every)
+        return 0 < self.step != self.progress.validated and self._due(self.config.eval_every)
 
     def _batches(self, stop: Stop) -> Iterator[Batch]:
         """This process's rows of the batches of the steps that are left, until a signal."""
@@ -257,7 +252,7 @@ class Trainer:
     def _exhausted(self) -> bool:
         """Whether the last `patience` validations brought nothing better."""
         patience, every = self.config.patience, self.config.eval_every
-        return patience is not None and self.step - self.best_step >= patience * every
+        return patience is not None and self.step - self.progress.best_step >= patience * every
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -285,7 +280,7 @@ class Trainer:
             clip_gradients(self.model, self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
+        self.progress = replace(self.progress, step=self.step + 1)
         self._loader_state = batch.state
         self._pending.append((self.step, rate, total))
 
@@ -318,13 +313,14 @@ class Trainer:
     def _validate(self, log: Callable[[Row], None], stop: Stop) -> None:
         self._finite_losses()
         self.model.eval()
-        validation = self.callbacks.validate(stop.check)
+        validation = self.validate(stop.check)
         self.model.train()
-        if self.best is None or validation.criterion < self.best:
+        best, step = self.progress.best, self.step
+        if best is None or validation.criterion < best:
             self._require_finite(self.model.state_dict())
-            self.best, self.best_step = validation.criterion, self.step
-            self.callbacks.save_best()
-        self._validated = self.step
+            self.progress = replace(self.progress, best=validation.criterion, best_step=step)
+            self.save_best()
+        self.progress = replace(self.progress, validated=step)
         with together():
             log({"step": self.step, **validation.metrics})
 
@@ -335,7 +331,7 @@ class Trainer:
         weights = self.model.state_dict()
         self._require_finite(weights)
         self._writing = self.run.begin_checkpoint(
-            Progress(self.step, self.best, self.best_step, self._validated),
+            self.progress,
             weights | optimizer_tensors(self.model, self.optimizer),
             self._loader_state,
         )

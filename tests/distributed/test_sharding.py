@@ -38,7 +38,7 @@ from igpt.plan import Division, n_parameters, training_memory
 from igpt.pretrain import pretrain
 from igpt.recipes import load_recipe
 from igpt.run import new_model
-from igpt.train import Values
+from igpt.train import ObjectiveModule
 from measured_memory import peak_bytes
 
 SHORT = ["train.steps=6", "train.eval_every=6", "train.checkpoint_every=3"]
@@ -185,7 +185,7 @@ def test_igpt_xl_is_split_on_the_meta_device(
     n = sum(parameter.numel() for parameter in model.parameters())
     split(model, recipe.parallel, torch.device("cpu"), torch.bfloat16)
     assert isinstance(model, FSDPModule)
-    assert all(isinstance(block.get_submodule("attn"), FSDPModule) for block in model.blocks)
+    assert all(isinstance(block.attn, FSDPModule) for block in model.blocks)
     held = sum(local(parameter).numel() for parameter in model.parameters())
     assert n == 6_810_875_904
     assert held == pytest.approx(n / parts, rel=1e-3)
@@ -259,7 +259,7 @@ def first_gradients() -> None:
         gradients: list[dict[str, Tensor]] = []
         for words in (["parallel.data=2"], ["parallel.shard=2"]):
             model = new_model(shape, tiny_recipe(*words))
-            averaged = average_gradients(Values(model, AR()))
+            averaged = average_gradients(ObjectiveModule(model, AR()))
             for i, last in enumerate((False, True)):
                 with accumulate(averaged, last):
                     averaged(tokens[i]).sum().backward()
@@ -295,7 +295,7 @@ def planned_and_measured(out: Path) -> None:
         for word in ("parallel.data=2", "parallel.shard=2", "parallel.tensor=2"):
             recipe = tiny_recipe(word)
             model = new_model(config, recipe)
-            averaged = average_gradients(Values(model, AR()))
+            averaged = average_gradients(ObjectiveModule(model, AR()))
             optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
             def step(averaged=averaged, optimizer=optimizer) -> None:

@@ -81,7 +81,7 @@ def split(
         mlps = _mesh({**copied, "shard": parts, "tensor": tensor}, config, device)
         _divide_products(model, mlps["tensor"])
     for block in model.blocks:
-        matrices = [block.get_submodule("attn"), block.get_submodule("mlp")]
+        matrices = [block.attn, block.mlp]
         if tensor > 1:
             fully_shard(matrices.pop(), mesh=mlps[*copied, "shard"], mp_policy=products)
         fully_shard(matrices, mesh=mesh, mp_policy=products)
@@ -109,13 +109,13 @@ def _divide_products(model: ImageGPT, mesh: DeviceMesh) -> None:
 
     for block in model.blocks:
         plan = {"fc": ColwiseParallel(), "proj": RowwiseParallel()}
-        parallelize_module(block.get_submodule("mlp"), mesh, plan)
+        parallelize_module(block.mlp, mesh, plan)
 
 
 def checkpoint_activations(model: ImageGPT) -> None:
     """Let every block keep its input only, and recompute the rest in the backward pass."""
     for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def draw_whole(generator: torch.Generator) -> Callable[[Tensor, float], None]:
