@@ -105,10 +105,12 @@ def test_the_model_knows_neither_files_nor_processes_nor_sampling() -> None:
         allowed = {
             "__future__",
             "collections.abc",
+            "dataclasses",
             "functools",
             "math",
             "torch",
             "torch.nn.functional",
+            "typing",
             "igpt.attention",
             "igpt.kernels",
         }

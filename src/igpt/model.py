@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -122,8 +121,8 @@ class ImageGPT(nn.Module):
         self.wpe = nn.Parameter(torch.empty(config.n_positions, config.n_embd))
         if config.causal:
             self.start = nn.Parameter(torch.empty(config.n_embd))
-        blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.blocks = cast(Sequence[Block], blocks)  # for PyTorch, of any modules
+        blocks = [Block(config) for _ in range(config.n_layer)]
+        self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.ln_f = Norm(config)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.n_classes:
