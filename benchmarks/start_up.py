@@ -92,7 +92,9 @@ def table(found: dict[str, list[float]]) -> str:
     lines = ["| | seconds (range) |", "|---|---|"]
     for name, taken in found.items():
         median = statistics.median(taken)
-        lines.append(f"| `{name}` | {median:.2f} ({min(taken):.2f} to {max(taken):.2f}) |")
+        command, comma, condition = name.partition(", ")
+        row = f"`{command}`{comma}{condition}"
+        lines.append(f"| {row} | {median:.2f} ({min(taken):.2f} to {max(taken):.2f}) |")
     return "\n".join(lines)
 
 
