@@ -100,7 +100,8 @@ def training(title: str, config: ModelConfig, batch: int, quick: bool = False) -
     needed = needed_flops(config)
     limit = product_limit(config, batch, batch * needed)
     title = f"training step, {title}, batch {batch}"
-    return Row(title, "pictures", batch, contenders, limit, 1, per_picture(needed), quick)
+    needs = per_picture(needed)
+    return Row(title, "pictures", batch, contenders, limit, needs=needs, quick=quick)
 
 
 def sampling(batch: int, quick: bool = False) -> Row:

@@ -54,14 +54,18 @@ def start_up(rounds: int = 5) -> dict[str, list[float]]:
         found = {}
         for first_step, commands in ((True, FIRST_STEPS), (False, COMMANDS)):
             for command in commands:
-                name = f"igpt {command}" + (", until its first step" if first_step else "")
+                name = _title(command, first_step)
                 found[name] = [seconds(command, first_step) for _ in range(rounds + 1)][1:]
         for command, first_step in NEVER_RUN:
-            name = f"igpt {command}" + (", until its first step" if first_step else "")
+            name = _title(command, first_step)
             found[f"{name}, nothing compiled"] = [
                 seconds(command, first_step, never_run=True) for _ in range(2)
             ]
     return found
+
+
+def _title(command: str, first_step: bool) -> str:
+    return f"igpt {command}" + (", until its first step" if first_step else "")
 
 
 def _seconds(

@@ -71,7 +71,7 @@ def settle_recipe(
         if _command_of(recipe) != command:
             raise UserError(f"the recipe is one of `igpt {_command_of(recipe)}`")
         source = Path(recipe.data.source)
-        if source.is_dir() and source in run.path.resolve().parents:
+        if source.is_dir() and run.path.resolve().is_relative_to(source):
             raise UserError(f"{run.path} would lie among the pictures of {source}: choose another")
         run.require_free()
         require_folder(run.path)

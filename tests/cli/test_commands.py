@@ -354,6 +354,7 @@ def test_a_run_does_not_lie_among_its_pictures(
     words = ("pretrain", "digits", *TINY, "--data", ".", "--out", "runs/mine")
     assert_mistake(igpt(*words), "would lie among the pictures of")
     assert not (tmp_path / "runs").exists()
+    assert_mistake(igpt(*words[:-1], "."), "would lie among the pictures of")
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -62,14 +62,12 @@ def split_folders(spec: str) -> dict[str, str] | None:
 
     The library knows such names in lower case only, and takes others for classes of one split.
     """
-    from datasets.data_files import SPLIT_KEYWORDS
-
     folder = Path(spec)
     if not folder.is_dir():
         return None
     names = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."}
-    known = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
-    found = {known.get(name.lower(), ""): f"{name}/**" for name in names}
+    words = _split_words()
+    found = {words.get(name.lower(), ""): f"{name}/**" for name in names}
     usual = all(name == name.lower() for name in names)
     return None if usual or "" in found or len(found) < len(names) else found
 
@@ -104,10 +102,14 @@ def _leaves_out(splits: Any, spec: str, n_files: int) -> bool:
 
 def _are_splits(path: Path, files: Sequence[Path]) -> bool:
     """Whether all files of a folder are in folders that the library takes for splits."""
+    return {file.relative_to(path).parts[0].lower() for file in files} <= _split_words().keys()
+
+
+def _split_words() -> dict[str, str]:
+    """The names of folders that the library takes for splits, and which split each means."""
     from datasets.data_files import SPLIT_KEYWORDS
 
-    known = {word for words in SPLIT_KEYWORDS.values() for word in words}
-    return {file.relative_to(path).parts[0].lower() for file in files} <= known
+    return {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
 
 
 def _folder(path: Path, files: Sequence[Path]) -> Source:

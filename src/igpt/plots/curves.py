@@ -186,12 +186,17 @@ def confusion_figure(
         for i, j in np.argwhere(confusion > 0):
             ink = "white" if share[i, j] > 0.5 else "#333333"
             axes.text(j, i, str(confusion[i, j]), ha="center", va="center", fontsize=7, color=ink)
-        names = [name.replace("$", r"\$") for name in class_names]  # no formulas
+        names = [as_plain(name) for name in class_names]
         axes.set_xticks(range(n), names, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(n), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     figure.savefig(path, format="png", dpi=150)
+
+
+def as_plain(name: str) -> str:
+    """A name as matplotlib draws it letter by letter, which takes `$...$` for a formula."""
+    return name.replace("$", r"\$")
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from igpt.plots.curves import BLUE, ORANGE
+from igpt.plots.curves import BLUE, ORANGE, as_plain
 from igpt.plots.sheets import GUTTER, INK, MARGIN, PAPER, TITLE, grid
 from igpt.types import Pixels
 
@@ -130,7 +130,6 @@ def _histograms(axes: Axes, signal: Signal, title: str, labels: tuple[str, str])
     sets = (signal.inside, signal.outside)
     for values, label, color in zip(sets, labels, (BLUE, ORANGE), strict=True):
         share = np.full(len(values), 100 / len(values))
-        plain = label.replace("$", r"\$")  # a name may hold what matplotlib takes for a formula
-        axes.hist(values, edges, weights=share, label=plain, color=color, alpha=0.65)
+        axes.hist(values, edges, weights=share, label=as_plain(label), color=color, alpha=0.65)
     axes.set_title(title, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
