@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from contest import Contender, Result, contest
-from machine import machine
+from machine import ON_GPU, machine
 from matplotlib.figure import Figure
 from palette_speed import ENCODED, encoding
 from peers import (
@@ -90,10 +90,15 @@ def theirs_in_each_type(make: Callable[..., Work], *args: object) -> dict[str, C
     return contenders
 
 
+def on_processors(contenders: dict[str, Contender]) -> dict[str, Contender]:
+    """What is there on processors only: for a GPU there are no kernels of ours to go without."""
+    return {} if ON_GPU else contenders
+
+
 def training(title: str, config: ModelConfig, batch: int, quick: bool = False) -> Row:
     contenders = {
         **theirs_in_each_type(train_theirs, config, batch),
-        "plain PyTorch": Contender(train_ours, (config, batch, False, False)),
+        **on_processors({"plain PyTorch": Contender(train_ours, (config, batch, False, False))}),
         "igpt, not compiled": Contender(train_ours, (config, batch, True, False)),
         "igpt": Contender(train_ours, (config, batch, True, True)),
     }
@@ -108,10 +113,10 @@ def sampling(batch: int, quick: bool = False) -> Row:
     args = (IGPT_S, batch, GIVEN, STEPS)
     contenders = {
         **theirs_in_each_type(sample_theirs, *args),
-        "plain PyTorch": Contender(sample_ours, (*args, "auto", False)),
+        **on_processors({"plain PyTorch": Contender(sample_ours, (*args, "auto", False))}),
         "igpt, float32": Contender(sample_ours, (*args, "float32")),
         "igpt": Contender(sample_ours, (*args, "bfloat16")),
-        "igpt, int8": Contender(sample_ours, (*args, "int8")),
+        **on_processors({"igpt, int8": Contender(sample_ours, (*args, "int8"))}),
     }
     read, read_int8 = step_bytes(batch)
     return Row(
@@ -133,14 +138,15 @@ def step_bytes(batch: int) -> tuple[float, float]:
     filled = (GIVEN + STEPS / 2) / IGPT_S.n_positions
     weights = weight_bytes(IGPT_S, "bfloat16")
     cache = batch * filled * cache_bytes(IGPT_S, "bfloat16")
-    packed = any(road.packs_cache for road in roads()[:1])
+    packed = not ON_GPU and any(road.packs_cache for road in roads()[:1])
     return weights + cache, weights / 2 + (cache / 2 if packed else cache)
 
 
 def rows() -> list[Row]:
-    score = (SMALL, 8)
+    more = 4 if ON_GPU else 1  # pictures: the most with which `transformers` fits into 80 GB
+    score = (SMALL, 8 * more)
     needed = needed_flops(SMALL) / 3
-    forward = product_limit(*score, 8 * needed)
+    forward = product_limit(*score, 8 * more * needed)
     attention = attention_gflops(HEADS)
     return [
         Row(
@@ -153,13 +159,14 @@ def rows() -> list[Row]:
             },
             product_limit(IGPT_S, 1, 1e9 * attention),
         ),
-        training("L=8 d=128, 1,024 tokens", SMALL, 8, quick=True),
-        training("iGPT-S, 1,024 tokens", IGPT_S, 2),
-        training("L=8 d=128, 2,304 tokens", at_length(SMALL, 48 * 48), 2),
-        training("L=8 d=128, 4,096 tokens", at_length(SMALL, 64 * 64), 1),
+        training("L=8 d=128, 1,024 tokens", SMALL, 8 * more, quick=True),
+        training("iGPT-S, 1,024 tokens", IGPT_S, 2 * more),
+        training("L=8 d=128, 2,304 tokens", at_length(SMALL, 48 * 48), 2 * more),
+        training("L=8 d=128, 4,096 tokens", at_length(SMALL, 64 * 64), more),
         sampling(1),
         sampling(8, quick=True),
         sampling(32),
+        *([sampling(128)] if ON_GPU else []),
         Row(
             "completion, 8 variants of half a picture, until the first new pixel, iGPT-S",
             "pictures",
@@ -170,9 +177,9 @@ def rows() -> list[Row]:
             },
         ),
         Row(
-            "scoring, L=8 d=128, 1,024 tokens, batch 8",
+            f"scoring, L=8 d=128, 1,024 tokens, batch {8 * more}",
             "pictures",
-            8,
+            8 * more,
             {
                 BASE: Contender(score_theirs, score),
                 "igpt, float32": Contender(score_ours, (*score, FLOAT32)),
@@ -182,9 +189,9 @@ def rows() -> list[Row]:
             needs=per_picture(needed),
         ),
         Row(
-            "features of all layers, L=8 d=128, 1,024 tokens, batch 8",
+            f"features of all layers, L=8 d=128, 1,024 tokens, batch {8 * more}",
             "pictures",
-            8,
+            8 * more,
             {
                 BASE: Contender(features_theirs, (*score, FLOAT32)),
                 "igpt, float32": Contender(features_ours, (*score, FLOAT32)),

@@ -8,13 +8,14 @@ that threads which have to wake up weigh little.
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
+
+from machine import ON_GPU, give_back, peak_bytes, wait
 
 Work = Callable[[], object]  # one unit
 
@@ -70,9 +71,13 @@ def contest(contenders: Mapping[str, Contender], amount: float, rounds: int) -> 
 
 def _seconds_a_unit(work: Work) -> float:
     """The mean over a turn."""
+    if ON_GPU:  # it takes the memory again that it gave back
+        work()
+        wait()
     start, units = time.perf_counter(), 0
     while units == 0 or time.perf_counter() - start < TURN:
         work()
+        wait()
         units += 1
     return (time.perf_counter() - start) / units
 
@@ -80,7 +85,10 @@ def _seconds_a_unit(work: Work) -> float:
 def _serve(connection: Connection, contender: Contender) -> None:
     work = contender.make(*contender.args)
     work()
+    wait()
+    give_back()
     connection.send("ready")
     while connection.recv() == "go":
         connection.send(_seconds_a_unit(work))
-    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        give_back()
+    connection.send(peak_bytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,30 @@ from typing import Any
 
 import torch
 
+from igpt.device import default_device
 from igpt.kernels import roads
+
+DEVICE = default_device()
+ON_GPU = DEVICE.type == "cuda"
+
+
+def wait() -> None:
+    """Until a GPU, which is asked and not waited for, has done what it was asked."""
+    if ON_GPU:
+        torch.cuda.synchronize()
+
+
+def give_back() -> None:
+    """The GPU memory that this process keeps for its next turn: others have theirs before."""
+    if ON_GPU:
+        torch.cuda.empty_cache()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process had: of a GPU's if there is one."""
+    if ON_GPU:
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def machine() -> dict[str, Any]:
@@ -21,6 +45,7 @@ def machine() -> dict[str, Any]:
     flags = set(told.get("flags", "").split())
     return {
         "processor": told.get("model name") or platform.processor(),
+        **({"gpu": torch.cuda.get_device_name()} if ON_GPU else {}),
         "vectors and tiles": sorted(flag for flag in flags if flag.startswith(("avx", "amx"))),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "cores": len(os.sched_getaffinity(0)),

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import DEVICE, ON_GPU
 from pictures import KINDS
 from torch import Tensor, nn
 
 from igpt.attention import attend
 from igpt.config import ModelConfig
-from igpt.decode import PackedDecoder, PlainDecoder, new_decoder
-from igpt.device import autocast, compute_dtype, reuse_memory
+from igpt.decode import PackedDecoder, PlainDecoder, ReplayedDecoder, new_decoder
+from igpt.device import autocast, begin_step, compile_training, compute_dtype, reuse_memory
 from igpt.evaluate import picture_nats
 from igpt.folder import save_model
 from igpt.model import ImageGPT
@@ -27,13 +28,13 @@ from igpt.palette import Palette
 from igpt.parallel.sharding import draw_whole
 from igpt.plan import training_flops
 from igpt.probe.features import extract, make_pool
+from igpt.train import ObjectiveModule
 
 Work = Callable[[], object]
 
 SMALL = ModelConfig(n_layer=8, n_embd=128, n_head=4, vocab_size=512, n_positions=1024)
 IGPT_S = ModelConfig(n_layer=24, n_embd=512, n_head=8, vocab_size=512, n_positions=1024)
-CPU = torch.device("cpu")
-OURS = compute_dtype("auto", CPU)  # what igpt computes in here
+OURS = compute_dtype("auto", DEVICE)  # what igpt computes in here
 
 
 def at_length(config: ModelConfig, n_positions: int) -> ModelConfig:
@@ -52,7 +53,7 @@ def ours(config: ModelConfig) -> ImageGPT:
     model.init_weights(draw_whole(generator))
     with torch.no_grad():
         model.head.weight.normal_(std=0.02, generator=generator)
-    return model
+    return model.to(DEVICE)
 
 
 def theirs(config: ModelConfig) -> Any:
@@ -62,18 +63,19 @@ def theirs(config: ModelConfig) -> Any:
     size = round(config.n_positions**0.5)
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), ours(config), Codec(palette(), "raster", size))
-        return ImageGPTForCausalImageModeling.from_pretrained(folder)
+        model: nn.Module = ImageGPTForCausalImageModeling.from_pretrained(folder)
+        return model.to(DEVICE)
 
 
 def tokens(config: ModelConfig, batch: int, n: int | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     shape = (batch, n or config.n_positions)
-    return torch.randint(config.vocab_size, shape, generator=generator)
+    return torch.randint(config.vocab_size, shape, generator=generator).to(DEVICE)
 
 
 def _start_first(config: ModelConfig, pictures: Tensor) -> Tensor:
     """Their input: the start token, then all but the last pixel."""
-    start = torch.full((len(pictures), 1), config.vocab_size)
+    start = torch.full((len(pictures), 1), config.vocab_size, device=DEVICE)
     return torch.cat((start, pictures[:, :-1]), dim=1)
 
 
@@ -90,10 +92,13 @@ def train_ours(
         os.environ["IGPT_KERNELS"] = "0"
     model, objective, pictures = ours(config), AR(), tokens(config, batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
-    values = torch.compile(lambda x: objective(model, x), disable=not compiled)
+    module: Callable[..., Tensor] = ObjectiveModule(model, objective)
+    values = compile_training(module, DEVICE, alone=True) if compiled else module
 
     def step() -> None:
-        with autocast(CPU, OURS):
+        if compiled:
+            begin_step()
+        with autocast(DEVICE, OURS):
             loss = values(pictures).sum() / batch
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -108,7 +113,7 @@ def train_theirs(config: ModelConfig, batch: int, dtype: torch.dtype) -> Work:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def step() -> None:
-        with autocast(CPU, dtype):
+        with autocast(DEVICE, dtype):
             logits = model(input_ids=inputs).logits[..., : config.vocab_size]
         loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), pictures.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
@@ -152,11 +157,13 @@ def sample_ours(
     with torch.inference_mode():
         decoder = new_decoder(model, precision)
         decoder.prefill(pictures[:1, : given - 1])
-        decoder.select(torch.zeros(batch, dtype=torch.long))
+        decoder.select(torch.zeros(batch, dtype=torch.long, device=DEVICE))
+        decoder.step(pictures[:, given - 1])
 
     @torch.inference_mode()
     def unit() -> None:
-        assert isinstance(decoder, PlainDecoder | PackedDecoder)
+        assert isinstance(decoder, PlainDecoder | PackedDecoder | ReplayedDecoder)
+        assert decoder.cache is not None
         decoder.cache.length = given
         if isinstance(decoder, PlainDecoder):
             decoder.tokens = decoder.tokens[:, : given - 1]
@@ -198,7 +205,7 @@ def complete_ours(config: ModelConfig, n: int, together: bool) -> Work:
         decoder = new_decoder(model)
         if together:
             decoder.prefill(half)
-            decoder.select(torch.zeros(n, dtype=torch.long))
+            decoder.select(torch.zeros(n, dtype=torch.long, device=DEVICE))
         else:
             decoder.prefill(half[:, :0].expand(n, 0))
             for position in range(half.shape[1]):
@@ -218,7 +225,7 @@ def attend_causally(
         os.environ["IGPT_KERNELS"] = "0"
     B, H, T, D = shape
     generator = torch.Generator().manual_seed(0)
-    qkv = torch.randn(B, T, 3, H, D, generator=generator).to(OURS).permute(2, 0, 3, 1, 4)
+    qkv = torch.randn(B, T, 3, H, D, generator=generator).to(DEVICE, OURS).permute(2, 0, 3, 1, 4)
     if not backward:
         with torch.inference_mode():
             query, key, value = qkv
@@ -229,7 +236,7 @@ def attend_causally(
 
         return forward
     query, key, value = qkv.requires_grad_().unbind()
-    gradient = torch.randn(B, T, H, D, generator=generator).to(OURS).transpose(1, 2)
+    gradient = torch.randn(B, T, H, D, generator=generator).to(DEVICE, OURS).transpose(1, 2)
 
     def both() -> None:
         out = attend(query, key, value, causal=True)
@@ -290,8 +297,8 @@ def encode_theirs(n: int, kind: str) -> Work:
 def matrix_products(config: ModelConfig, batch: int) -> Work:
     """Every product with weights of a training step, in the type of ours."""
     rows, shapes = batch * config.n_positions, weight_shapes(config)
-    x = {size: torch.randn(rows, size).to(OURS) for shape in shapes for size in shape}
-    weights = [torch.randn(n, m).to(OURS) for n, m in shapes]
+    x = {size: torch.randn(rows, size).to(DEVICE, OURS) for shape in shapes for size in shape}
+    weights = [torch.randn(n, m).to(DEVICE, OURS) for n, m in shapes]
 
     def unit() -> None:
         for (n, m), weight in zip(shapes, weights, strict=True):
@@ -324,10 +331,10 @@ def needed_flops(config: ModelConfig) -> float:
     return training_flops(config) - 3 * config.n_layer * attention / 2
 
 
-STREAMED = 200_000_000  # bytes, more than caches hold
+STREAMED = 2_000_000_000 if ON_GPU else 200_000_000  # bytes, more than caches hold
 
 
 def memory_stream() -> Work:
     """A dot product of an array with itself, which reads STREAMED bytes."""
-    x = torch.ones(STREAMED // 4)
+    x = torch.ones(STREAMED // 4, device=DEVICE)
     return lambda: torch.dot(x, x)

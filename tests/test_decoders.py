@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conftest import silent, tiny_recipe
 from igpt.config import ModelConfig, UserError
-from igpt.decode import CompiledDecoder, Decoder, PackedDecoder, PlainDecoder, new_decoder
+from igpt.decode import Decoder, PackedDecoder, PlainDecoder, ReplayedDecoder, new_decoder
 from igpt.kernels import Road, roads
 from igpt.kernels.build import load
 from igpt.model import ImageGPT
@@ -118,26 +118,25 @@ def test_every_step_gives_the_logits_of_the_whole_model(
 
 
 @pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
-    """The graphs that are captured where a step is compiled; here each runs as it was captured."""
-    graphs: list[torch.fx.GraphModule] = []
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The results of the steps that are recorded, which as with CUDA graphs stay in one place."""
+    results: list[Tensor] = []
 
-    def keep(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
-        graphs.append(graph)
-        return graph
+    def record(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        place = step().clone()  # once more than it is asked for
+        results.append(place)
+        return lambda: place.copy_(step())
 
-    compiled = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda f, **_: compiled(f, backend=keep, fullgraph=True, dynamic=False)
-    )
-    return graphs
+    monkeypatch.setattr("igpt.decode.record_step", record)
+    return results
 
 
-def test_a_compiled_step_gives_the_logits_of_the_whole_model_and_is_compiled_once(
-    captured: list[torch.fx.GraphModule],
+def test_a_replayed_step_gives_the_logits_of_the_whole_model_and_is_recorded_once_a_room(
+    recorded: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("igpt.decode.ROOM", 20)
     model = lively(CONFIG)
-    decoder = CompiledDecoder(model)
+    decoder = ReplayedDecoder(model)
     generator = torch.Generator().manual_seed(0)
     for prefix in (0, 40, 7):
         tokens = torch.randint(27, (2, 81), generator=generator)
@@ -150,21 +149,36 @@ def test_a_compiled_step_gives_the_logits_of_the_whole_model_and_is_compiled_onc
             for position in range(prefix + 1, 81):
                 found = decoder.step(tokens[rows, position - 1])
                 assert (found - expected[rows, position]).abs().max() < TOLERANCE["float32"]
-    assert len(captured) == 1
+    assert len(recorded) == 5  # of 20, 40, 60, 80 and 81 positions
 
 
-def test_pictures_of_a_compiled_step_are_those_of_the_plain_one(
-    captured: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+def test_steps_are_recorded_anew_for_another_number_of_pictures(recorded: list[Tensor]) -> None:
+    model, tokens = lively(CONFIG), torch.randint(27, (3, 81))
+    decoder = ReplayedDecoder(model)
+    for rows in ([0, 1], [2, 0], [0, 1, 2]):
+        with torch.inference_mode():
+            decoder.prefill(tokens[:, :5])
+            decoder.select(torch.tensor(rows))
+            first = decoder.step(tokens[rows, 5])
+            second = decoder.step(tokens[rows, 6])
+            for found, position in ((first, 6), (second, 7)):  # the first is not overwritten
+                expected = model(tokens[rows])[:, position]
+                assert (found - expected).abs().max() < TOLERANCE["float32"]
+    assert [len(result) for result in recorded] == [2, 3]
+
+
+def test_pictures_of_a_replayed_step_are_those_of_the_plain_one(
+    recorded: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, exact = lively(CONFIG), Sampling(seed=5, precision="float32")
     prefix = torch.randint(27, (3, 40), generator=torch.Generator().manual_seed(0))
     assert isinstance(new_decoder(model, "float32"), PlainDecoder)
     plain = completed(model, prefix, 4, exact)
     monkeypatch.setattr("igpt.decode.replays_steps", lambda device: device == model.wte.device)
-    assert isinstance(new_decoder(model, "float32"), CompiledDecoder)
-    assert not captured
+    assert isinstance(new_decoder(model, "float32"), ReplayedDecoder)
+    assert not recorded
     assert torch.equal(completed(model, prefix, 4, exact, together=6), plain)
-    assert len(captured) == 1  # both batches went through it
+    assert len(recorded) == 1  # both batches went through it
 
 
 @every_way

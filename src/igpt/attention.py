@@ -16,7 +16,7 @@ from igpt.kernels import attention_takes, fast_attention
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, causal: bool, seen: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, causal: bool, bias: Tensor | None = None
 ) -> Tensor:
     """Scaled dot-product attention, softmax(q k^T / sqrt(width)) v (paper, section 2.2).
 
@@ -24,14 +24,15 @@ def attend(
         query: [B, H, t, width], the last t of the S positions.
         key, value: [B, H, S, width].
         causal: position i sees positions 0 to i only; else it sees all of them.
-        seen: the positions [1, S] that a single query (t = 1) sees; None: all of them.
+        bias: added to the scores [1, S] of a single query (t = 1): 0 where it sees the position,
+            else minus infinity. None: it sees all of them.
 
     Returns:
         [B, H, t, width]
     """
     t, s = query.shape[2], key.shape[2]
-    if seen is not None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    if bias is not None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     if t > 1 and attention_takes(query, key):
         return fast_attention(query, key, value, causal)
     if not causal or t == 1:
@@ -46,8 +47,8 @@ class Cache(Protocol):
     """Keys and values of the positions before, as the blocks read and write them."""
 
     @property
-    def seen(self) -> Tensor | None:
-        """The positions [1, S] that a query sees of those that `extend` returns; None: all."""
+    def bias(self) -> Tensor | None:
+        """`attend`'s, for what `extend` returns; None: a query sees all of it."""
         ...
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +67,7 @@ class KVCache:
     keys: Tensor  # [L, B, H, n_positions, width]
     values: Tensor
     length: int = 0  # positions stored
-    seen = None  # all that `extend` returns
+    bias = None  # all that `extend` returns is seen
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         end = self.length + key.shape[2]
@@ -83,30 +84,46 @@ class KVCache:
 class FixedCache:
     """A cache for steps of one position whose shapes and addresses never change.
 
-    So a step can be compiled once, and recorded as a CUDA graph: attention reads the whole room,
-    of which it sees the positions up to `position`, a tensor.
+    So a step can be recorded as a CUDA graph: attention reads the first `room` positions, of which
+    it sees those up to `length`, which is on the device too.
     """
 
-    def __init__(self, like: KVCache) -> None:
-        """An empty one with room for as many pictures as `like`, where it is."""
+    def __init__(self, like: KVCache, pictures: int) -> None:
+        """An empty one, where `like` is, with room for as many positions."""
+        shape = (like.keys.shape[0], pictures, *like.keys.shape[2:])
         # Zeros, since what is not seen is still multiplied, by zero.
-        self.keys, self.values = torch.zeros_like(like.keys), torch.zeros_like(like.values)
-        self.position = torch.zeros(1, dtype=torch.long, device=like.keys.device)
-        self._positions = torch.arange(like.keys.shape[3], device=like.keys.device)[None]  # [1, S]
+        self.keys = torch.zeros(shape, dtype=like.keys.dtype, device=like.keys.device)
+        self.values = torch.zeros_like(self.keys)
+        self.position = torch.zeros(1, dtype=torch.long, device=self.keys.device)
+        self._positions = torch.arange(shape[3], device=self.keys.device)[None]  # [1, S]
+        self._length = 0
 
     @property
-    def seen(self) -> Tensor:
-        """The positions [1, S] that the one at `position` sees."""
-        return self._positions <= self.position
+    def length(self) -> int:
+        """Positions stored."""
+        return self._length
 
-    def fill(self, cache: KVCache) -> None:
-        """Take over what `cache`, of the same shape, holds."""
-        self.keys[:, :, :, : cache.length] = cache.keys[:, :, :, : cache.length]
-        self.values[:, :, :, : cache.length] = cache.values[:, :, :, : cache.length]
-        self.position.fill_(cache.length)
+    @length.setter
+    def length(self, length: int) -> None:
+        self._length = length
+        self.position.fill_(length)
+
+    def fill(self, cache: KVCache, pictures: Tensor) -> None:
+        """Take over what `cache` holds of `pictures` [R], which may repeat."""
+        for room, held in ((self.keys, cache.keys), (self.values, cache.values)):
+            room[:, :, :, : cache.length] = held[:, :, :, : cache.length].index_select(1, pictures)
+        self.length = cache.length
+
+    def begin_step(self, room: int) -> None:
+        """Before the blocks: the step at `length` reads `room` positions, more than that."""
+        self.room = room
+        unseen = self._positions[:, :room] > self.position
+        # Once for all blocks: of a mask of booleans each of them would make this anew.
+        bias = torch.zeros(unseen.shape, dtype=self.keys.dtype, device=unseen.device)
+        self.bias = bias.masked_fill(unseen, -torch.inf)  # [1, room]
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the key and value [B, H, 1, width] at `position`; return the whole room."""
+        """Store the key and value [B, H, 1, width] at `length`; return all that is read."""
         self.keys[layer].index_copy_(2, self.position, key)
         self.values[layer].index_copy_(2, self.position, value)
-        return self.keys[layer], self.values[layer]
+        return self.keys[layer, :, :, : self.room], self.values[layer, :, :, : self.room]

@@ -1,6 +1,6 @@
 """Decoders: the pixels of several pictures in, a step at a time, the next one's logits out.
 
-`PlainDecoder` is the model with its cache. `CompiledDecoder` does the same on a GPU in one graph a
+`PlainDecoder` is the model with its cache. `ReplayedDecoder` does the same on a GPU in one graph a
 step; `PackedDecoder` on a processor in one call, from weights of 16 or 8 bits. What samples knows
 neither cache nor weights.
 """
@@ -8,6 +8,7 @@ neither cache nor weights.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from igpt.attention import FixedCache, KVCache
 from igpt.config import STEP_PRECISIONS, UserError
-from igpt.device import autocast, check_precision, compile_step, compute_dtype, replays_steps
+from igpt.device import autocast, check_precision, compute_dtype, record_step, replays_steps
 from igpt.kernels import BlockWeights, PackedCache, PackedWeights, Road, packed_step, roads
 from igpt.kernels.decode import UNIT
 from igpt.model import NORM_EPS, Block, ImageGPT
@@ -57,43 +58,53 @@ class PlainDecoder:
         return self.model.next_logits(self.tokens, self.cache)
 
 
-class CompiledDecoder:
-    """The same step after step in one compiled graph, which a GPU replays without being told more.
+ROOM = 128  # positions by which what a recorded step reads grows
 
-    The cache is `FixedCache`, since CUDA graphs repeat the very same addresses.
+
+class ReplayedDecoder:
+    """The same step after step in recorded graphs, which a GPU replays without being told more.
+
+    One for each ROOM positions, so that attention reads little of what is not stored yet. They are
+    recorded and not compiled: that takes a second, where the compiler takes longer than most calls
+    (docs/performance.md). The cache is `FixedCache`, as graphs repeat the very same addresses.
     """
 
     def __init__(self, model: ImageGPT) -> None:
         self.model = model
-        self._fixed: FixedCache | None = None
+        self.cache: FixedCache | None = None
+        self._steps: dict[int, Callable[[], Tensor]] = {}  # by the positions that they read
 
     def prefill(self, prefix: Tensor) -> Tensor:
         self._started: KVCache | None = self.model.new_cache(len(prefix))
+        self._pictures = torch.arange(len(prefix), device=prefix.device)
         return self.model.next_logits(prefix, self._started)
 
     def select(self, pictures: Tensor) -> None:
-        assert self._started is not None
-        self._started = self._started.select(pictures)
+        self._pictures = pictures
 
     def step(self, tokens: Tensor) -> Tensor:
         if self._started is not None:
-            self._fixed = self._filled(self._started)
+            self._fill(self._started)
             self._started = None
-        assert self._fixed is not None
-        logits = self._compiled(tokens, self._fixed).clone()
-        self._fixed.position += 1
+        cache = self.cache
+        assert cache is not None
+        room = min(cache.length // ROOM * ROOM + ROOM, self.model.config.n_positions)
+        self._tokens.copy_(tokens)
+        if room not in self._steps:
+            self._steps[room] = record_step(
+                lambda: self.model.step_logits(self._tokens, cache, room)
+            )
+        logits = self._steps[room]().clone()
+        cache.length += 1
         return logits
 
-    def _filled(self, started: KVCache) -> FixedCache:
-        """What was started, in the room of the pictures before these if it is as large."""
-        fixed = self._fixed
-        with torch.inference_mode(False), torch.no_grad():
-            if fixed is None or fixed.keys.shape != started.keys.shape:
-                fixed = FixedCache(started)
-                rooms = (fixed.keys, fixed.values, fixed.position)
-                self._compiled = compile_step(self.model.step_logits, *rooms)
-            fixed.fill(started)
-        return fixed
+    def _fill(self, started: KVCache) -> None:
+        """What was started, in the room of the pictures before these if they were as many."""
+        if self.cache is None or self.cache.keys.shape[1] != len(self._pictures):
+            self._steps.clear()
+            self.cache = FixedCache(started, len(self._pictures))
+            self._tokens = torch.zeros_like(self._pictures)
+        self.cache.fill(started, self._pictures)
 
 
 class PackedDecoder:
@@ -175,4 +186,4 @@ def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
     dtype = compute_dtype(precision, device)
     if dtype != model.wte.dtype:
         model = copy.deepcopy(model).to(dtype)
-    return CompiledDecoder(model) if replays_steps(device) else PlainDecoder(model)
+    return ReplayedDecoder(model) if replays_steps(device) else PlainDecoder(model)

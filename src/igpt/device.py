@@ -6,7 +6,6 @@ import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,25 +72,58 @@ def ready_to_copy(tensor: Tensor) -> Tensor:
 
 
 def replays_steps(device: torch.device) -> bool:
-    """Whether `compile_step` pays: where a small step waits for the one who starts its kernels."""
+    """Whether `record_step` pays: where a small step waits for the one who starts its kernels."""
     return device.type == "cuda"
 
 
-def compile_step(step: Callable[..., Tensor], *fixed: Tensor) -> Callable[..., Tensor]:
-    """`step` as one graph that a GPU replays; it is called with the same shapes again and again.
+def record_step(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """`step` as a CUDA graph, which a GPU repeats without being told its kernels one by one.
 
-    Reads and writes the `fixed` tensors where they are, and copies its other arguments. What it
-    gave for the call before is overwritten.
+    It reads and writes the very same memory each time, so its inputs are put where they were when
+    it was recorded, and its result is where the last one was. It is called once more before, since
+    libraries make their plans then, and must bear that.
     """
-    for tensor in fixed:
-        torch._dynamo.mark_static_address(tensor)
-    compiled = torch.compile(step, mode="reduce-overhead", fullgraph=True, dynamic=False)
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
 
-    def replay(*args: Any) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        return compiled(*args)
+    def replay() -> Tensor:
+        graph.replay()
+        return result
 
     return replay
+
+
+def compile_training(
+    step: Callable[..., Tensor], device: torch.device, alone: bool
+) -> Callable[..., Tensor]:
+    """`step`, forward and backward, through the compiler.
+
+    On a GPU its kernels are recorded as CUDA graphs too, or small models would wait for the
+    processor. Not where several processes exchange gradients during the backward pass.
+    """
+    graphs = device.type == "cuda" and alone
+    return torch.compile(step, mode="reduce-overhead" if graphs else None)
+
+
+def begin_step() -> None:
+    """Before each optimizer step: what CUDA graphs of the last one hold may be overwritten."""
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+
+
+def decoding_memory(device: torch.device) -> int:
+    """Bytes that the caches of pictures decoded side by side may take.
+
+    Of a GPU a fixed part, whatever is free, so that the same call makes the same batches.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 4
+    return 4 * 2**30
 
 
 def total_memory() -> int:

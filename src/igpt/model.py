@@ -52,11 +52,11 @@ class Attention(nn.Module):
         B, t, d = x.shape
         heads = self.qkv(x).view(B, t, 3, self.n_head, d // self.n_head)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, H, t, d/H]
-        seen = None
+        bias = None
         if cache is not None:
             key, value = cache.extend(layer, key, value)  # [B, H, S, d/H]
-            seen = cache.seen
-        out = attend(query, key, value, self.causal, seen)  # [B, H, t, d/H]
+            bias = cache.bias
+        out = attend(query, key, value, self.causal, bias)  # [B, H, t, d/H]
         return self.proj(out.transpose(1, 2).reshape(B, t, d))
 
 
@@ -194,11 +194,13 @@ class ImageGPT(nn.Module):
         cache.length += len(new)
         return self.head(self.ln_f(h[:, -1]))
 
-    def step_logits(self, tokens: Tensor, cache: FixedCache) -> Tensor:
+    def step_logits(self, tokens: Tensor, cache: FixedCache, room: int) -> Tensor:
         """Logits [B, K] of the token that follows `tokens` [B], those before `cache.position`.
 
-        The same as `next_logits`, for a step that is compiled; the caller moves the position on.
+        The same as `next_logits`, for a step that is recorded. `room` is how many positions it
+        reads, those that are not stored yet among them. The caller moves the length on.
         """
+        cache.begin_step(room)
         h = F.embedding(tokens, self.wte) + self.wpe[cache.position]  # [B, d]
         h = self._run_blocks(h[:, None], cache)
         return self.head(self.ln_f(h[:, -1]))

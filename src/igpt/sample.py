@@ -16,13 +16,12 @@ from torch import Tensor
 
 from igpt.config import STEP_PRECISIONS, UserError
 from igpt.decode import Decoder, new_decoder
-from igpt.device import check_precision
+from igpt.device import check_precision, decoding_memory
 from igpt.model import ImageGPT
 from igpt.objectives import require_likelihood
 from igpt.plan import cache_bytes
 from igpt.rng import numpy_rng
 
-CACHE_BYTES = 4 * 2**30  # of the pictures that are decoded side by side
 LEAST_TEMPERATURE = 1e-6  # logits over less would leave float32
 MOST_TOGETHER = 256  # pictures: more bring no speed
 
@@ -90,10 +89,10 @@ def generate(model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling) -> Ite
     """Tokens [R, T] as they are painted: the n completions of the first picture, of the second, ...
 
     The prefix [B, t] may be empty (t = 0). As many completions are decoded side by side as
-    CACHE_BYTES holds, up to MOST_TOGETHER. Those of a picture are in one batch and share one pass
-    over its prefix; where there are more of them than that, each batch computes the prefixes of its
-    own. Raises UserError for a BERT model, which has no order to paint in, and for a prefix that is
-    not shorter than the picture.
+    `decoding_memory` holds, up to MOST_TOGETHER. Those of a picture are in one batch and share one
+    pass over its prefix; where there are more of them than that, each batch computes the prefixes
+    of its own. Raises UserError for a BERT model, which has no order to paint in, and for a prefix
+    that is not shorter than the picture.
     """
     if not model.config.causal:
         raise UserError("a BERT model cannot sample or complete: it has no order to paint in")
@@ -101,8 +100,9 @@ def generate(model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling) -> Ite
     n_positions, t = model.config.n_positions, prefix.shape[1]
     if t >= n_positions:
         raise UserError(f"nothing to complete: all {n_positions} pixels are given")
-    most = min(MOST_TOGETHER, max(1, CACHE_BYTES // cache_bytes(model.config, "float32")))
     decoder, device = new_decoder(model, sampling.precision), model.wte.device
+    hold = decoding_memory(device) // cache_bytes(model.config, "float32")
+    most = min(MOST_TOGETHER, max(1, hold))
     total, together = len(prefix) * n, most // n * n or most
     for start in range(0, total, together):
         rows = range(start, min(start + together, total))

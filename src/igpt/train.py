@@ -32,7 +32,7 @@ from igpt.checkpoint import (
 )
 from igpt.config import TrainConfig, UserError
 from igpt.data import Batch, Loader, State, prefetch
-from igpt.device import autocast, compute_dtype, reuse_memory
+from igpt.device import autocast, begin_step, compile_training, compute_dtype, reuse_memory
 from igpt.model import ImageGPT
 from igpt.monitor import Row
 from igpt.objectives import Objective
@@ -171,7 +171,9 @@ class Trainer:
         )
         self._rows = share_of_batch(self.config.batch_size)
         self._averaged = average_gradients(ObjectiveModule(self.model, self.objective))
-        self._values = torch.compile(self._averaged, disable=not self.config.compile)
+        self._values: Callable[..., Tensor] = self._averaged
+        if self.config.compile:
+            self._values = compile_training(self._averaged, self.device, alone=size() == 1)
 
     @property
     def step(self) -> int:
@@ -269,12 +271,14 @@ class Trainer:
         inputs = [x.to(self.device, non_blocking=True) for x in self.objective.inputs(batch)]
         rows = len(self._rows)
         micro = min(self.config.micro_batch_size or rows, rows)
+        if self.config.compile:
+            begin_step()
         for start in range(0, rows, micro):
             parts = [x[start : start + micro] for x in inputs]
             with accumulate(self._averaged, last=start + micro >= rows):
                 with autocast(self.device, self.dtype):
                     loss = self._values(*parts).sum() / rows
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         if self.config.grad_clip is not None:
             clip_gradients(self.model, self.config.grad_clip)

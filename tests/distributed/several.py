@@ -56,6 +56,7 @@ class Several:
         self._logs = Path(tempfile.mkdtemp(prefix="several-"))
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         shared = {
+            "CUDA_VISIBLE_DEVICES": "",  # there need not be as many GPUs as processes
             "WORLD_SIZE": str(self.n),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self._store.port),
