@@ -126,7 +126,8 @@ def sampling(batch: int, quick: bool = False) -> Row:
         contenders,
         Contender(memory_stream, (), STREAMED / (STEPS * read)),
         read_int8 / read,
-        f"{read / 1e6:.0f} MB a step in bfloat16, {read_int8 / 1e6:.0f} MB in 8 bits",
+        f"{read / 1e6:.0f} MB a step in bfloat16"
+        + ("" if ON_GPU else f", {read_int8 / 1e6:.0f} MB in 8 bits"),
         quick,
     )
 

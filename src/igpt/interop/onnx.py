@@ -7,6 +7,7 @@ run by ONNX Runtime and compared with the model.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -65,7 +66,7 @@ class Classify(nn.Module):
 class _Growing:
     """A `Cache` that a step replaces by a longer copy, instead of writing into it."""
 
-    seen = None  # attention sees all that the cache holds
+    bias = None  # attention sees all that the cache holds
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = list(keys.unbind()), list(values.unbind())
@@ -129,6 +130,8 @@ def export_onnx(model: ImageGPT, folder: Path) -> dict[str, float]:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed: pip install 'igpt[onnx]'")
+    if model.wte.device.type != "cpu":  # where the runtime computes, and the example inputs lie
+        model = copy.deepcopy(model).cpu()
     differences = {}
     for name, graph in graphs(model.eval()).items():
         path = folder / f"{name}.onnx"
