@@ -144,7 +144,7 @@ def step_bytes(batch: int) -> tuple[float, float]:
 
 
 def rows() -> list[Row]:
-    more = 4 if ON_GPU else 1  # pictures: the most with which `transformers` fits into 80 GB
+    more = 4 if ON_GPU else 1  # times as many pictures, of which a GPU computes more side by side
     score = (SMALL, 8 * more)
     needed = needed_flops(SMALL) / 3
     forward = product_limit(*score, 8 * more * needed)

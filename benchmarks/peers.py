@@ -158,7 +158,7 @@ def sample_ours(
         decoder = new_decoder(model, precision)
         decoder.prefill(pictures[:1, : given - 1])
         decoder.select(torch.zeros(batch, dtype=torch.long, device=DEVICE))
-        decoder.step(pictures[:, given - 1])
+        decoder.step(pictures[:, given - 1])  # some decoders take their cache only now
 
     @torch.inference_mode()
     def unit() -> None:

@@ -114,8 +114,8 @@ class FixedCache:
             room[:, :, :, : cache.length] = held[:, :, :, : cache.length].index_select(1, pictures)
         self.length = cache.length
 
-    def begin_step(self, room: int) -> None:
-        """Before the blocks: the step at `length` reads `room` positions, more than that."""
+    def set_room(self, room: int) -> None:
+        """Before the blocks of each step: it reads `room` positions, more than are stored."""
         self.room = room
         unseen = self._positions[:, :room] > self.position
         # Once for all blocks: of a mask of booleans each of them would make this anew.

@@ -200,7 +200,7 @@ class ImageGPT(nn.Module):
         The same as `next_logits`, for a step that is recorded. `room` is how many positions it
         reads, those that are not stored yet among them. The caller moves the length on.
         """
-        cache.begin_step(room)
+        cache.set_room(room)
         h = F.embedding(tokens, self.wte) + self.wpe[cache.position]  # [B, d]
         h = self._run_blocks(h[:, None], cache)
         return self.head(self.ln_f(h[:, -1]))
