@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt.config import UserError
+from igpt.kernels import color_cells
 from igpt.palette import Palette
 
 
@@ -44,6 +45,41 @@ def test_pictures_that_several_threads_encode_are_the_exact_nearest_clusters(
     monkeypatch.setattr("igpt.palette.PART", 1000)  # 10,240 pixels in 11 parts
     monkeypatch.setattr("igpt.palette.GATHER", 300)
     assert np.array_equal(Palette(clusters).encode(images), brute_force(clusters, images))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.sampled_from([1, 6, 60, 3000]))
+def test_sets_of_known_and_of_new_colours_are_the_exact_nearest_clusters(seed: int, k: int) -> None:
+    # Clusters so near to each other that many cells of 4x4x4 colours have more than four of them.
+    clusters = np.random.default_rng(seed).uniform(-1, -0.8, (k, 3)).astype(np.float32)
+    palette, images = Palette(clusters), random_images(seed, n=4) // 6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("igpt.palette.PART", 1000)  # by the kernel, from 1,001 pixels on
+        new = np.concatenate([images, 255 - images])
+        for pictures in (images[:1], images, images, new, new, new[..., ::-1], new[:, ::-1]):
+            assert np.array_equal(palette.encode(pictures), brute_force(clusters, pictures))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), named=st.integers(1, 8), n=st.integers(0, 3000))
+def test_the_kernel_looks_up_what_the_table_holds(seed: int, named: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = np.full(1 << 24, 65535, np.uint16)
+    cube = table.reshape(256, 256, 256)[16:32, 240:, :16]
+    cube[:] = rng.integers(0, 65535, named)[rng.integers(0, named, (16, 16, 16))]
+    cells = color_cells(table)
+    if cells is None:
+        pytest.skip("no C++ compiler")
+    cells.fill(16 << 16 | 240 << 8, 16)
+    colors = rng.integers([16, 240, 0], [32, 256, 16], (n, 3)).astype(np.uint8)
+    tokens = np.empty(n, np.uint16)
+    assert cells.look_up(colors, tokens)
+    red, green, blue = colors.T.astype(np.int64)
+    assert np.array_equal(tokens, table[red << 16 | green << 8 | blue])
+    if n:
+        colors[rng.integers(n)] = 0, 0, 0  # is not in the table
+        assert not cells.look_up(colors, tokens)
+        assert np.array_equal(tokens == 65535, (colors == 0).all(1))
 
 
 def test_ties_go_to_the_lowest_index() -> None:

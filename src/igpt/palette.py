@@ -2,7 +2,8 @@
 
 Encoding finds the exact nearest cluster, by a look-up in a table of all 2^24 colours. The table is
 divided into cells of 16x16x16 colours. A cell is filled when a picture first has a colour in it,
-from the few clusters that can be nearest to any of the cell's colours.
+from the few clusters that can be nearest to any of the cell's colours. Sets of pictures are looked
+up in a smaller form of the same table (`kernels/palette.cpp`), once it knows all of their colours.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ import numpy.typing as npt
 from igpt.config import UserError
 from igpt.disk import write_atomically
 from igpt.types import Floats, Pixels, Tokens
+
+if TYPE_CHECKING:
+    from igpt.kernels import ColorCells
 
 CELL = 16  # colours along a side of the table's cells
 UNKNOWN = 65535  # marks a colour whose cell is not filled yet; so K is at most 65535
@@ -50,6 +54,7 @@ class Palette:
             raise UserError("clusters must lie in [-1, 1]")
         self.clusters: npt.NDArray[np.float32] = array.astype(np.float32)
         self._table = np.full(1 << 24, UNKNOWN, dtype=np.uint16)
+        self._cells: ColorCells | None = None
 
     @property
     def n_colors(self) -> int:
@@ -117,6 +122,8 @@ class Palette:
         flat = _checked(images).reshape(-1, 3)
         tokens = np.empty(len(flat), dtype=np.uint16)
         starts = range(0, len(flat), PART)
+        if len(starts) > 1 and self._known_by_cells(flat, tokens):
+            starts = range(0)
 
         def encode_part(start: int) -> None:
             self._look_up(flat[start : start + PART], tokens[start : start + PART])
@@ -175,6 +182,17 @@ class Palette:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
+    def _known_by_cells(self, colors: Pixels, tokens: Tokens) -> bool:
+        """Write the tokens [N] of `colors` [N, 3] by the kernel, if it is there and knows all."""
+        from igpt.kernels import color_cells  # imports PyTorch, for which few colours cannot wait
+
+        if self._cells is None and (cells := color_cells(self._table)):
+            corners = _pack(CELL * _grid(256 // CELL))
+            for corner in corners[self._table[corners] != UNKNOWN]:
+                cells.fill(int(corner), CELL)
+            self._cells = cells
+        return bool(self._cells and self._cells.look_up(np.ascontiguousarray(colors), tokens))
+
     def _look_up(self, colors: Pixels, tokens: Tokens) -> None:
         """Write the tokens [N] of `colors` [N, 3].
 
@@ -192,13 +210,15 @@ class Palette:
         """Fill the table's cells that hold the colours `packed`."""
         cells = np.unique(_unpack(packed) // CELL, axis=0)  # [n, 3]
         clusters = self.clusters.astype(np.float64)
-        steps = np.stack(np.meshgrid(*[np.arange(CELL)] * 3, indexing="ij"), -1).reshape(-1, 3)
+        steps = _grid(CELL)
         for cell in cells:
             low = cell.astype(np.int64) * CELL
             colors = low + steps  # [CELL^3, 3]
             near = _candidates(clusters, _to_unit(low), _to_unit(low + CELL - 1))
             nearest = near[_nearest(_to_unit(colors), clusters[near])]
             self._table[_pack(colors)] = nearest
+            if self._cells:
+                self._cells.fill(int(_pack(low[None])[0]), CELL)
 
 
 def _count_colors(pixels: Pixels) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
@@ -271,6 +291,11 @@ def _pack(colors: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     # Reads each colour and the byte before it as one 32-bit number; the mask removes that byte.
     fours = np.ndarray((len(colors),), ">u4", padded, strides=(3,))
     return np.bitwise_and(fours, 0xFFFFFF, dtype=np.uint32)
+
+
+def _grid(side: int) -> npt.NDArray[np.int64]:
+    """The points [side^3, 3] with coordinates from 0 to side - 1."""
+    return np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), -1).reshape(-1, 3)
 
 
 def _unpack(packed: npt.NDArray[np.uint32]) -> Pixels:
