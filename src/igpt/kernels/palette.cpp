@@ -1,82 +1,86 @@
-// A palette's table of all 2^24 colours (32 MB) in cells of 4x4x4 colours (6 MB), which the
-// processor's own memory holds. Most cells have one nearest cluster, and hardly any more than four;
-// the colours of those are looked up in the table itself.
+// A palette's table of all 2^24 colours (32 MB) in cells of 4x4x4 colours (6 MB), so that more of
+// it lies in the processor's own memory. A cell names three clusters, and which of them is nearest
+// to each of its colours. Hardly any cell has more: the others are looked up in the table itself.
 
+#include <cstddef>
 #include <cstdint>
 
 namespace {
 
-constexpr int SIDE = 4, FOUR = 4;       // colours along a side; clusters that a cell can name
-constexpr int PICKS = 16;               // of 2 bits, in a word: the colours of one red
-constexpr uint16_t UNKNOWN = 65535;     // palette.py: no token; here also "look in the table"
-constexpr int BLOCK = 1024;             // colours whose places are computed together, by vectors
+constexpr int SIDE = 4, NAMED = 3;   // colours along a cell's side; clusters that it names
+constexpr int CELLS = 256 / SIDE;    // cells along a side of the table
+constexpr int PICKS = SIDE * SIDE;   // of 2 bits, in a word: the colours of one red
+constexpr uint16_t UNKNOWN = 65535;  // palette.py: no token; in a cell, "look in the table"
+constexpr int BLOCK = 1024;          // colours whose places are computed together, by vectors
 
 struct Cell {
-    uint16_t tokens[FOUR];  // the first is UNKNOWN for a cell that is not filled, or names too few
-    uint32_t picks[SIDE];   // by red; 2 bits for each green and blue: which of the tokens
+    uint16_t tokens[NAMED + 1];  // the last is always UNKNOWN, as all are before the cell is filled
+    uint32_t picks[SIDE];        // by red; 2 bits for each green and blue: which of the tokens
 };
 
-uint32_t packed(uint32_t red, uint32_t green, uint32_t blue) { return red << 16 | green << 8 | blue; }
+uint32_t packed(uint32_t red, uint32_t green, uint32_t blue) {
+    return red << 16 | green << 8 | blue;
+}
 
-// Whether the cell whose darkest colour is `corner` has at most four tokens, which `cell` then names.
-bool name(const uint16_t* table, uint32_t corner, Cell& cell) {
+uint32_t cell_of(uint32_t red, uint32_t green, uint32_t blue) {
+    return (red / SIDE * CELLS + green / SIDE) * CELLS + blue / SIDE;
+}
+
+void fill_cell(const uint16_t* table, uint32_t corner, Cell& cell) {
     int named = 0;
     for (int red = 0; red < SIDE; red++) {
-        cell.picks[red] = 0;
+        uint32_t picks = 0;
         for (int pick = 0; pick < PICKS; pick++) {
             uint16_t token = table[corner + packed(red, pick / SIDE, pick % SIDE)];
             int which = 0;
             while (which < named && cell.tokens[which] != token) which++;
-            if (which == FOUR) return false;
-            if (which == named) cell.tokens[named++] = token;
-            cell.picks[red] |= uint32_t(which) << 2 * pick;
+            if (which == named && named < NAMED) cell.tokens[named++] = token;
+            picks |= uint32_t(which) << 2 * pick;
         }
+        // After the tokens: another thread that sees these picks sees their tokens, too.
+        __atomic_store_n(&cell.picks[red], picks, __ATOMIC_RELEASE);
     }
-    return true;
 }
 
 }  // namespace
 
-// Fill the cells of the cube of `side`^3 colours whose darkest is `corner`; the table is filled there.
+// Fill the cells of the cube of `side`^3 colours whose darkest is `corner`; the table is filled
+// there. Other threads may look up meanwhile, or fill the same.
 extern "C" void fill(const uint16_t* table, uint32_t corner, int side, Cell* cells) {
     for (int red = 0; red < side; red += SIDE)
         for (int green = 0; green < side; green += SIDE)
             for (int blue = 0; blue < side; blue += SIDE) {
                 uint32_t at = corner + packed(red, green, blue);
-                Cell filled = {};
-                if (!name(table, at, filled)) continue;
-                Cell& cell = cells[(at >> 18) << 12 | (at >> 10 & 63) << 6 | (at >> 2 & 63)];
-                for (int i = 0; i < SIDE; i++) cell.picks[i] = filled.picks[i];
-                for (int i = 1; i < FOUR; i++) cell.tokens[i] = filled.tokens[i];
-                // Last: another thread that sees this token sees the rest, too.
-                __atomic_store_n(&cell.tokens[0], filled.tokens[0], __ATOMIC_RELEASE);
+                fill_cell(table, at, cells[cell_of(at >> 16, at >> 8 & 255, at & 255)]);
             }
 }
 
-// The tokens of `n` colours, 3 bytes each, UNKNOWN where the table is not filled; whether all are known.
+// The tokens of `n` colours, 3 bytes each, UNKNOWN where the table is not filled; whether all are
+// known.
 extern "C" bool look_up(const uint8_t* colors, int64_t n, const uint16_t* table, const Cell* cells,
                         uint16_t* tokens, int threads) {
+    auto first = reinterpret_cast<const char*>(cells);
     bool known = true;
 #pragma omp parallel for num_threads(threads) reduction(&& : known)
     for (int64_t start = 0; start < n; start += BLOCK) {
         int count = n - start < BLOCK ? n - start : BLOCK;
         const uint8_t* color = colors + 3 * start;
-        uint32_t at[BLOCK];
-        uint8_t within[BLOCK];
+        uint32_t cell[BLOCK], word[BLOCK];  // bytes from the first cell to the colour's; its picks
+        uint8_t shift[BLOCK];               // bits within the picks
         for (int i = 0; i < count; i++) {
             uint32_t red = color[3 * i], green = color[3 * i + 1], blue = color[3 * i + 2];
-            at[i] = (red >> 2) << 12 | (green >> 2) << 6 | blue >> 2;
-            within[i] = (red & 3) << 4 | (green & 3) << 2 | (blue & 3);
+            cell[i] = cell_of(red, green, blue) * sizeof(Cell);
+            word[i] = cell[i] + offsetof(Cell, picks) + red % SIDE * sizeof(uint32_t);
+            shift[i] = 2 * (green % SIDE * SIDE + blue % SIDE);
         }
         for (int i = 0; i < count; i++) {
-            const Cell& cell = cells[at[i]];
-            uint16_t token = __atomic_load_n(&cell.tokens[0], __ATOMIC_ACQUIRE);
+            auto picks = reinterpret_cast<const uint32_t*>(first + word[i]);
+            auto named = reinterpret_cast<const uint16_t*>(first + cell[i]);
+            uint16_t token = named[__atomic_load_n(picks, __ATOMIC_ACQUIRE) >> shift[i] & 3];
             if (__builtin_expect(token == UNKNOWN, 0)) {
                 const uint8_t* c = color + 3 * i;
                 token = table[packed(c[0], c[1], c[2])];
                 known = known && token != UNKNOWN;
-            } else {
-                token = cell.tokens[cell.picks[within[i] >> 4] >> 2 * (within[i] & 15) & 3];
             }
             tokens[start + i] = token;
         }

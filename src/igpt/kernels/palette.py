@@ -24,7 +24,7 @@ def color_cells(table: npt.NDArray[np.uint16]) -> ColorCells | None:
 
 
 class ColorCells:
-    """Each cell names up to four tokens, and which of them each colour has (`palette.cpp`)."""
+    """Each cell names three tokens, and which of them each colour has (`palette.cpp`)."""
 
     def __init__(self, library: ctypes.CDLL, table: npt.NDArray[np.uint16]) -> None:
         library.look_up.restype = ctypes.c_bool
