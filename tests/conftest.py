@@ -71,9 +71,9 @@ def picture_bytes(seed: int, size: tuple[int, int] = (9, 7), image_format: str =
 
 
 def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
-    """The model and codec of a run, or of a folder of transformers."""
+    """The model, on the processor, and the codec of a run, or of a folder of transformers."""
     pipeline = load(folder)
-    return pipeline.model, pipeline.codec
+    return pipeline.model.cpu(), pipeline.codec
 
 
 def write_classes(folder: Path, n_train: int, n_test: int) -> Path:

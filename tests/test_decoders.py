@@ -204,7 +204,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageGPT, Tensor]
     pretrain(tiny_recipe(*wide, *words), run, resume=False, say=silent)
     pipeline = load_pipeline(run)
     held_out = load_named(RunData.of(run).pictures(), pipeline).images[:64]
-    return pipeline.model, pipeline.tokens(held_out)
+    return pipeline.model.cpu(), pipeline.tokens(held_out)
 
 
 @every_way

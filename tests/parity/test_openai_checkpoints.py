@@ -94,7 +94,7 @@ def test_logits_and_losses_equal_those_of_openai(igpt, name: str, tmp_path: Path
     pipeline = load(out)
     assert pipeline.order == "raster"
     assert np.array_equal(pipeline.palette.clusters, np.load(palette))
-    model = pipeline.model
+    model = pipeline.model.cpu()
     tokens = torch.from_numpy(expected["tokens"]).long()  # [B, T]
     masked = torch.from_numpy(expected["masked"]) if "masked" in expected else None
     with torch.inference_mode():

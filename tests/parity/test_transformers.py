@@ -167,7 +167,7 @@ def test_their_classifier_reads_unshifted_tokens_and_so_does_ours_of_it(tmp_path
     with pytest.warns(UserWarning, match="no head for the next pixel"):
         pipeline = igpt.load(tmp_path)
     assert pipeline.class_names == ("a", "b", "c")
-    model, tokens = pipeline.model, random_tokens()
+    model, tokens = pipeline.model.cpu(), random_tokens()
     with torch.inference_mode():
         ours = model.classify(model.trunk(tokens))
         assert_agree("their classifier here", ours, theirs(input_ids=tokens).logits)
