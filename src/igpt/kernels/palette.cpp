@@ -61,7 +61,7 @@ extern "C" bool look_up(const uint8_t* colors, int64_t n, const uint16_t* table,
                         uint16_t* tokens, int threads) {
     auto first = reinterpret_cast<const char*>(cells);
     bool known = true;
-#pragma omp parallel for num_threads(threads) reduction(&& : known)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 16) reduction(&& : known)
     for (int64_t start = 0; start < n; start += BLOCK) {
         int count = n - start < BLOCK ? n - start : BLOCK;
         const uint8_t* color = colors + 3 * start;
