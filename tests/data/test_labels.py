@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,11 @@ def test_of_a_single_split_three_parts_are_made_and_the_test_part_was_never_trai
         train, validation = open_training(source, CONFIG, seed=3)
     assert np.array_equal(train.labels, task.train.labels)
     assert len(validation) == 4
+    theirs = replace(CONFIG, test_split="validation")  # of a recipe that was made for other data
+    with pytest.warns(UserWarning, match="held out"):
+        same, chosen = open_training(source, theirs, seed=3)
+    assert np.array_equal(same.labels, train.labels)
+    assert len(chosen) == 4
 
 
 def test_pictures_without_a_label_are_left_out_and_said(tmp_path: Path) -> None:

@@ -73,6 +73,23 @@ def test_a_class_folder_that_sounds_like_a_split_is_a_class(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "other"),
+    [("train", "test", "preview.png"), ("train", "test", "unlabeled/1.png"),
+     ("Train", "Test", "preview.png"), ("Training", "Test", "Other/1.png")],
+)  # fmt: skip
+def test_pictures_beside_the_splits_do_not_mix_them(
+    tmp_path: Path, train: str, test: str, other: str
+) -> None:
+    write_pictures(tmp_path, *(f"{split}/{kind}/1.png" for split in (train, test) for kind in "ab"))
+    write_pictures(tmp_path, other)
+    with pytest.warns(UserWarning, match=f"1 pictures of .* are in none of {test}, {train}"):
+        source = open_source(str(tmp_path))
+    assert source.splits == ("train", "test")
+    assert source.split("train").class_names == ("a", "b")
+    assert [len(source.split(split)) for split in source.splits] == [2, 2]
+
+
 def test_notes_and_hidden_files_beside_the_pictures_are_passed_over(tmp_path: Path) -> None:
     write_pictures(tmp_path, "1.png", "2.PNG", ".3.png")
     for i in range(5):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
     files = files_in(Path(spec)) if Path(spec).is_dir() else []
     try:
         splits = _load_splits(spec)
-        if image_column is None and _leaves_out(splits, spec, len(files)):
+        if image_column is None and _leaves_out(splits, spec, files):
             return _folder(Path(spec), files)
     except Exception as error:  # builders raise anything on data that they cannot read
         if files and _are_splits(Path(spec), files):  # do not take splits for classes
@@ -66,10 +67,9 @@ def split_folders(spec: str) -> dict[str, str] | None:
     if not folder.is_dir():
         return None
     names = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."}
-    words = _split_words()
-    found = {words.get(name.lower(), ""): f"{name}/**" for name in names}
-    usual = all(name == name.lower() for name in names)
-    return None if usual or "" in found or len(found) < len(names) else found
+    found = _splits_among(names)
+    usual = all(name == name.lower() for name in found.values())
+    return None if usual else {split: f"{name}/**" for split, name in found.items()}
 
 
 def _load_splits(spec: str) -> Any:
@@ -85,24 +85,44 @@ def _load_splits(spec: str) -> Any:
     return datasets.DatasetDict(train=loaded) if isinstance(loaded, datasets.Dataset) else loaded
 
 
-def _leaves_out(splits: Any, spec: str, n_files: int) -> bool:
-    """Whether some picture files of a folder are in no split.
+def _leaves_out(splits: Any, spec: str, files: Sequence[Path]) -> bool:
+    """Whether some picture files of a folder are in no split, by mistake.
 
     A builder goes by the commonest kind of file, and takes a name like `test.png` or `test tubes`
     for a split, which leaves out all other files. A metadata file may leave out pictures on
-    purpose.
+    purpose, and so do pictures beside folders like `train` and `test`: a warning tells of these.
     """
     import datasets
 
     kinds = next(iter(splits.values())).features.values()
     if not any(isinstance(kind, datasets.Image) for kind in kinds):
-        return n_files > 0
-    return sum(map(len, splits.values())) < n_files and not any(Path(spec).rglob("metadata.*"))
+        return bool(files)
+    left_out = len(files) - sum(map(len, splits.values()))
+    if left_out <= 0 or any(Path(spec).rglob("metadata.*")):
+        return False
+    top = {file.relative_to(spec).parts[0] for file in files}
+    if len(found := _splits_among(top)) < 2:
+        return True
+    names = ", ".join(sorted(found.values()))
+    warnings.warn(f"{left_out:,} pictures of {spec} are in none of {names}", stacklevel=2)
+    return False
 
 
 def _are_splits(path: Path, files: Sequence[Path]) -> bool:
     """Whether all files of a folder are in folders that the library takes for splits."""
     return {file.relative_to(path).parts[0].lower() for file in files} <= _split_words().keys()
+
+
+def _splits_among(names: Collection[str]) -> dict[str, str]:
+    """Which of a folder's folders are splits, by split: all of them, or two or more beside others.
+
+    None for a single one beside others, which may all be classes, and where two are one split.
+    """
+    known = [(split, name) for word, split in _split_words().items()
+             for name in names if name.lower() == word]  # in the library's order  # fmt: skip
+    found = dict(known)
+    alone = len(found) == 1 and len(names) > 1
+    return {} if alone or len(found) < len(known) else found
 
 
 def _split_words() -> dict[str, str]:

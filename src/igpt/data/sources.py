@@ -122,7 +122,8 @@ def task_training_splits(
     In a source with a single split, both are parts of what pretraining learned from, since what it
     held out is for testing (`pictures_to_test`).
     """
-    if not _is_single(source, config.test_split):
+    # Whatever name a recipe has for the test split, as ImageNet's have.
+    if len(source.splits) > 1 or config.test_split in source.splits:
         return training_splits(source, config, seed)
     train, _ = _set_apart(source, config, seed)
     return _hold_out(source.name, train, config.validation_fraction, seed)
