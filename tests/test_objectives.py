@@ -51,8 +51,17 @@ def test_the_mask_is_a_function_of_seed_step_and_row() -> None:
 
 
 def test_each_position_is_masked_with_the_probability_asked() -> None:
-    masked = BERT(0.15, seed=0, stream="train").inputs(batch(4000))[1].float()
-    assert masked.mean(0).tolist() == pytest.approx([0.15] * 9, abs=4 * math.sqrt(0.1275 / 4000))
+    pictures = Batch(torch.zeros(4000, 64, dtype=torch.long), None, 0, range(4000))
+    masked = BERT(0.15, seed=0, stream="train").inputs(pictures)[1].float()
+    assert masked.mean(0).tolist() == pytest.approx([0.15] * 64, abs=4 * math.sqrt(0.1275 / 4000))
+
+
+def test_a_small_picture_hides_one_position_where_it_would_hide_none() -> None:
+    masked = BERT(0.05, seed=0, stream="train").inputs(batch(4000))[1]
+    hidden = masked.sum(1).bincount()
+    assert hidden[0] == 0
+    share = 0.95**9 + 9 * 0.05 * 0.95**8  # none or one by chance
+    assert hidden[1].item() == pytest.approx(4000 * share, abs=4 * math.sqrt(4000 * share))
 
 
 def test_masks_of_evaluation_do_not_depend_on_how_many_fit_in_memory() -> None:

@@ -25,10 +25,7 @@ def token_nats(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def masked_mean(nats: Tensor, masked: Tensor) -> Tensor:
-    """Mean of nats [B, T] over each picture's masked positions, [B].
-
-    OpenAI's code divides by their number, which can be zero in a small picture: that gives 0 here.
-    """
+    """Mean of nats [B, T] over each picture's masked positions, [B]; 0 where there are none."""
     return (nats * masked).sum(dim=1) / masked.sum(dim=1).clamp(min=1)
 
 
@@ -67,7 +64,8 @@ class AR:
 class BERT:
     """L_BERT: each position hidden with `probability`, predicted from the others.
 
-    The mask is a function of (seed, step, row); `stream` keeps training and evaluation apart.
+    The mask is a function of (seed, step, row); `stream` keeps training and evaluation apart. A
+    picture so small that nothing of it was hidden hides one position, as it has no loss otherwise.
     """
 
     def __init__(self, probability: float, seed: int, stream: str) -> None:
@@ -78,7 +76,8 @@ class BERT:
         generator = torch_rng(self.seed, "mask", self.stream, batch.step)
         shape = (batch.rows.stop, batch.tokens.shape[1])
         draws = torch.rand(shape, generator=generator)[batch.rows.start :]
-        return batch.tokens, (draws < self.probability).to(batch.tokens.device)
+        masked = (draws < self.probability) | (draws == draws.amin(dim=1, keepdim=True))
+        return batch.tokens, masked.to(batch.tokens.device)
 
     def nats(self, logits: Tensor, *inputs: Tensor) -> Tensor:
         """[B] of logits [B, T, K], tokens [B, T] and their mask [B, T]."""
