@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igpt.config import PRESETS, Recipe, UserError
+from igpt.config import PRESETS, ModelChoice, Recipe, UserError
 from igpt.recipes import differing_fields, load_recipe, parse_recipe, recipe_yaml, shipped_recipes
 
 PAPERS = {
@@ -54,6 +54,14 @@ def test_a_recipe_begins_with_its_source_cost_expected_result_and_command(name: 
         assert any(line.removeprefix("#").strip().startswith(word) for line in head), word
 
 
+def test_a_preset_on_the_command_line_wins_over_sizes_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {n_layer: 6, n_head: 4, n_embd: 128}\n")
+    words = ["model.preset=igpt-mini", "model.n_layer=3"]
+    assert load_recipe(str(path), words).model == ModelChoice("igpt-mini", n_layer=3)
+    assert load_recipe(str(path), words[1:]).model == ModelChoice(n_layer=3, n_head=4, n_embd=128)
+
+
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("train: {lr: 1e-4, steps: 7}\norder: hilbert\n")
@@ -92,6 +100,7 @@ def test_a_resolved_recipe_reads_back_to_itself(
         ("train.micro_batch_size=0", "train.micro_batch_size must be at least 1"),
         ("train.grad_clip=-1", "train.grad_clip must be positive"),
         ("train.betas=[2,-1]", "train.betas must lie in [0, 1)"),
+        ("train.betas=[0.9]", "length 1"),
         ("model.n_layer=0", "model.n_layer must be at least 1"),
         ("objective=gan", "'ar', 'bert'"),
         ("data.augmentation=mixup", "imagenet"),
@@ -110,7 +119,7 @@ def test_a_mistake_is_named_in_one_line(override: str, complaint: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", "hello", "train: 3", "train: {lr: [1]}"])
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", "hello", "5", "train: 3", "train: {lr: [1]}"])
 def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)

@@ -57,15 +57,20 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(text: str, overrides: Sequence[str], name: str) -> Recipe:
     """As `load_recipe`, from the YAML text; `name` is for messages."""
     import yaml
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         written = OmegaConf.create(text)
-        if not OmegaConf.is_dict(written):
+        if not isinstance(written, DictConfig):
             raise UserError(f"recipe {name}: expected `field: value` lines")
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), written, parse_overrides(overrides))
+        asked = parse_overrides(overrides)
+        if OmegaConf.select(asked, "model.preset") is not None:
+            written.pop("model", None)  # its sizes would stand above those of the preset
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), written, asked)
         recipe = OmegaConf.to_object(merged)
+    except AssertionError as error:  # of OmegaConf, for a number in place of fields
+        raise UserError(f"recipe {name}: expected `field: value` lines") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
