@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from igpt.config import PRECISIONS, UserError
+from igpt.config import PRECISIONS, UserError, first_line
 
 
 def default_device() -> torch.device:
@@ -102,13 +103,26 @@ def record_step(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
 def compile_training(
     step: Callable[..., Tensor], device: torch.device, alone: bool
 ) -> Callable[..., Tensor]:
-    """`step`, forward and backward, through the compiler.
+    """`step`, forward and backward, through the compiler; `step` itself where that fails.
 
     On a GPU its kernels are recorded as CUDA graphs too, or small models would wait for the
     processor. Not where several processes exchange gradients during the backward pass.
     """
+    from torch._dynamo.exc import BackendCompilerFailed  # slow to import, as torch.compile is
+
     graphs = device.type == "cuda" and alone
-    return torch.compile(step, mode="reduce-overhead" if graphs else None)
+    fastest = torch.compile(step, mode="reduce-overhead" if graphs else None)
+
+    def compiled(*inputs: Tensor) -> Tensor:
+        nonlocal fastest
+        try:
+            return fastest(*inputs)
+        except BackendCompilerFailed as error:  # no C++ compiler, or not Python's headers
+            warnings.warn(f"train.compile is left out: {first_line(error)}", stacklevel=2)
+            fastest = step
+            return fastest(*inputs)
+
+    return compiled
 
 
 def begin_step() -> None:

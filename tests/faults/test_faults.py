@@ -105,3 +105,16 @@ def test_a_full_disk_stops_the_run_in_one_line_with_the_last_checkpoint_intact(
         assert not left
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_without_a_compiler_a_run_that_asks_for_it_trains_all_the_same(tmp_path: Path) -> None:
+    caches = {name: str(tmp_path / "c") for name in ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")}
+    done = subprocess.run(
+        command(tmp_path / "run", "train.steps=2", "train.compile=true"),
+        env={**os.environ, **caches, "PATH": str(tmp_path)},  # which has no programs
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train.compile is left out" in done.stderr
+    assert losses(tmp_path / "run")[-1][0] == 2
