@@ -89,6 +89,8 @@ def probe_run(
     with together():
         features = ModelFeatures(pipeline, asked.layers, asked.pool, asked.precision)
     on_first(lambda: require_folder(folder))
+    if (folder / RESULTS).exists():
+        say(f"the probe in {folder} will be replaced (--out keeps it)")
     if asked.sgd is None:
         probe, others, chosen = _kept(run, features, data, asked, say)
     else:

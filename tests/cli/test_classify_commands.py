@@ -109,6 +109,8 @@ def test_an_attentive_probe_is_saved_and_used(igpt, run: Path, tmp_path: Path) -
     assert accuracy > 0.2  # chance is 0.1
     predicted = json.loads(igpt("predict", run, "--probe", out, "--json").out)
     assert predicted["accuracy"] == pytest.approx(accuracy, abs=0.01)
+    again = igpt("probe", run, *words, "--out", out)
+    assert f"the probe in {out} will be replaced" in again.err
 
 
 def test_the_masks_of_a_bert_model_vote_for_its_probe_too(igpt, tmp_path: Path) -> None:

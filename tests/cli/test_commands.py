@@ -112,6 +112,16 @@ def test_complete_takes_files_folders_and_data(igpt, tiny_run: Path, tmp_path: P
         out.unlink()
 
 
+def test_complete_takes_a_few_pictures_of_a_set_unless_it_is_told_how_many(
+    igpt, tiny_run: Path, tmp_path: Path
+) -> None:
+    words = ("complete", tiny_run, "--keep", 0.9, "-n", 1, "--out", tmp_path / "s.png", "--json")
+    result = igpt(*words)
+    assert json.loads(result.out)["count"] == 8
+    assert "the first 8 pictures: --limit takes more" in result.err
+    assert json.loads(igpt(*words, "--limit", 9).out)["count"] == 9
+
+
 def test_palette_writes_clusters_and_says_what_they_lose(igpt, tmp_path: Path) -> None:
     out = tmp_path / "palette.npy"
     words = ("--data", "digits", "--size", 8, "--colors", 5, "--out", out)

@@ -107,6 +107,13 @@ def test_a_palette_is_fitted_by_the_first_process(igpt, tmp_path: Path) -> None:
     assert (tmp_path / "two.npy").read_bytes() == (tmp_path / "one.npy").read_bytes()
 
 
+def test_a_mistake_with_a_palette_is_told_at_once(tmp_path: Path) -> None:
+    done = several.igpt(2, "palette", "--data", "nothing", "--size", 8, "--out", tmp_path / "p.npy")
+    assert 2 in done.wait(seconds=60)
+    assert done.err.count("error:") == 1
+    assert "no data at 'nothing'" in done.err
+
+
 def test_a_batch_that_cannot_be_shared_is_one_line(tiny_run: Path, tmp_path: Path) -> None:
     words = ["--solver", "sgd", "--batch-size", 33, "--out", tmp_path / "out"]
     done = several.igpt(2, "probe", tiny_run, *words)

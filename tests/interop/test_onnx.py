@@ -78,10 +78,15 @@ def test_the_command_writes_graphs_palette_and_order(igpt, tiny_run: Path, tmp_p
     assert nats.mean() == pytest.approx(pipeline.nll(digits)[0], abs=1e-4)
 
 
-def test_a_folder_in_use_is_refused(igpt, tiny_run: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused(
+    igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine").write_text("x")
     assert_mistake(igpt("export", "onnx", tiny_run, "--out", tmp_path), "is not empty")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert_mistake(igpt("export", "onnx", tiny_run, "--out", "."), "the current folder")
 
 
 def test_without_onnx_one_line_says_what_to_install(

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from igpt.types import Pixels
 
+SHOWN = 8  # pictures of a data set, unless --limit says more: completing a whole set takes hours
+
 EXAMPLE = "igpt complete runs/digits --images photo.png --keep 0.5 -n 4 --out sheet.png"
 
 
@@ -47,6 +49,9 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     args.images = [*(args.images or []), *args.files]
     refuse_two_sources(args)
     require_pictures(args.out)
+    if not args.images and args.limit is None:
+        args.limit = SHOWN
+        say(f"the first {SHOWN} pictures: --limit takes more")
     pipeline = load(args.run)
     images = load_pictures(args, pipeline)
     count, given = len(images), pipeline.given_mask(args.keep)

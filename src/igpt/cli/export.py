@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from igpt.cli.arguments import add_run
 from igpt.cli.report import Report
-from igpt.config import Say
+from igpt.config import Say, UserError
 
 EXAMPLE = "igpt export onnx runs/digits --out digits-onnx"
 
@@ -28,18 +28,21 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.interop.onnx import export_onnx
     from igpt.pipeline import load
 
-    require_new_folder(args.out)
+    out = args.out.resolve()
+    require_new_folder(out)
+    if out == Path.cwd():  # it is replaced by a new one
+        raise UserError("--out is the current folder: name a new one")
     pipeline = load(args.run)
     # Under another name until all graphs are written and compared with the model.
-    temporary = args.out.with_name(f".{args.out.name}.{uuid4().hex[:8]}.tmp")
+    temporary = out.with_name(f".{out.name}.{uuid4().hex[:8]}.tmp")
     temporary.mkdir(parents=True)
     try:
         differences = export_onnx(pipeline.model, temporary)
         pipeline.palette.save(temporary / "palette.npy")
         np.save(temporary / "order.npy", pipeline.codec.pi)
-        if args.out.exists():
-            args.out.rmdir()
-        os.replace(temporary, args.out)
+        if out.exists():
+            out.rmdir()
+        os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shown = ", ".join(f"{name}.onnx ({value:.1e})" for name, value in differences.items())

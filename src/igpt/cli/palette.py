@@ -31,8 +31,11 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.order import need_pixels
     from igpt.palette import Palette
     from igpt.parallel import launch
+    from igpt.parallel.meeting import meeting
     from igpt.plots import palette_sheet, require_picture, save_image
 
+    if launch.size() > 1:
+        meeting()  # or the first would wait for the others when it has a mistake to tell
     if not launch.is_first():  # k-means is the work of one process, and the others end here
         return Report("", {})
     DataConfig(image_size=args.size)  # these two check the ranges

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     prediction = classifier.predict(
         pipeline.tokens(pictures.images), pipeline.dtype(args.precision)
     )
-    rows = _rows(pictures.names, prediction, known)
+    rows = _rows(pictures.names, prediction, known, every=bool(args.csv or args.json))
     if args.csv:
         write_csv(args.csv, rows)
     values: dict[str, Any] = {"count": len(rows), "predictions": rows}
@@ -105,17 +105,26 @@ def _classifier(pipeline: Pipeline, args: argparse.Namespace) -> classify.Classi
 
 
 def _rows(
-    pictures: Sequence[str], prediction: classify.Prediction, known: Labels | None
+    pictures: Sequence[str],
+    prediction: classify.Prediction,
+    known: Labels | None,
+    *,
+    every: bool,
 ) -> list[dict[str, Any]]:
-    """A row for each picture: its predicted class, its true one if known, and all probabilities."""
+    """A row for each picture: its predicted class and its true one if known.
+
+    With the probabilities of `every` class if asked: of many classes they take gigabytes.
+    """
     rows, names = [], prediction.class_names
+    columns = [f"p_{name}" for name in names]
     chosen = zip(pictures, prediction.labels, prediction.probabilities, strict=True)
     for i, (picture, label, p) in enumerate(chosen):
         row = {"picture": picture, "label": names[label], "probability": _rounded(p[label])}
         if known is not None:
             row["true"] = names[known[i]] if known[i] >= 0 else ""
-        every = {f"p_{name}": _rounded(value) for name, value in zip(names, p, strict=True)}
-        rows.append(row | every)
+        if every:
+            row |= {column: _rounded(value) for column, value in zip(columns, p, strict=True)}
+        rows.append(row)
     return rows
 
 

@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("model_id", metavar="USER/NAME", help="the model's name on the Hub")
     parser.add_argument("--license", help="an identifier of the Hub, like mit or cc-by-4.0")
-    parser.add_argument("--private", action="store_true", help="only you can see it")
+    parser.add_argument("--private", action="store_true", default=None, help="only you can see it")
     parser.add_argument("--token", help="default: the one that you logged in with")
     parser.add_argument(
         "--dry-run", type=Path, metavar="FOLDER", help="write the folder there and upload nothing"
