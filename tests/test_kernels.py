@@ -106,6 +106,22 @@ def test_large_scores_and_a_long_picture_stay_finite_and_exact() -> None:
 
 
 @needs_bfloat16
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("T", [36, 64])
+def test_gradients_stay_finite_where_no_query_likes_any_key(T: int, causal: bool) -> None:
+    """Beside scores far below zero, the zeros of the keys that fill up a block are large."""
+    query, key, value = heads(0, 1, 1, T, 32)
+    inputs = [x.requires_grad_() for x in (10 + query, -10 + key, value)]
+    found = torch.autograd.grad(fast_attention(*inputs, causal).float().square().sum(), inputs)
+    exact = [x.detach().float().requires_grad_() for x in inputs]
+    expected = F.scaled_dot_product_attention(*exact, is_causal=causal)
+    for ours, truth in zip(
+        found, torch.autograd.grad(expected.square().sum(), exact), strict=True
+    ):
+        assert error(ours, truth) < 0.1  # with such inputs rounding alone is half of it
+
+
+@needs_bfloat16
 @pytest.mark.parametrize("shape", [(1,), (3, 17), (5, 7, 1024)])
 def test_the_activation_and_its_gradient_are_those_of_the_plain_road(
     shape: tuple[int, ...],

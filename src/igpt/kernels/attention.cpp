@@ -190,9 +190,12 @@ void score_gradients(const float* scores, const float* products, int first_key, 
       __m512 p[2], ds[2];
       for (int key = 0; key < 2; key++) {
         const size_t at = size_t(r + key) * s.W + i;
+        const int place = first_key + r + key;
+        // A padded key is seen by no query. Its score is 0, which may be far above the others.
+        __mmask16 seeing = place < s.T ? 0xffff : 0;
+        if (s.causal && i < first_key + BLOCK) seeing &= ~lanes_below(i, place);
         p[key] = exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(scores + at), slope, sums));
-        if (s.causal && i < first_key + BLOCK)
-          p[key] = _mm512_maskz_mov_ps(~lanes_below(i, first_key + r + key), p[key]);
+        p[key] = _mm512_maskz_mov_ps(seeing, p[key]);
         const __m512 change = _mm512_sub_ps(_mm512_loadu_ps(products + at), deltas);
         ds[key] = _mm512_mul_ps(_mm512_mul_ps(p[key], change), scale);
         _mm256_storeu_si256((__m256i*)(p_rows + at), to_bf16(p[key]));
