@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,23 @@ def tiny_recipe(*overrides: str) -> Recipe:
 
 def silent(_line: str) -> None:
     """A `say` that says nothing."""
+
+
+@contextmanager
+def no_gpu() -> Iterator[None]:
+    """As on a machine without a GPU, here and in the processes that are started meanwhile."""
+    torch.cuda.is_available()  # asked first: it looks at the variable once and for all
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@pytest.fixture
+def on_processor() -> Iterator[None]:
+    """For what a GPU does not repeat to the bit, or is not what is measured."""
+    with no_gpu():
+        yield
 
 
 @pytest.fixture(scope="session")

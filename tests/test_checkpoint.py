@@ -232,6 +232,7 @@ def test_a_checkpoint_is_the_state_when_it_was_begun_and_is_seen_when_it_is_whol
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors(5).items())
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_a_checkpoint_takes_its_state_once_more_and_two_files_while_it_is_written(
     tmp_path: Path,
 ) -> None:

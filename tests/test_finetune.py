@@ -106,6 +106,7 @@ def test_a_model_learns_the_digits_and_the_best_one_is_kept(tiny_run: Path, tmp_
     assert len(pipeline.sample(2)) == 2
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_the_model_that_is_kept_is_that_of_the_best_validation(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +120,7 @@ def test_the_model_that_is_kept_is_that_of_the_best_validation(
     assert all(torch.equal(kept[name], best[name]) for name in kept)
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_a_run_that_was_stopped_goes_on_to_the_bit(tiny_run: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     same = ("data.augmentation=cifar",)
@@ -188,6 +190,7 @@ def test_few_labels_are_few_and_a_bert_model_is_fine_tuned_too(tmp_path: Path) -
     assert igpt.load(tmp_path / "r").predict(np.zeros((8, 8), np.uint8)).labels.shape == (1,)
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_a_run_on_imagenet_crops_is_fine_tuned_on_them_and_goes_on_to_the_bit(
     tmp_path: Path,
 ) -> None:

@@ -120,10 +120,12 @@ def test_those_checks_pass_too_where_every_row_is_a_picture(
     assert passed >= {*NOT_FOR_PICTURES}
 
 
+@pytest.mark.usefixtures("on_processor")
 @pytest.mark.parametrize(("layer", "pool"), [("all", "mean"), (1, "grid:2"), ("0:1", "last")])
 def test_the_features_are_those_of_the_pipeline(
-    tiny_run: Path, pipeline: igpt.Pipeline, images: np.ndarray, layer: int | str, pool: str
+    tiny_run: Path, images: np.ndarray, layer: int | str, pool: str
 ) -> None:
+    pipeline = igpt.load(tiny_run)
     expected = pipeline.features(images[:5], layer, pool).reshape(5, -1)
     for run in (tiny_run, str(tiny_run), pipeline):
         features = ImageGPTFeatures(run, layer, pool).fit_transform(images[:5])

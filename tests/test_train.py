@@ -58,6 +58,7 @@ def test_the_first_loss_is_ln_k_and_it_falls(tmp_path: Path) -> None:
     assert losses[40] < losses[1] - 0.4
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_a_run_is_a_function_of_its_seed(tmp_path: Path) -> None:
     a, b = train(tmp_path / "a"), train(tmp_path / "b")
     assert a == b
@@ -70,6 +71,7 @@ def test_micro_batches_change_the_memory_and_not_the_loss(tmp_path: Path) -> Non
     assert parts == pytest.approx(whole, abs=1e-5)
 
 
+@pytest.mark.usefixtures("on_processor")
 @pytest.mark.parametrize("objective", ["ar", "bert"])
 def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tmp_path: Path, objective: str) -> None:
     words = [f"objective={objective}", "data.augmentation=flip"]
@@ -160,6 +162,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert state.step == 12
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_a_signal_does_not_wait_for_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +200,7 @@ def resumed_and_stopped_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return pretrain(None, path, resume=True, say=silent).outcome.step
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_a_validation_that_a_signal_cuts_short_is_made_when_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_run_is_not_gone_on_with_in_other_colours(tiny_run: Path, tmp_path: Pa
         pretrain(None, out, resume=True, say=silent)
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_a_run_that_was_stopped_goes_on_to_the_bit(tiny_run: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     recipe = go_on(tiny_run, whole)

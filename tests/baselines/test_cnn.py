@@ -30,6 +30,7 @@ def test_it_learns_the_digits() -> None:
     assert right.mean() > 0.85
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_it_is_a_function_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("igpt.baselines.cnn.MIN_STEPS", 20)
     monkeypatch.setattr("igpt.baselines.cnn.EPOCHS", 1)

@@ -236,6 +236,7 @@ def test_complete_score_and_features_take_tokens(
         assert np.array_equal(a["labels"], b["labels"])
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_pretraining_on_tokens_is_pretraining_on_their_pictures(
     igpt, tiny_run: Path, prefix: Path, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_on_another_number_of_processes_the_epoch_begins_again_and_says_so(folde
     assert sorted(found) == list(range(30))
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_a_run_that_goes_back_to_a_checkpoint_repeats_the_undisturbed_curve(
     igpt, folder: Path, tmp_path: Path
 ) -> None:
@@ -313,6 +314,7 @@ def serve(folder: Path, handler: type[http.server.SimpleHTTPRequestHandler]) -> 
             thread.join()
 
 
+@pytest.mark.usefixtures("on_processor")
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_a_web_server_is_read_like_a_folder(igpt, folder: Path, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("aiohttp", reason="fsspec reads the web with aiohttp: igpt[remote]")

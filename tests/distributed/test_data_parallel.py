@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import igpt.pretrain
-from conftest import TINY, load_model, silent, tiny_recipe
+from conftest import TINY, load_model, no_gpu, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.config import ParallelConfig, UserError
 from igpt.data import Batch, TokenLoader
@@ -26,6 +26,9 @@ from igpt.evaluate import picture_nats
 from igpt.objectives import BERT
 from igpt.parallel.processes import gather, processes, rank, size, together
 from igpt.pretrain import pretrain
+
+# What is compared with several processes is where they are: on the processor.
+pytestmark = pytest.mark.usefixtures("on_processor")
 
 # 150 pictures are held out: 19 batches of 8, which neither 2 nor 4 processes can share evenly.
 SHORT = ["train.steps=6", "train.eval_every=3", "train.checkpoint_every=3"]
@@ -63,7 +66,8 @@ def train_all(out: Path, folder: Path) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[int, Path]:
     """Folders with a run of every case, by number of processes."""
     outs = {n: tmp_path_factory.mktemp(f"on-{n}") for n in (1, 2, 4)}
-    train_all(outs[1], folder)
+    with no_gpu():
+        train_all(outs[1], folder)
     for n in (2, 4):
         several.call(n, train_all, outs[n], folder)
     return outs

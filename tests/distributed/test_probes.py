@@ -16,6 +16,9 @@ from igpt.config import ParallelConfig
 from igpt.interop.files import read_metadata
 from igpt.parallel.processes import in_turn, processes, rank
 
+# What is compared with several processes is where they are: on the processor.
+pytestmark = pytest.mark.usefixtures("on_processor")
+
 
 def uneven() -> None:
     with processes(ParallelConfig()):

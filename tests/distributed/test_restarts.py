@@ -19,6 +19,9 @@ from conftest import TINY, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.pretrain import pretrain
 
+# There need not be as many GPUs as processes.
+pytestmark = pytest.mark.usefixtures("on_processor")
+
 STEPS = 80
 WORDS = [f"train.steps={STEPS}", "train.eval_every=20", "train.checkpoint_every=5"]
 

@@ -21,7 +21,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import igpt.attention
 import igpt.folder
 import igpt.model
-from conftest import TINY, load_model, silent, tiny_recipe
+from conftest import TINY, load_model, no_gpu, silent, tiny_recipe
 from igpt.checkpoint import Progress, RunDirectory, optimizer_tensors
 from igpt.config import ModelConfig, ParallelConfig, Recipe, UserError
 from igpt.evaluate import picture_nats
@@ -40,6 +40,9 @@ from igpt.recipes import load_recipe
 from igpt.run import new_model
 from igpt.train import ObjectiveModule
 from measured_memory import peak_bytes
+
+# What is compared with several processes is where they are: on the processor.
+pytestmark = pytest.mark.usefixtures("on_processor")
 
 SHORT = ["train.steps=6", "train.eval_every=6", "train.checkpoint_every=3"]
 AR_WORDS = [*SHORT, "train.grad_clip=0.5", "train.micro_batch_size=1", "data.augmentation=flip"]
@@ -79,8 +82,9 @@ def train_all(out: Path) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("split")
-    for case, more in (("ar", AR_WORDS), ("bert", BERT_WORDS)):
-        pretrain(tiny_recipe(*more), out / "alone" / case, resume=False, say=silent)
+    with no_gpu():
+        for case, more in (("ar", AR_WORDS), ("bert", BERT_WORDS)):
+            pretrain(tiny_recipe(*more), out / "alone" / case, resume=False, say=silent)
     for n in (2, 4):
         several.call(n, train_all, out)
     return out

@@ -74,6 +74,7 @@ def columns(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array(table[name].to_pylist()) for name in table.column_names}
 
 
+@pytest.mark.usefixtures("on_processor")
 @pytest.mark.filterwarnings("ignore:skipped")
 @pytest.mark.parametrize("causal", [True, False], ids=["ar", "bert"])
 @pytest.mark.parametrize(
@@ -237,6 +238,7 @@ def test_a_disk_that_is_too_small_is_told_before_it_is_full(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_a_file_that_the_disk_does_not_take_leaves_nothing_but_the_old_one(
     tmp_path: Path, tiny_run: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_sgd_agrees_with_lbfgs_and_predict_takes_its_probe(
     assert json.loads(predicted.out)["accuracy"] == pytest.approx(ours["accuracy"][0], abs=0.01)
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_a_killed_fit_goes_on_and_gives_the_same_probe(
     igpt, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +161,7 @@ def cropped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FAST = ["--solver", "sgd", "--layer", 1, "--epochs", 4, "--batch-size", 8, "--lr", 0.3]
 
 
+@pytest.mark.usefixtures("on_processor")
 def test_a_run_on_imagenet_crops_is_probed_with_imagenet_crops(
     igpt, cropped_run: Path, tmp_path: Path
 ) -> None:
