@@ -115,9 +115,7 @@ def test_gradients_stay_finite_where_no_query_likes_any_key(T: int, causal: bool
     found = torch.autograd.grad(fast_attention(*inputs, causal).float().square().sum(), inputs)
     exact = [x.detach().float().requires_grad_() for x in inputs]
     expected = F.scaled_dot_product_attention(*exact, is_causal=causal)
-    for ours, truth in zip(
-        found, torch.autograd.grad(expected.square().sum(), exact), strict=True
-    ):
+    for ours, truth in zip(found, torch.autograd.grad(expected.square().sum(), exact), strict=True):
         assert error(ours, truth) < 0.1  # with such inputs rounding alone is half of it
 
 
