@@ -10,7 +10,6 @@ from pathlib import Path
 
 from igpt.checkpoint import recipe_of
 from igpt.config import (
-    PRESETS,
     DataConfig,
     ModelChoice,
     ModelConfig,
@@ -63,13 +62,11 @@ def open_start(recipe: Recipe) -> StoredModel:
     if recipe.init_from is None:
         raise UserError("init_from of the recipe must name the model that the run goes on from")
     stored = open_model(local_folder(recipe.init_from))
-    config, codec, model = stored.config, stored.codec, recipe.model
+    config, codec = stored.config, stored.codec
     asked = recipe.model_config(config.vocab_size, config.n_positions)
     sizes = Preset(config.n_layer, config.n_head, config.n_embd)
     if (
         (Preset(asked.n_layer, asked.n_head, asked.n_embd), asked.causal) != (sizes, config.causal)
-        # The recipe's sizes override its preset: one of other sizes would be ignored silently.
-        or (model.preset != ModelChoice.preset and PRESETS[model.preset] != sizes)
         or (recipe.order, recipe.data.image_size) != (codec.order, codec.image_size)
         or recipe.palette != PaletteConfig(colors=codec.vocab_size)
     ):
