@@ -121,9 +121,10 @@ class Palette:
         """
         flat = _checked(images).reshape(-1, 3)
         tokens = np.empty(len(flat), dtype=np.uint16)
+        by_picture = tokens.reshape(len(images), images.shape[1] * images.shape[2])
         starts = range(0, len(flat), PART)
         if len(starts) > 1 and self._known_by_cells(flat, tokens):
-            starts = range(0)
+            return by_picture
 
         def encode_part(start: int) -> None:
             self._look_up(flat[start : start + PART], tokens[start : start + PART])
@@ -133,7 +134,7 @@ class Palette:
                 list(pool.map(encode_part, starts))
         elif starts:
             encode_part(0)
-        return tokens.reshape(len(images), images.shape[1] * images.shape[2])
+        return by_picture
 
     def decode(self, tokens: npt.NDArray[Any]) -> Pixels:
         """Pixels uint8 [B, S, S, 3] of raster tokens [B, S*S].
