@@ -65,8 +65,8 @@ class ReplayedDecoder:
     """The same step after step in recorded graphs, which a GPU replays without being told more.
 
     One for each ROOM positions, so that attention reads little of what is not stored yet. They are
-    recorded and not compiled: that takes a second, where the compiler takes longer than most calls
-    (docs/performance.md). The cache is `FixedCache`, as graphs repeat the very same addresses.
+    recorded and not compiled, as the compiler takes longer than most calls. The cache is
+    `FixedCache`, as graphs repeat the very same addresses.
     """
 
     def __init__(self, model: ImageGPT) -> None:
