@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,6 +121,24 @@ def assert_mistake(result: Result, complaint: str) -> None:
     assert complaint in line
     assert "Traceback" not in result.err
     assert result.out == ""
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process that tests for another hands over what it found."""
+    from parity.differences import found
+
+    if (handed := getattr(session.config, "workeroutput", None)) is not None:
+        handed["differences"] = found
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node: Any) -> None:
+    """The process that is handed to; one that crashed hands over nothing."""
+    from parity.differences import remember
+
+    handed = getattr(node, "workeroutput", {})
+    for what, (difference, times) in handed.get("differences", {}).items():
+        remember(what, difference, times)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
