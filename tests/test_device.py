@@ -13,7 +13,7 @@ from igpt.checkpoint import RunDirectory
 from igpt.config import PRECISIONS, ModelConfig, TrainConfig, UserError
 from igpt.data import Batch, Loader, prefetch
 from igpt.decode import ReplayedDecoder
-from igpt.device import compile_training, compute_dtype, replays_steps
+from igpt.device import compile_training, compute_dtype, join_device, replays_steps
 from igpt.objectives import AR
 from igpt.train import ParameterGroup, Trainer, Validation
 from test_model import random_model
@@ -67,6 +67,13 @@ def test_a_precision_is_one_of_those_that_there_are() -> None:
 def test_steps_are_recorded_for_a_gpu_alone() -> None:
     assert replays_steps(torch.device("cuda", 1))
     assert not replays_steps(torch.device("cpu"))
+
+
+def test_a_process_without_a_gpu_of_its_own_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"more processes than GPUs on this machine, which has 2"):
+        join_device(2)
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

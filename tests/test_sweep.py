@@ -256,7 +256,7 @@ MISTAKES = [
     (["colors=4", "colors=5"], [], "a field or a value is given twice"),
     (["colors=4", "palette.colors=5"], [], "palette.colors, which is given already"),
     (["colors=4"], ["palette.colors=5"], "palette.colors, which is given already"),
-    (["colors=4"], ["palette.path=p.npy"], "a palette that is given .palette.path. has its own"),
+    (["colors=4"], ["palette.path=p.npy"], "the palette p.npy has its own colours"),
     (["shape=4"], [], "'shape' is no one field of a recipe"),
     (["data=4"], [], "'data' is no one field of a recipe"),
     (["colors=4,many"], [], "palette.colors"),

@@ -20,9 +20,14 @@ def default_device() -> torch.device:
 
 
 def join_device(local_rank: int) -> torch.device:
-    """The device of this process, the `local_rank`-th of its machine; `default_device` from now."""
+    """The device of this process, the `local_rank`-th of its machine; `default_device` from now.
+
+    Raises UserError where the machine has fewer GPUs than processes.
+    """
     device = default_device()
     if device.type == "cuda":
+        if local_rank >= (count := torch.cuda.device_count()):
+            raise UserError(f"more processes than GPUs on this machine, which has {count}")
         torch.cuda.set_device(local_rank)
     return device
 

@@ -108,8 +108,6 @@ def make_points(recipe: str, grid: Sequence[str], changes: Sequence[str], out: P
             raise UserError(f"grid: two of its points have the name {name}")
         words = [*changes, *(f"{fields[key]}={value}" for key, value in chosen.items())]
         points.append(Point(name, load_recipe(recipe, words), RunDirectory(out / name)))
-        if "palette.colors" in fields.values() and points[-1].recipe.palette.path is not None:
-            raise UserError("grid: a palette that is given (palette.path) has its own colours")
         _check(points[-1])
     return points
 

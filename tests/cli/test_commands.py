@@ -183,6 +183,10 @@ MISTAKES = [
     (["pretrain", "digits", "--out", "{tmp}/r", "--colors", "0"], "palette.colors must be 1"),
     (["eval", "{run}", "--data", "{tmp}/one", "--split", "tst"], "no split 'tst'"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--palette", "{tmp}/no.npy"], "no palette file"),
+    (
+        ["pretrain", "digits", "--out", "{tmp}/r", "--palette", "p.npy", "--colors", "4"],
+        "has its own colours",
+    ),
     (["pretrain", "--out", "{tmp}/r", "--resume"], "no run"),
     (["eval", "{tmp}/nothing"], "no run at"),
     (["eval", "{tmp}/empty"], "config.json"),

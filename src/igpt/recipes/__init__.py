@@ -78,6 +78,11 @@ def parse_recipe(text: str, overrides: Sequence[str], name: str) -> Recipe:
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"recipe {name}: {_complaint(error)}") from error
     assert isinstance(recipe, Recipe)
+    if recipe.palette.path and OmegaConf.select(asked, "palette.colors") is not None:
+        raise UserError(
+            f"the palette {recipe.palette.path} has its own colours: palette.colors is for fitting "
+            "one"
+        )
     return recipe
 
 
