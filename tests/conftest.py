@@ -90,6 +90,14 @@ def picture_bytes(seed: int, size: tuple[int, int] = (9, 7), image_format: str =
     return buffer.getvalue()
 
 
+def write_pictures(folder: Path, *names: str) -> None:
+    """Pictures of random colours, each under its name."""
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture_bytes(i))
+
+
 def load_model(folder: Path) -> tuple[ImageGPT, Codec]:
     """The model, on the processor, and the codec of a run, or of a folder of transformers."""
     pipeline = load(folder)

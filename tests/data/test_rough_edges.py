@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import picture_bytes
+from conftest import picture_bytes, write_pictures
 from igpt.config import DataConfig, UserError
 from igpt.data import (
     PictureLoader,
@@ -35,12 +35,6 @@ from igpt.palette import Palette
 from igpt.rng import numpy_rng
 
 GREYS = Palette(np.linspace(-1, 1, 256, dtype=np.float32)[:, None].repeat(3, 1))
-
-
-def write_pictures(folder: Path, *names: str) -> None:
-    for i, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture_bytes(i))
 
 
 def save_rows(folder: Path, **columns: list[object]) -> None:

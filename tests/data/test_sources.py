@@ -1,4 +1,4 @@
-"""Where pictures may come from, and which of them are trained on."""
+"""Where pictures may come from."""
 
 from __future__ import annotations
 
@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from conftest import picture_bytes
-from igpt.config import DataConfig, UserError
-from igpt.data import Source, decode_all, evaluation_split, open_source, training_splits
+from conftest import picture_bytes, write_pictures
+from igpt.config import UserError
+from igpt.data import decode_all, open_source
 from shared_data import shared
-
-
-def write_pictures(folder: Path, names: list[str]) -> None:
-    for i, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture_bytes(i, image_format="PNG"))
 
 
 def test_the_digits_have_fixed_splits_of_all_1797_scans() -> None:
@@ -40,7 +33,7 @@ def test_the_digits_have_fixed_splits_of_all_1797_scans() -> None:
 
 
 def test_a_folder_of_class_folders_has_labels(tmp_path: Path) -> None:
-    write_pictures(tmp_path, ["cat/1.png", "cat/2.png", "dog/1.png"])
+    write_pictures(tmp_path, "cat/1.png", "cat/2.png", "dog/1.png")
     pictures = open_source(str(tmp_path)).split("train")
     assert pictures.class_names == ("cat", "dog")
     assert pictures.labels is not None
@@ -49,7 +42,7 @@ def test_a_folder_of_class_folders_has_labels(tmp_path: Path) -> None:
 
 
 def test_a_flat_folder_of_pictures_has_none(tmp_path: Path) -> None:
-    write_pictures(tmp_path, ["1.png", "2.png"])
+    write_pictures(tmp_path, "1.png", "2.png")
     pictures = open_source(str(tmp_path)).split("train")
     assert len(pictures) == 2
     assert pictures.labels is None
@@ -57,7 +50,7 @@ def test_a_flat_folder_of_pictures_has_none(tmp_path: Path) -> None:
 
 
 def test_splits_without_class_folders_leave_the_others_their_labels(tmp_path: Path) -> None:
-    write_pictures(tmp_path, ["train/cat/1.png", "train/dog/2.png", "test/3.png", "test/4.png"])
+    write_pictures(tmp_path, "train/cat/1.png", "train/dog/2.png", "test/3.png", "test/4.png")
     source = open_source(str(tmp_path))
     train, test = source.split("train"), source.split("test")
     assert train.class_names == ("cat", "dog")
@@ -67,7 +60,7 @@ def test_splits_without_class_folders_leave_the_others_their_labels(tmp_path: Pa
 
 
 def test_split_folders_are_splits(tmp_path: Path) -> None:
-    write_pictures(tmp_path, ["train/a/1.png", "train/b/2.png", "test/a/3.png"])
+    write_pictures(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png")
     assert set(open_source(str(tmp_path)).splits) == {"train", "test"}
 
 
@@ -75,7 +68,7 @@ def test_split_folders_are_splits(tmp_path: Path) -> None:
 def test_split_folders_may_be_written_in_capitals(tmp_path: Path, names: tuple[str, str]) -> None:
     train, test = names
     files = [f"{train}/cat/1.png", f"{train}/dog/2.png", f"{test}/dog/3.png", f"{test}/cat/4.png"]
-    write_pictures(tmp_path, files)
+    write_pictures(tmp_path, *files)
     source = open_source(str(tmp_path))
     assert set(source.splits) == {"train", "test"}
     for name, labels in (("train", [0, 1]), ("test", [0, 1])):
@@ -88,9 +81,9 @@ def test_split_folders_may_be_written_in_capitals(tmp_path: Path, names: tuple[s
 
 def test_a_folder_whose_path_is_a_pattern_is_refused(tmp_path: Path) -> None:
     """The library would read `photos1` for it."""
-    write_pictures(tmp_path / "photos1", ["1.png", "2.png"])
+    write_pictures(tmp_path / "photos1", "1.png", "2.png")
     for name in ("photos[1]", "photos?", "a::b"):
-        write_pictures(tmp_path / name / "inside", ["1.png"])
+        write_pictures(tmp_path / name / "inside", "1.png")
         for spec in (tmp_path / name, tmp_path / name / "inside"):
             with pytest.raises(UserError, match="rename that folder"):
                 open_source(str(spec))
@@ -186,46 +179,6 @@ def test_what_does_not_exist_or_has_no_pictures_is_refused(tmp_path: Path) -> No
 def test_an_unknown_split_is_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match="train, test"):
         open_source("digits").split("dev")
-
-
-def guarded(source: Source) -> Source:
-    """The source, with a test split that must not be opened."""
-
-    def forbidden() -> Any:
-        raise AssertionError("the test split was opened")
-
-    return Source(source.name, {**source.open_split, "test": forbidden})
-
-
-def test_training_never_touches_the_test_split_and_holds_out_a_seeded_tenth() -> None:
-    source = guarded(open_source("digits"))
-    train, held_out = training_splits(source, DataConfig(), seed=0)
-    assert (len(train), len(held_out)) == (1350, 150)
-    names = {train.name(i) for i in range(1350)} | {held_out.name(i) for i in range(150)}
-    assert len(names) == 1500
-    again = training_splits(source, DataConfig(), seed=0)[1]
-    other = training_splits(source, DataConfig(), seed=1)[1]
-    first = [held_out.name(i) for i in range(150)]
-    assert first == [again.name(i) for i in range(150)]
-    assert first != [other.name(i) for i in range(150)]
-
-
-def test_the_test_split_cannot_be_trained_or_validated_on() -> None:
-    for config in (DataConfig(train_split="test"), DataConfig(validation_split="test")):
-        with pytest.raises(UserError, match="cannot be trained on and tested on"):
-            training_splits(open_source("digits"), config, seed=0)
-
-
-def test_a_validation_split_of_the_source_is_used(tmp_path: Path) -> None:
-    write_pictures(tmp_path, ["train/1.png", "train/2.png", "validation/3.png"])
-    train, held_out = training_splits(open_source(str(tmp_path)), DataConfig(), seed=0)
-    assert (len(train), len(held_out)) == (2, 1)
-
-
-def test_a_source_with_one_split_is_evaluated_on_it(tmp_path: Path) -> None:
-    write_pictures(tmp_path, ["1.png", "2.png"])
-    with pytest.warns(UserWarning, match="has no split 'test'"):
-        assert len(evaluation_split(open_source(str(tmp_path)), "test")) == 2
 
 
 def test_fashion_mnist_opens_whole() -> None:

@@ -34,14 +34,11 @@ from igpt.data.loader import (
 from igpt.data.pictures import Pictures, Source, UnreadablePicture, open_files
 from igpt.data.pieces import Cut, Item, cut_source
 from igpt.data.shards import Stream, is_shards, next_pictures, open_streams
-from igpt.data.sources import (
+from igpt.data.sources import data_of, open_data, open_source, source_name
+from igpt.data.splits import (
     count_split_pictures,
-    data_of,
     evaluation_split,
-    open_data,
-    open_source,
     pictures_to_test,
-    source_name,
     task_training_splits,
     training_splits,
 )

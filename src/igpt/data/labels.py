@@ -20,7 +20,7 @@ from igpt.data.decode import (
 )
 from igpt.data.loader import Loader, PictureLoader, TokenLoader
 from igpt.data.pictures import Pictures, Source
-from igpt.data.sources import pictures_to_test, task_training_splits
+from igpt.data.splits import pictures_to_test, task_training_splits
 from igpt.order import Codec, Encoded, need_pixels
 from igpt.rng import numpy_rng
 from igpt.types import Labels, Pixels

@@ -31,7 +31,8 @@ from igpt.data.hub import (
 )
 from igpt.data.loader import State
 from igpt.data.pictures import Pictures, as_text
-from igpt.data.sources import check_split_names, is_hub_id, validation_name
+from igpt.data.sources import is_hub_id
+from igpt.data.splits import check_split_names, validation_name
 from igpt.order import need_pixels
 from igpt.rng import numpy_rng
 from igpt.types import Pixels
