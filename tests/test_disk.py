@@ -10,7 +10,8 @@ from threading import Barrier
 
 import pytest
 
-from igpt.disk import write_atomically, write_text
+from igpt.config import UserError
+from igpt.disk import new_folder, write_atomically, write_text
 
 
 def test_two_threads_may_write_the_same_file_at_once(tmp_path: Path) -> None:
@@ -55,3 +56,23 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
         write_atomically(tmp_path / "file", interrupted)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "before"
+
+
+def test_a_new_folder_is_there_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "new"
+
+    def interrupted() -> None:
+        with new_folder(path) as folder:
+            (folder / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(path.parent.iterdir()) == []
+    path.mkdir()  # an empty folder may be there
+    with new_folder(path) as folder:
+        (folder / "whole").touch()
+        assert list(path.iterdir()) == []
+    assert [file.name for file in path.iterdir()] == ["whole"]
+    with pytest.raises(UserError, match="is not empty"), new_folder(path):
+        pass

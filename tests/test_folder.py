@@ -106,3 +106,12 @@ def test_a_disk_that_is_full_leaves_the_weights_before(
     found, old = load_model(tmp_path)[0].state_dict(), model(0).state_dict()
     # The head for the next pixel is in a file of its own, which is written before the last one.
     assert all(torch.equal(found[n], old[n]) for n in old if n != "head.weight")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    broken = model(0)
+    with torch.no_grad():
+        broken.ln_f.weight[1] = torch.nan
+    save_model(tmp_path, broken, CODEC, NAMES)
+    with pytest.raises(UserError, match=r"model\.safetensors: not all weights are finite"):
+        load_model(tmp_path)

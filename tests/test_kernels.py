@@ -326,6 +326,21 @@ def test_a_user_without_a_home_needs_another_cache(
     assert [path.parent for path in compiled] == [tmp_path / "igpt"] * cache
 
 
+def test_a_damaged_library_is_made_anew(tmp_path: Path) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler here")
+    # Flags are no part of the compiler's name.
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": "c++ -Wall"}
+    words = "from igpt.kernels.build import load; print(load('palette') is not None)"
+    for _ in range(2):
+        command = [sys.executable, "-c", words]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        assert done.stdout == "True\n", done.stderr
+        (library,) = (tmp_path / "igpt").iterdir()
+        assert library.stat().st_size > 1000
+        library.write_bytes(b"cut short")
+
+
 def test_whoever_compiles_does_so_under_a_name_of_its_own(
     compiled: list[Path], tmp_path: Path
 ) -> None:

@@ -161,6 +161,9 @@ def test_completions_keep_the_given_part(
         (np.zeros((2, 3, 8, 8, 3), np.uint8), "shape"),
         (np.zeros((8, 8, 4), np.uint8), "shape"),  # one picture, and not eight grey ones
         (np.zeros((8, 8, 1), np.uint8), "shape"),
+        (torch.zeros(8, 8, dtype=torch.bfloat16), "uint8 tensors"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), "channels first"),
+        ([1, 2], "expected pictures, got int"),
         ("missing.png", "no picture missing.png"),
         (Path(__file__).parent, "is a folder: give its pictures"),
     ],
@@ -170,6 +173,17 @@ def test_what_is_no_picture_is_refused(
 ) -> None:
     with pytest.raises(igpt.UserError, match=complaint):
         pipeline.nll(pictures)  # type: ignore[arg-type]
+
+
+def test_a_picture_that_cannot_be_converted_is_named(
+    pipeline: igpt.Pipeline, tmp_path: Path
+) -> None:
+    path = tmp_path / "broken.png"
+    Image.new("RGB", (8, 8)).save(path, exif=b"Exif\0\0 no header")
+    with pytest.raises(igpt.UserError, match=r"cannot read .*broken\.png: not a TIFF"):
+        pipeline.nll(path)
+    with Image.open(path) as image, pytest.raises(igpt.UserError, match="cannot convert"):
+        pipeline.nll(image)
 
 
 @pytest.mark.parametrize("keep", [-0.1, 1.0, 2.0])

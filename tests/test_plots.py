@@ -127,7 +127,17 @@ def test_a_suffix_names_the_format_and_folders_are_made(tmp_path: Path, name: st
         assert Image.registered_extensions()[path.suffix.lower()] == image.format
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a", "a.psd"])
+def test_a_sheet_too_large_for_its_format_is_a_png_beside(tmp_path: Path) -> None:
+    sheet = Image.new("RGB", (2, 16384))
+    with pytest.warns(UserWarning, match=r"2x16384 pixels: written as .*a\.png"):
+        save_image(sheet, tmp_path / "a.webp")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == sheet.size
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+# Icons would be shrunk, and the last is of one bit.
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.psd", "a.ico", "a.xbm"])
 def test_a_suffix_of_no_picture_is_the_users_mistake(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=rf"'{name}'.*sheet\.png"):
         save_image(picture_sheet(pictures(1, 8, 8)), tmp_path / name)

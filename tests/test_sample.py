@@ -123,6 +123,12 @@ def test_greedy_decoding_takes_the_likeliest_token_each_time() -> None:
         assert torch.equal(model(tokens).argmax(-1), tokens)
 
 
+def test_top_k_keeps_no_more_where_logits_are_equal() -> None:
+    left = probabilities(torch.tensor([[3.0, 2, 2, 2, 2]]), Sampling(top_k=2))
+    assert sorted(left[0].tolist())[:3] == [0, 0, 0]
+    assert left[0, 0].item() == pytest.approx(torch.tensor([3.0, 2]).softmax(0)[0].item())
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

@@ -71,6 +71,7 @@ def test_bert_hides_every_position_once_and_in_equal_parts(monkeypatch: pytest.M
     n_turns = turns(model.config)
     assert len(hidden) == n_turns == 7
     assert turns(replace(model.config, mask_probability=0.5)) == 2
+    assert turns(replace(model.config, mask_probability=0.0005)) == 64
     assert torch.equal(torch.stack(hidden).sum(dim=0), torch.ones(2, 64, dtype=torch.long))
     assert {int(mask[0].sum()) for mask in hidden} <= {64 // n_turns, 64 // n_turns + 1}
     for masked in hidden:

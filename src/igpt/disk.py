@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import os
+import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -82,6 +83,27 @@ def require_new_folder(path: Path) -> None:
         raise UserError(f"{path} is a file: give a new folder")
     if path.exists() and any(path.iterdir()):
         raise UserError(f"{path} is not empty: give a new folder")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` at the end, or is removed where that is not reached.
+
+    Raises UserError as `require_new_folder`, and for the current folder, which it would replace.
+    """
+    require_new_folder(path)
+    whole = path.resolve()
+    if whole == Path.cwd():
+        raise UserError(f"{path} is the current folder: give a new one")
+    temporary = whole.with_name(f".{whole.name}.{uuid4().hex[:8]}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if whole.exists():
+            whole.rmdir()
+        os.replace(temporary, whole)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -129,9 +129,9 @@ def _require_pictures(model: ImageGPT, tokens: torch.Tensor) -> None:
 
 def turns(config: ModelConfig) -> int:
     """In how many turns a BERT model's positions are hidden, so that it is asked what it learned:
-    seven for the paper's 0.15, as a seventh is nearest to it.
+    seven for the paper's 0.15, as a seventh is nearest to it. One position a turn at least.
     """
-    return max(2, round(1 / config.mask_probability))
+    return max(2, min(round(1 / config.mask_probability), config.n_positions))
 
 
 def _batch_nats(model: ImageGPT, tokens: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.parallel.processes import on_first
 from igpt.parallel.sharding import build, copy_whole, whole
+from igpt.parallel.storage import all_finite
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -207,10 +208,13 @@ def open_model(folder: Path) -> StoredModel:
 def fill_model(stored: StoredModel, parallel: ParallelConfig) -> ImageGPT:
     """The stored model, split over processes as `parallel` says: each reads its part.
 
-    Raises UserError for weights that do not fit, and for another number of processes.
+    Raises UserError for weights that do not fit or are not finite, and for another number of
+    processes.
     """
     model = build(stored.config, parallel, default_device())
     stored.copy_into(model)
+    if not all_finite(model.state_dict()):
+        raise UserError(f"{stored.source}: not all weights are finite numbers")
     return model.eval()
 
 

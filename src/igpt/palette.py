@@ -47,7 +47,8 @@ class Palette:
     def __init__(self, clusters: npt.ArrayLike) -> None:
         array = np.asarray(clusters)
         if array.ndim != 2 or array.shape[1] != 3 or not 1 <= len(array) <= UNKNOWN:
-            raise UserError(f"clusters must have shape [K, 3], got {list(array.shape)}")
+            shape = list(array.shape)
+            raise UserError(f"clusters must have shape [K, 3], K up to {UNKNOWN:,}, got {shape}")
         if array.dtype.kind != "f":
             raise UserError(f"clusters must be floats in [-1, 1], got {array.dtype}")
         if not np.isfinite(array).all() or np.abs(array).max() > 1 + RANGE_SLACK:

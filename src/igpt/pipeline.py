@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ from PIL import Image
 from igpt.checkpoint import recipe_of
 from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
 from igpt.config import ParallelConfig, Recipe, UserError
-from igpt.data import Fit, UnreadablePicture, evaluation_fit, fit_square, open_files, to_rgb
+from igpt.data import (
+    BROKEN,
+    Fit,
+    UnreadablePicture,
+    evaluation_fit,
+    fit_square,
+    open_files,
+    read_rgb,
+    to_rgb,
+)
 from igpt.device import compute_dtype, default_device, reuse_memory
 from igpt.evaluate import BATCH, Likelihood, picture_nats, pixel_nats
 from igpt.folder import fill_model, load_class_names, open_model, save_model
@@ -306,33 +315,54 @@ def as_pixels(images: Shown, size: int, fit: Fit) -> npt.NDArray[np.uint8]:
         unchanged = images.shape[1:] == (size, size, 3) and fit is fit_square
         if unchanged:  # one by one, as below, a large set would take longer
             return images
-    return np.stack([fit(to_rgb(image), size) for image in _as_pil(images)])
+    return np.stack([fit(image, size) for image in _as_rgb(images)])
 
 
-def _as_pil(images: Shown) -> list[Image.Image]:
+def _as_rgb(images: Shown) -> list[Image.Image]:
     if isinstance(images, Image.Image):
-        return [images]
+        return [_convert(images)]
     if isinstance(images, str | Path):
         return [_open(Path(images))]
     if isinstance(images, torch.Tensor):
-        images = images.detach().cpu().numpy()
+        return _array_as_rgb(_as_array(images))
     if isinstance(images, np.ndarray):
-        return _array_as_pil(images)
+        return _array_as_rgb(images)
+    if not isinstance(images, Iterable):
+        raise UserError(f"expected pictures, got {type(images).__name__}")
     if not images:
         raise UserError("no pictures given")
-    return [picture for image in images for picture in _as_pil(image)]
+    return [picture for image in images for picture in _as_rgb(image)]
+
+
+def _convert(image: Image.Image) -> Image.Image:
+    try:
+        return to_rgb(image)
+    except BROKEN as error:
+        raise UserError(f"cannot convert a picture of mode {image.mode}: {error}") from error
 
 
 def _open(path: Path) -> Image.Image:
     if path.is_dir():
         raise UserError(f"{path} is a folder: give its pictures")
     try:
-        return open_files([path]).image(0)
+        return read_rgb(open_files([path]), 0)
     except UnreadablePicture as error:
         raise UserError(f"cannot read {error}") from error
 
 
-def _array_as_pil(array: npt.NDArray[Any]) -> list[Image.Image]:
+def _as_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """UserError for what may be one picture, channels first as PyTorch has them, or three grey."""
+    if tensor.dtype != torch.uint8:
+        raise UserError(f"pictures must be uint8 tensors of 0 to 255, got {tensor.dtype}")
+    if tensor.ndim == 3 and len(tensor) == 3 and min(tensor.shape[1:]) > 3:
+        raise UserError(
+            f"a tensor {list(tensor.shape)} may be a picture with its channels first: give it as "
+            "[H, W, 3] (`permute(1, 2, 0)`), and three grey pictures as a list"
+        )
+    return tensor.cpu().numpy()
+
+
+def _array_as_rgb(array: npt.NDArray[Any]) -> list[Image.Image]:
     if array.dtype != np.uint8:
         raise UserError(f"pictures must be uint8 arrays of 0 to 255, got {array.dtype}")
     colour = array.ndim >= 3 and array.shape[-1] == 3
@@ -346,4 +376,4 @@ def _array_as_pil(array: npt.NDArray[Any]) -> list[Image.Image]:
         )
     if len(array) == 0:
         raise UserError("no pictures given")
-    return [Image.fromarray(pixels) for pixels in array]
+    return [_convert(Image.fromarray(pixels)) for pixels in array]

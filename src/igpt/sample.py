@@ -60,8 +60,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         return torch.zeros_like(logits).scatter_(-1, best, 1.0)
     logits = logits.float() / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        threshold = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < threshold, -torch.inf)
+        likely, index = logits.topk(sampling.top_k, dim=-1)  # no more of them where some are equal
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, index, likely)
     if sampling.top_p is not None:
         ordered, index = logits.sort(dim=-1, descending=True)
         share = ordered.softmax(dim=-1)

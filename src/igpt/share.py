@@ -12,7 +12,7 @@ import numpy as np
 
 from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, UserError, first_line
-from igpt.disk import read_json, require_new_folder, write_json, write_text
+from igpt.disk import new_folder, read_json, write_json, write_text
 from igpt.folder import save_model
 from igpt.monitor import best_value, last_step, read_metrics
 from igpt.plots import picture_sheet, save_image
@@ -29,33 +29,33 @@ SHEET = "samples.png"
 PATHS = ("run", "data", "out")  # what the results of a probe tell of folders
 
 
-def write_folder(pipeline: Pipeline, folder: Path, name: str, license: str | None) -> None:
+def write_folder(pipeline: Pipeline, path: Path, name: str, license: str | None) -> None:
     """Write all that is shared of a model: weights, processor, recipe, metrics, probe, card, sheet.
 
     `name` is the title and the id that the card's examples use; `license` an identifier of the Hub,
     like `mit`. Names of local folders are shortened to their last part. Raises UserError when
-    `folder` exists and is not empty.
+    `path` exists and is not empty.
     """
-    require_new_folder(folder)
-    save_model(folder, pipeline.model, pipeline.codec, pipeline.class_names)
-    pipeline.palette.save(folder / "palette.npy")
-    recipe, loss, steps = None, None, None
-    if pipeline.folder is not None and RunDirectory(pipeline.folder).exists():
-        run = RunDirectory(pipeline.folder)
-        recipe = _without_paths(run.recipe())
-        write_text(folder / "recipe.yaml", recipe_yaml(recipe))
-        if run.metrics.is_file():
-            shutil.copy(run.metrics, folder / run.metrics.name)
-            rows = read_metrics(run.metrics)
-            loss, steps = best_value(rows, "val_loss"), last_step(rows)
-        if (run.path / "probe").is_dir():
-            unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
-            shutil.copytree(run.path / "probe", folder / "probe", ignore=unready)
-            _shorten_paths(folder / "probe" / RESULTS)
-    if pipeline.model.config.paints:
-        sheet = picture_sheet(np.concatenate(list(pipeline.sample_batches(SAMPLES, Sampling()))))
-        save_image(sheet, folder / SHEET)
-    write_text(folder / "README.md", card(pipeline, name, license, recipe, loss, steps))
+    with new_folder(path) as folder:
+        save_model(folder, pipeline.model, pipeline.codec, pipeline.class_names)
+        pipeline.palette.save(folder / "palette.npy")
+        recipe, loss, steps = None, None, None
+        if pipeline.folder is not None and RunDirectory(pipeline.folder).exists():
+            run = RunDirectory(pipeline.folder)
+            recipe = _without_paths(run.recipe())
+            write_text(folder / "recipe.yaml", recipe_yaml(recipe))
+            if run.metrics.is_file():
+                shutil.copy(run.metrics, folder / run.metrics.name)
+                rows = read_metrics(run.metrics)
+                loss, steps = best_value(rows, "val_loss"), last_step(rows)
+            if (run.path / "probe").is_dir():
+                unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
+                shutil.copytree(run.path / "probe", folder / "probe", ignore=unready)
+                _shorten_paths(folder / "probe" / RESULTS)
+        if pipeline.model.config.paints:
+            samples = np.concatenate(list(pipeline.sample_batches(SAMPLES, Sampling())))
+            save_image(picture_sheet(samples), folder / SHEET)
+        write_text(folder / "README.md", card(pipeline, name, license, recipe, loss, steps))
 
 
 def push(

@@ -20,10 +20,11 @@ from igpt.data import (
     imagenet_centre,
     imagenet_crop,
     open_files,
+    read_rgb,
     to_rgb,
 )
 from igpt.data.decode import encode_all
-from igpt.data.pictures import Pictures
+from igpt.data.pictures import Pictures, UnreadablePicture
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 from igpt.types import Pixels
@@ -75,6 +76,29 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
         to_rgb(Image.open(tmp_path / "microscope.png"))
     with pytest.warns(UserWarning, match="floats has no value above a sixteenth of 65,535"):
         to_rgb(Image.fromarray(np.full((2, 2), 300, np.float32)))
+
+
+@pytest.mark.parametrize("values", [[-1.0, 1.0], [0.0, 70_000.0], [-np.inf, -5.0]])
+def test_values_that_do_not_tell_black_and_white_are_not_guessed(
+    values: list[float], tmp_path: Path
+) -> None:
+    Image.fromarray(np.array([values], np.float32)).save(tmp_path / "floats.tiff")
+    with pytest.raises(UnreadablePicture, match="do not tell what is black and white"):
+        read_rgb(open_files([tmp_path / "floats.tiff"]), 0)
+
+
+def test_what_is_not_finite_is_black_or_white_and_the_rest_as_it_was() -> None:
+    floats = Image.fromarray(np.array([[np.nan, np.inf, 0.5, -1e-6]], np.float32))
+    assert np.asarray(to_rgb(floats))[0, :, 0].tolist() == [0, 255, 128, 0]
+    nothing = Image.fromarray(np.full((1, 2), np.nan, np.float32))
+    assert np.asarray(to_rgb(nothing))[0, :, 0].tolist() == [0, 0]
+
+
+def test_a_transparent_value_of_sixteen_bits_is_white(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "clear.png", transparency=257)
+    rgb = np.asarray(to_rgb(Image.open(tmp_path / "clear.png")))
+    assert rgb[0, :, 0].tolist() == [0, 255, 255]
 
 
 def test_the_pages_of_a_tiff_that_are_not_read_are_told_of(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import assert_mistake
 from igpt.config import UserError
 from igpt.interop import download
 from igpt.interop.download import fetch_file, published_files
@@ -155,9 +156,23 @@ def test_the_command_fetches_all_and_goes_on(
     assert json.loads(result.out) == {"checkpoint": str(out / "model.ckpt-131000"), "files": 34}
     assert "34/34 kmeans_centers.npy, 256,000 bytes" in result.err
     names = sorted(p.name for p in out.iterdir())
-    assert len(names) == 34
+    assert len(names) == 35
+    names.remove("origin.txt")
     assert names[0] == "kmeans_centers.npy"
     assert all((out / name).read_bytes() == BODY for name in names)
+
+
+def test_the_files_of_two_models_never_share_a_folder(
+    igpt, server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "STORE", server.address)
+    words = ("fetch", "openai", "--ckpt", 131000, "--out", tmp_path / "dl", "--model")
+    assert igpt(*words, "m").status == 0
+    server.asked.clear()
+    for other in (["s"], ["m", "--bert"]):
+        assert_mistake(igpt(*words, *other), "has files from " + server.address)
+    assert igpt(*words, "m").status == 0  # all is there
+    assert server.asked == []
 
 
 def test_without_a_network_the_command_says_so_in_one_line(

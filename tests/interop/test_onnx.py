@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,11 @@ def test_a_picture_is_painted_step_by_step_as_here(tmp_path: Path) -> None:
     greedy = Sampling(temperature=0, precision="float32")
     expected = completed(model, torch.empty(1, 0, dtype=torch.long), 2, greedy)[0]
     assert np.array_equal(np.stack(painted, axis=1), expected.numpy())
+
+
+@pytest.mark.parametrize(("side", "graphs"), [(1, {"score"}), (2, {"score", "decode"})])
+def test_the_smallest_pictures_have_graphs_too(tmp_path: Path, side: int, graphs: set[str]) -> None:
+    assert set(export_onnx(random_model(replace(AR, n_positions=side**2)), tmp_path)) == graphs
 
 
 @pytest.mark.parametrize("causal", [True, False])

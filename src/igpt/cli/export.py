@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 from pathlib import Path
-from uuid import uuid4
 
 from igpt.cli.arguments import add_run
 from igpt.cli.report import Report
-from igpt.config import Say, UserError
+from igpt.config import Say
 
 EXAMPLE = "igpt export onnx runs/digits --out digits-onnx"
 
@@ -24,27 +21,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, say: Say) -> Report:
     import numpy as np
 
-    from igpt.disk import require_new_folder
+    from igpt.disk import new_folder
     from igpt.interop.onnx import export_onnx
     from igpt.pipeline import load
 
-    out = args.out.resolve()
-    require_new_folder(out)
-    if out == Path.cwd():  # it is replaced by a new one
-        raise UserError("--out is the current folder: name a new one")
-    pipeline = load(args.run)
-    # Under another name until all graphs are written and compared with the model.
-    temporary = out.with_name(f".{out.name}.{uuid4().hex[:8]}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        differences = export_onnx(pipeline.model, temporary)
-        pipeline.palette.save(temporary / "palette.npy")
-        np.save(temporary / "order.npy", pipeline.codec.pi)
-        if out.exists():
-            out.rmdir()
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(args.out) as folder:
+        pipeline = load(args.run)
+        differences = export_onnx(pipeline.model, folder)
+        pipeline.palette.save(folder / "palette.npy")
+        np.save(folder / "order.npy", pipeline.codec.pi)
     shown = ", ".join(f"{name}.onnx ({value:.1e})" for name, value in differences.items())
     return Report(
         f"{shown}, palette.npy [colours, 3], order.npy: {args.out}\n"

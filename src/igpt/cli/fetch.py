@@ -7,7 +7,14 @@ from pathlib import Path
 
 from igpt.cli.report import Report
 from igpt.config import Say
-from igpt.interop.download import SHARDS, STEPS, fetch_all, published_files
+from igpt.interop.download import (
+    SHARDS,
+    STEPS,
+    claim_folder,
+    fetch_all,
+    published_files,
+    published_model,
+)
 
 EXAMPLE = "igpt fetch openai --model s --ckpt 1000000 --out igpt-s"
 
@@ -27,7 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, say: Say) -> Report:
     folder = args.out or Path(f"igpt-{args.model}-bert" if args.bert else f"igpt-{args.model}")
     urls = published_files(args.model, args.ckpt, args.bert)
-    fetch_all(urls, folder)
+    with claim_folder(folder, published_model(args.model, args.bert)):
+        fetch_all(urls, folder)
     prefix = folder / f"model.ckpt-{args.ckpt}"
     return Report(
         f"{prefix}, {len(urls)} files: igpt import openai {prefix} --out RUN",

@@ -9,6 +9,7 @@ from igpt.data.decode import (
     evaluation_fit,
     fit_square,
     imagenet_centre,
+    read_rgb,
     to_rgb,
     warn_skipped,
 )
@@ -31,7 +32,7 @@ from igpt.data.loader import (
     TokenLoader,
     prefetch,
 )
-from igpt.data.pictures import Pictures, Source, UnreadablePicture, open_files
+from igpt.data.pictures import BROKEN, Pictures, Source, UnreadablePicture, open_files
 from igpt.data.pieces import Cut, Item, cut_source
 from igpt.data.shards import Stream, is_shards, next_pictures, open_streams
 from igpt.data.sources import data_of, open_data, open_source, source_name
@@ -45,6 +46,7 @@ from igpt.data.splits import (
 from igpt.data.stream import StreamLoader
 
 __all__ = [
+    "BROKEN",
     "Batch",
     "Cut",
     "Fit",
@@ -87,6 +89,7 @@ __all__ = [
     "open_training",
     "pictures_to_test",
     "prefetch",
+    "read_rgb",
     "source_name",
     "task_training_splits",
     "to_rgb",

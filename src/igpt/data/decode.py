@@ -56,18 +56,28 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     """Grey of 16 bits or of floats to 8 bits; Pillow's own conversion clips at 255.
 
     Floats do not tell their white: it is the first of 1, 255 and 65535 that no pixel exceeds.
+    Raises ValueError for values that no white explains, such as negative ones.
     """
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))  # [H, W]
+    values = np.asarray(image, dtype=np.float64)  # [H, W]
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
     whites = (1, 255, 65535) if image.mode == "F" else (65535,)
-    white = next((w for w in whites if values.max() <= w), 65535)
-    if 0 < values.max() < white / DARK:
+    white = next((w for w in whites if high <= w), None)
+    if white is None or low < -white / 255:  # what resampling undershoots is black
+        raise ValueError(
+            f"values from {low:g} to {high:g} do not tell what is black and white: scale them to "
+            "0 to 65,535"
+        )
+    if 0 < high < white / DARK:
         warnings.warn(
             f"a picture of {'floats' if image.mode == 'F' else '16 bits'} has no value above a "
             f"sixteenth of {white:,}, which was taken for white, so it is nearly black: scale "
             "pictures of 12 bits, and floats of another white, to 65,535 first",
             stacklevel=2,
         )
-    grey = np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
+    grey = np.rint(np.clip(np.nan_to_num(values / white), 0, 1) * 255).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):  # a value, of 16 bits
+        grey[values == transparent] = 255
     return Image.fromarray(grey).convert("RGB")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from igpt.config import UserError
+from igpt.disk import write_text
 
 # From image-gpt's download.py: where the files are, how many shards a checkpoint has, its steps.
 STORE = "https://openaipublic.blob.core.windows.net/image-gpt"
 SHARDS = {"s": 32, "m": 32, "l": 64}
 STEPS = (131000, 262000, 524000, 1000000)
 CLUSTERS = "kmeans_centers.npy"
+ORIGIN = "origin.txt"  # in a folder of downloads: where they are from
 
 TIMEOUT = 30  # seconds to wait for the next byte
 CHUNK = 1 << 20  # bytes
@@ -33,12 +36,37 @@ def published_files(model: str, step: int, bert: bool) -> list[str]:
 
     `model` is a key of SHARDS, `step` one of STEPS.
     """
-    shards, kind = SHARDS[model], f"igpt-{model}-bert" if bert else f"igpt-{model}"
+    shards, checkpoint = SHARDS[model], f"{published_model(model, bert)}/{step}/model.ckpt-{step}"
     names = [f"data-{i:05d}-of-{shards:05d}" for i in range(shards)]
     return [
-        *(f"{STORE}/checkpoints/{kind}/{step}/model.ckpt-{step}.{n}" for n in [*names, "index"]),
+        *(f"{checkpoint}.{name}" for name in [*names, "index"]),
         f"{STORE}/color-clusters/{CLUSTERS}",
     ]
+
+
+def published_model(model: str, bert: bool) -> str:
+    """The address below which all checkpoints of a model lie."""
+    return f"{STORE}/checkpoints/igpt-{model}" + ("-bert" if bert else "")
+
+
+@contextmanager
+def claim_folder(folder: Path, origin: str) -> Iterator[None]:
+    """Note in `folder` that its files are from `origin`; UserError where others are.
+
+    The files of two models have the same names, so those of one would pass for the other's. A
+    folder in which nothing has come at the end is removed.
+    """
+    note = folder / ORIGIN
+    there = note.read_text(encoding="utf-8").strip() if note.is_file() else None
+    if there not in (None, origin):
+        raise UserError(f"{folder} has files from {there}: give another --out")
+    write_text(note, f"{origin}\n")
+    try:
+        yield
+    finally:
+        if list(folder.iterdir()) == [note]:
+            note.unlink()
+            folder.rmdir()
 
 
 def fetch_all(urls: Sequence[str], folder: Path) -> None:

@@ -66,7 +66,7 @@ def _parts(index: Path) -> list[str]:
     """The files that an index names, each once; they lie beside it."""
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index} is not an index of weights") from error
     if any(Path(str(name)).name != name for name in names):
         raise UserError(f"{index} names files outside its folder")

@@ -12,10 +12,12 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
@@ -23,6 +25,7 @@ from uuid import uuid4
 import torch
 
 from igpt.config import first_line
+from igpt.disk import flush
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 NO_TILES = "-DNO_TILES"  # a flag: use vectors even if the processor has matrix tiles
@@ -39,12 +42,14 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
     """
     if os.environ.get(SWITCH) == "0" or not _for_this_machine():
         return None
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        _log.info("no C++ compiler: %s stays on the plain road", name)
+    # Flags may follow the compiler, and a launcher like ccache come before it.
+    compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    if shutil.which(compiler[0]) is None:
+        level = logging.WARNING if "CXX" in os.environ else logging.INFO
+        _log.log(level, "no C++ compiler %s: %s stays on the plain road", compiler[0], name)
         return None
     try:
-        return ctypes.CDLL(str(_compiled(name, compiler, flags)))
+        return _library(name, compiler, flags)
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         reason = first_line(getattr(error, "stderr", None) or error)
         _log.warning("cannot compile %s, it stays on the plain road: %s", name, reason)
@@ -86,24 +91,28 @@ def _for_this_machine() -> bool:
     return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
-def _compiled(name: str, compiler: str, flags: Sequence[str]) -> Path:
+def _library(name: str, compiler: Sequence[str], flags: Sequence[str]) -> ctypes.CDLL:
     source = Path(__file__).with_name(f"{name}.cpp")
     threads = _threads_of_torch()
     # -march=native gives the same code on processors with the same flags, so these stand for it.
     headers = [path.read_text() for path in sorted(source.parent.glob("*.h"))]
     flags = (*FLAGS, *flags)
-    about = [source.read_text(), *headers, *flags, *threads, _version(compiler), _processor()]
+    about = [source.read_text(), *headers, *flags, *compiler, *threads]
+    about += [_version(compiler), _processor()]
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
     library = _cache_folder() / f"{name}-{key}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        # Several processes, perhaps on several machines, may compile at once: each renames a
-        # complete file of its own to the same name.
-        temporary = library.with_name(f".{library.name}.{uuid4().hex[:8]}")
-        command = [compiler, *flags, str(source), "-o", str(temporary), *threads]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        os.replace(temporary, library)
-    return library
+    if library.exists():
+        with suppress(OSError):  # a damaged one is made anew
+            return ctypes.CDLL(str(library))
+    library.parent.mkdir(parents=True, exist_ok=True)
+    # Several processes, perhaps on several machines, may compile at once: each renames a complete
+    # file of its own to the same name.
+    temporary = library.with_name(f".{library.name}.{uuid4().hex[:8]}")
+    command = [*compiler, *flags, str(source), "-o", str(temporary), *threads]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    flush(temporary)
+    os.replace(temporary, library)
+    return ctypes.CDLL(str(library))
 
 
 def _threads_of_torch() -> list[str]:
@@ -112,8 +121,8 @@ def _threads_of_torch() -> list[str]:
     return [str(path) for path in sorted(folder.glob("libgomp*.so*"))[:1]]
 
 
-def _version(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True)
+def _version(compiler: Sequence[str]) -> str:
+    done = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True)
     return done.stdout
 
 

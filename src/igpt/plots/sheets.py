@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,10 +23,17 @@ HIDDEN = ((205, 208, 213), (228, 230, 233))  # a chequerboard, as programs show 
 CELL = 96  # pixels that a picture is enlarged to at least, by a whole factor
 
 
+# Those of Pillow's formats that hold colour pictures as they are, and the longest side they take.
+LONGEST = {
+    **dict.fromkeys(("PNG", "TIFF", "BMP"), (1 << 31) - 1),
+    **{"JPEG": 65500, "GIF": 65535, "WEBP": 16383},
+}
+
+
 def _picture_format(path: Path) -> str:
-    """The format for writing a picture to `path`; UserError for a suffix that is no format's."""
+    """The format for writing a picture to `path`; UserError for a suffix of none in LONGEST."""
     file_format = Image.registered_extensions().get(path.suffix.lower())
-    if file_format is None or file_format not in Image.SAVE:
+    if file_format not in LONGEST:
         raise UserError(f"cannot write a picture as '{path.name}': expected a name like sheet.png")
     return file_format
 
@@ -39,9 +47,13 @@ def require_picture(path: Path) -> None:
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a picture whole or not at all, in the format of its suffix.
 
-    Raises UserError for a suffix that is no picture format, and when it cannot be written.
+    One that is too large for this format becomes a .png beside `path`, with a warning. Raises
+    UserError for a suffix that is no picture format, and when it cannot be written.
     """
     file_format = _picture_format(path)
+    if max(image.size) > LONGEST[file_format]:
+        path, file_format = path.with_suffix(".png"), "PNG"
+        warnings.warn(f"{image.width}x{image.height} pixels: written as {path}", stacklevel=2)
     write_atomically(path, lambda temporary: image.save(temporary, format=file_format))
 
 
