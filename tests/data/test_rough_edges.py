@@ -46,49 +46,7 @@ def save_rows(folder: Path, **columns: list[object]) -> None:
     datasets.DatasetDict(halves).save_to_disk(str(folder))
 
 
-# --- folders -------------------------------------------------------------------------------------
-
-
-def test_a_picture_called_test_does_not_hide_the_others(tmp_path: Path) -> None:
-    write_pictures(tmp_path, "cat.png", "dog.png", "test.png")
-    source = open_source(str(tmp_path))
-    assert source.splits == ("train",)
-    assert len(source.split("train")) == 3
-
-
-def test_a_class_folder_that_sounds_like_a_split_is_a_class(tmp_path: Path) -> None:
-    write_pictures(tmp_path, "test tubes/1.png", "other/1.png")
-    pictures = open_source(str(tmp_path)).split("train")
-    assert pictures.class_names == ("other", "test tubes")
-    assert pictures.labels is not None
-    assert [pictures.class_names[k] in pictures.name(i) for i, k in enumerate(pictures.labels)] == [
-        True,
-        True,
-    ]
-
-
-@pytest.mark.parametrize(
-    ("train", "test", "other"),
-    [("train", "test", "preview.png"), ("train", "test", "unlabeled/1.png"),
-     ("Train", "Test", "preview.png"), ("Training", "Test", "Other/1.png")],
-)  # fmt: skip
-def test_pictures_beside_the_splits_do_not_mix_them(
-    tmp_path: Path, train: str, test: str, other: str
-) -> None:
-    write_pictures(tmp_path, *(f"{split}/{kind}/1.png" for split in (train, test) for kind in "ab"))
-    write_pictures(tmp_path, other)
-    with pytest.warns(UserWarning, match=f"1 pictures of .* are in none of {test}, {train}"):
-        source = open_source(str(tmp_path))
-    assert source.splits == ("train", "test")
-    assert source.split("train").class_names == ("a", "b")
-    assert [len(source.split(split)) for split in source.splits] == [2, 2]
-
-
-def test_notes_and_hidden_files_beside_the_pictures_are_passed_over(tmp_path: Path) -> None:
-    write_pictures(tmp_path, "1.png", "2.PNG", ".3.png")
-    for i in range(5):
-        (tmp_path / f"note{i}.txt").write_text("hello")
-    assert len(open_source(str(tmp_path)).split("train")) == 2
+# --- names ----------------------------------------------------------------------------------------
 
 
 ODD, SHOWN = os.fsdecode(b"\xff"), "\\udcff"  # a file's name that is no UTF-8, and its text
@@ -112,12 +70,6 @@ def test_names_that_are_no_text_are_made_text(tmp_path: Path) -> None:
     write_csv(tmp_path / "names.csv", rows)
     lines = (tmp_path / "names.csv").read_text("utf-8").splitlines()
     assert lines == ["name", *(row["name"] for row in rows)]
-
-
-def test_splits_that_cannot_be_opened_are_no_classes(tmp_path: Path) -> None:
-    write_pictures(tmp_path, "train/cat/1.png", "train/dog/2.png", f"test/cat/{ODD}.png")
-    with pytest.raises(UserError, match=r"cannot open the splits of .*/\\udcff.png is no UTF-8"):
-        open_source(str(tmp_path))
 
 
 def test_a_stream_names_what_is_no_text(tmp_path: Path) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,28 +13,33 @@ import numpy as np
 from PIL import Image
 
 from igpt.config import UserError, first_line
-from igpt.data.pictures import Pictures, Source, as_text, files_in, open_files
-from igpt.types import Labels
-
-Classes = tuple[Labels | None, tuple[str, ...] | None]  # the pictures' labels, the classes' names
+from igpt.data.folders import (
+    Classes,
+    find_splits,
+    open_picture_folder,
+    picture_files,
+    split_names,
+)
+from igpt.data.pictures import Pictures, Source, as_text, files_in
 
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
 
 
 def open_dataset(spec: str, image_column: str | None, label_column: str | None) -> Source:
-    """A folder or a Hub id, by the `datasets` library."""
+    """A folder or a Hub id; a folder of picture files as `data.folders` reads it."""
+    folder = Path(spec)
+    if folder.is_dir() and (files := picture_files(folder)):
+        if image_column or label_column:
+            raise UserError(f"{spec} is a folder of pictures, with no columns to choose from")
+        return open_picture_folder(folder, files)
     require_plain_path(spec)
-    files = files_in(Path(spec)) if Path(spec).is_dir() else []
     try:
         splits = _load_splits(spec)
-        if image_column is None and _leaves_out(splits, spec, files):
-            return _folder(Path(spec), files)
+    except UserError:
+        raise
     except Exception as error:  # builders raise anything on data that they cannot read
-        if files and _are_splits(Path(spec), files):  # do not take splits for classes
-            raise UserError(f"cannot open the splits of {spec}: {reason(error)}") from error
-        if files:
-            return _folder(Path(spec), files)
-        what = "no pictures in" if Path(spec).is_dir() else "no data set"
+        empty = "cannot open" if files_in(folder) else "no pictures in"
+        what = empty if folder.is_dir() else "no data set"
         raise UserError(f"{what} {spec}: {reason(error)}") from error
     image_column_of(next(iter(splits.values())).features, spec, image_column)
     opened = partial(_split_pictures, splits, spec, image_column, label_column)
@@ -58,16 +61,19 @@ def require_plain_path(spec: str) -> None:
         raise UserError(f"the path {folder} has '{found[0]}' in it: rename that folder")
 
 
-def split_folders(spec: str) -> dict[str, str] | None:
-    """Patterns of each split's files, for a folder of folders like `Train` and `Test`, else None.
+def split_patterns(spec: str) -> dict[str, str] | None:
+    """Patterns of each split's files in a folder, where the library's own would be other ones.
 
-    The library knows such names in lower case only, and takes others for classes of one split.
+    It knows names like `Train` in lower case only, and takes names of pictures for splits.
     """
     folder = Path(spec)
     if not folder.is_dir():
         return None
+    if files := picture_files(folder):
+        roots = find_splits(folder, files)
+        return {s: str(root.relative_to(folder) / "**") for s, root in roots.items()}
     names = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."}
-    found = _splits_among(names)
+    found = split_names(names, alone=len(names) == 1)
     usual = all(name == name.lower() for name in found.values())
     return None if usual else {split: f"{name}/**" for split, name in found.items()}
 
@@ -78,69 +84,11 @@ def _load_splits(spec: str) -> Any:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    if folders := split_folders(spec):
-        return datasets.load_dataset(spec, data_files=folders)
+    if patterns := split_patterns(spec):
+        return datasets.load_dataset(spec, data_files=patterns)
     saved = any(Path(spec, name).is_file() for name in ("dataset_dict.json", "state.json"))
     loaded = datasets.load_from_disk(spec) if saved else datasets.load_dataset(spec)
     return datasets.DatasetDict(train=loaded) if isinstance(loaded, datasets.Dataset) else loaded
-
-
-def _leaves_out(splits: Any, spec: str, files: Sequence[Path]) -> bool:
-    """Whether some picture files of a folder are in no split, by mistake.
-
-    A builder goes by the commonest kind of file, and takes a name like `test.png` or `test tubes`
-    for a split, which leaves out all other files. A metadata file may leave out pictures on
-    purpose, and so do pictures beside folders like `train` and `test`: a warning tells of these.
-    """
-    import datasets
-
-    kinds = next(iter(splits.values())).features.values()
-    if not any(isinstance(kind, datasets.Image) for kind in kinds):
-        return bool(files)
-    left_out = len(files) - sum(map(len, splits.values()))
-    if left_out <= 0 or any(Path(spec).rglob("metadata.*")):
-        return False
-    top = {file.relative_to(spec).parts[0] for file in files}
-    if len(found := _splits_among(top)) < 2:
-        return True
-    names = ", ".join(sorted(found.values()))
-    warnings.warn(f"{left_out:,} pictures of {spec} are in none of {names}", stacklevel=2)
-    return False
-
-
-def _are_splits(path: Path, files: Sequence[Path]) -> bool:
-    """Whether all files of a folder are in folders that the library takes for splits."""
-    return {file.relative_to(path).parts[0].lower() for file in files} <= _split_words().keys()
-
-
-def _splits_among(names: Collection[str]) -> dict[str, str]:
-    """Which of a folder's folders are splits, by split: all of them, or two or more beside others.
-
-    None for a single one beside others, which may all be classes, and where two are one split.
-    """
-    known = [(split, name) for word, split in _split_words().items()
-             for name in names if name.lower() == word]  # in the library's order  # fmt: skip
-    found = dict(known)
-    alone = len(found) == 1 and len(names) > 1
-    return {} if alone or len(found) < len(known) else found
-
-
-def _split_words() -> dict[str, str]:
-    """The names of folders that the library takes for splits, and which split each means."""
-    from datasets.data_files import SPLIT_KEYWORDS
-
-    return {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
-
-
-def _folder(path: Path, files: Sequence[Path]) -> Source:
-    """A folder that the builders misread, as one split; its subfolders, if any, are classes."""
-    pictures = open_files(files)
-    parts = [file.relative_to(path).parts for file in files]
-    if all(len(p) > 1 for p in parts):
-        classes = [as_text(p[0]) for p in parts]
-        labels, names = _indexed(classes, set(classes))
-        pictures = replace(pictures, labels=labels, class_names=names)
-    return Source(str(path), {"train": lambda: pictures})
 
 
 def image_column_of(features: Any, spec: str, name: str | None) -> str:
@@ -186,7 +134,7 @@ def _split_pictures(
         data = item["bytes"]
         return Image.open(io.BytesIO(Path(item["path"]).read_bytes() if data is None else data))
 
-    labels, class_names = _labels(splits, split, spec, column, label_column)
+    labels, class_names = _labels(splits, split, name, label_column)
     return Pictures(len(dataset), open_image, name_of, labels, class_names)
 
 
@@ -218,16 +166,13 @@ def _is_class(kind: Any) -> bool:
     return one and ("string" in kind.dtype or "int" in kind.dtype or kind.dtype == "bool")
 
 
-def _labels(
-    splits: Any, split: str, spec: str, image_column: str, label_column: str | None
-) -> Classes:
+def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Classes:
     import datasets
 
-    name = f"{spec}/{split}"
     features = splits[split].features
     column = label_column_of(features, name, label_column)
     if column is None:
-        return _class_folders(splits, split, spec, image_column)
+        return None, None
     kind, values = features[column], splits[split][column][:]
     if "string" in kind.dtype:
         # The classes of all splits, so that an index means the same class in each.
@@ -235,45 +180,6 @@ def _labels(
         return _indexed(values, classes - {None})
     numbers = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     return numbers, tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
-
-
-def _class_folders(splits: Any, split: str, spec: str, column: str) -> Classes:
-    """The classes of a folder some of whose splits have class folders: `train/cat/1.png`.
-
-    The library labels either all splits or, if one of them has no class folders, none.
-    """
-    root = Path(spec)
-    if not root.is_dir() or len(splits) == 1:
-        return None, None
-    classes = {
-        name: [_class_folder(path, root) for path in _paths(part, column)]
-        for name, part in splits.items()
-    }
-    labelled = {name: folders for name, folders in classes.items() if None not in folders}
-    names = {folder for folders in labelled.values() for folder in folders}
-    if split not in labelled or len(names) < 2:
-        return None, None
-    return _indexed(labelled[split], {str(name) for name in names})
-
-
-def _class_folder(path: str | None, root: Path) -> str | None:
-    """`cat` for root/train/cat/1.png; None for root/test/1.png, and for a path outside root."""
-    if path is None or root.absolute() not in Path(path).parents:
-        return None
-    parts = Path(path).relative_to(root.absolute()).parts
-    return parts[-2] if len(parts) > 2 else None
-
-
-def _paths(dataset: Any, column: str) -> list[str | None]:
-    """The files of a split's pictures; None for a picture that is stored in the data set itself."""
-    import datasets
-    import pyarrow.compute as pc
-
-    pictures = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    paths: list[str | None] = pc.struct_field(
-        pictures.with_format("arrow")[:][column], "path"
-    ).to_pylist()
-    return paths
 
 
 def _indexed(values: Iterable[str | None], classes: set[str]) -> Classes:

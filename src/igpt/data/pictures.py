@@ -6,6 +6,7 @@ So an unreadable picture is found, and named, only when it is needed.
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -102,7 +103,7 @@ class Source:
         """One split; UserError when it is empty, or there is none of that name (lists them)."""
         if name not in self.open_split:
             known = ", ".join(self.splits)
-            raise UserError(f"{self.name} has no split '{name}', only: {known} (--split)")
+            raise UserError(f"{self.name} has no split '{name}', only: {known}")
         pictures = self.open_split[name]()
         if len(pictures) == 0:
             raise UserError(f"{self.name}: split '{name}' has no pictures")
@@ -160,13 +161,25 @@ def as_text(name: str) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All picture files below a folder, without hidden ones, sorted."""
+    """All picture files below a folder (`visible_files`)."""
+    return [path for path in visible_files(folder) if is_picture(path)]
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's name is that of a picture that Pillow reads."""
     Image.init()
-    readable = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in readable
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    return Image.EXTENSION.get(path.suffix.lower()) in Image.OPEN
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files below a folder, in linked folders too, without hidden ones, sorted."""
+    found: list[Path] = []
+    seen: set[str] = set()  # a link may lead back to a folder that it is in
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())

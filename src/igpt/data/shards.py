@@ -27,7 +27,7 @@ from igpt.data.hub import (
     label_column_of,
     reason,
     require_plain_path,
-    split_folders,
+    split_patterns,
 )
 from igpt.data.loader import State
 from igpt.data.pictures import Pictures, as_text
@@ -238,7 +238,7 @@ def _load(spec: str) -> tuple[Any, tuple[str, ...]]:
         return splits, tuple(files)
     if Path(spec).is_dir() or is_hub_id(spec):
         require_plain_path(spec)
-        return datasets.load_dataset(spec, data_files=split_folders(spec), streaming=True), ()
+        return datasets.load_dataset(spec, data_files=split_patterns(spec), streaming=True), ()
     raise UserError(
         f"no stream at '{spec}': expected a Hub id, a folder, or .tar or .parquet shards by their "
         "path or URL"

@@ -1,0 +1,213 @@
+"""Folders of picture files: what is a split, what is a class, and what is neither."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from datasets.data_files import SPLIT_KEYWORDS
+
+from conftest import write_pictures
+from igpt.config import DataConfig, UserError
+from igpt.data import decode_all, open_source, open_streams
+from igpt.data.folders import SPLITS
+
+
+def test_a_folder_of_class_folders_has_labels(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "cat/1.png", "cat/2.png", "dog/1.png")
+    pictures = open_source(str(tmp_path)).split("train")
+    assert pictures.class_names == ("cat", "dog")
+    assert pictures.labels is not None
+    assert pictures.labels.tolist() == [0, 0, 1]
+    assert "cat" in pictures.name(0)
+
+
+def test_a_flat_folder_of_pictures_has_none(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "1.png", "2.png")
+    pictures = open_source(str(tmp_path)).split("train")
+    assert len(pictures) == 2
+    assert pictures.labels is None
+    assert decode_all(pictures, 4).images.shape == (2, 4, 4, 3)
+
+
+def test_splits_without_class_folders_leave_the_others_their_labels(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "train/cat/1.png", "train/dog/2.png", "test/3.png", "test/4.png")
+    source = open_source(str(tmp_path))
+    train, test = source.split("train"), source.split("test")
+    assert train.class_names == ("cat", "dog")
+    assert train.labels is not None
+    assert train.labels.tolist() == [0, 1]
+    assert test.labels is None
+
+
+def test_split_folders_are_splits(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png")
+    assert set(open_source(str(tmp_path)).splits) == {"train", "test"}
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("TRAINING", "TESTING"), ("train", "Test")])
+def test_split_folders_may_be_written_in_capitals(tmp_path: Path, names: tuple[str, str]) -> None:
+    train, test = names
+    files = [f"{train}/cat/1.png", f"{train}/dog/2.png", f"{test}/dog/3.png", f"{test}/cat/4.png"]
+    write_pictures(tmp_path, *files)
+    source = open_source(str(tmp_path))
+    assert set(source.splits) == {"train", "test"}
+    for name, labels in (("train", [0, 1]), ("test", [0, 1])):
+        pictures = source.split(name)
+        assert pictures.class_names == ("cat", "dog")
+        assert pictures.labels is not None
+        assert pictures.labels.tolist() == labels
+        assert all(f"/{names[name == 'test']}/" in pictures.name(i) for i in range(2))
+
+
+def test_a_picture_called_test_does_not_hide_the_others(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "cat.png", "dog.png", "test.png")
+    source = open_source(str(tmp_path))
+    assert source.splits == ("train",)
+    assert len(source.split("train")) == 3
+
+
+def test_a_class_folder_that_sounds_like_a_split_is_a_class(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "test tubes/1.png", "other/1.png")
+    pictures = open_source(str(tmp_path)).split("train")
+    assert pictures.class_names == ("other", "test tubes")
+    assert pictures.labels is not None
+    assert [pictures.class_names[k] in pictures.name(i) for i, k in enumerate(pictures.labels)] == [
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "other"),
+    [("train", "test", "preview.png"), ("train", "test", "unlabeled/1.png"),
+     ("Train", "Test", "preview.png"), ("Training", "Test", "Other/1.png")],
+)  # fmt: skip
+def test_pictures_beside_the_splits_do_not_mix_them(
+    tmp_path: Path, train: str, test: str, other: str
+) -> None:
+    write_pictures(tmp_path, *(f"{split}/{kind}/1.png" for split in (train, test) for kind in "ab"))
+    write_pictures(tmp_path, other)
+    with pytest.warns(UserWarning, match=f"1 pictures of .* are in none of {test}, {train}"):
+        source = open_source(str(tmp_path))
+    assert source.splits == ("train", "test")
+    assert source.split("train").class_names == ("a", "b")
+    assert [len(source.split(split)) for split in source.splits] == [2, 2]
+
+
+def test_notes_and_hidden_files_beside_the_pictures_are_passed_over(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "1.png", "2.PNG", ".3.png")
+    for i in range(5):
+        (tmp_path / f"note{i}.txt").write_text("hello")
+    assert len(open_source(str(tmp_path)).split("train")) == 2
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "other"),
+    [
+        ("training_set", "test_set", "single_prediction/1.png"),
+        ("train_images", "test_images", "cover.png"),
+        ("my-train", "my-test", "misc/1.png"),
+        ("images/train", "images/test", "images/extra/1.png"),
+        ("train2017", "val2017", "panoptic/1.png"),
+    ],
+)
+def test_splits_may_be_called_alike(tmp_path: Path, train: str, test: str, other: str) -> None:
+    write_pictures(tmp_path, *(f"{split}/{kind}/1.png" for split in (train, test) for kind in "ab"))
+    write_pictures(tmp_path, other)
+    with pytest.warns(UserWarning, match=r"1 pictures of .* are in none of"):
+        source = open_source(str(tmp_path))
+    assert set(source.splits) == {"train", "validation" if "val" in test else "test"}
+    for name in source.splits:
+        assert source.split(name).class_names == ("a", "b")
+        assert len(source.split(name)) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["test tubes", "train tracks"], ("test tubes", "train tracks")),
+        (["test", "other"], ("other", "test")),  # one split alone is a class among others
+        (["cats/day1", "dogs/day1"], ("cats", "dogs")),
+        (["all/cat", "all/dog"], ("cat", "dog")),
+        (["all/day1"], None),
+    ],
+)
+def test_the_outermost_folders_of_which_there_are_several_are_classes(
+    tmp_path: Path, names: list[str], classes: tuple[str, ...] | None
+) -> None:
+    write_pictures(tmp_path, *(f"{name}/1.png" for name in names))
+    source = open_source(str(tmp_path))
+    assert source.splits == ("train",)
+    assert source.split("train").class_names == classes
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train", "test", "testing"), ("train_a", "test_a", "train_b", "test_b")],
+)
+def test_two_folders_of_one_split_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    write_pictures(tmp_path, *(f"{name}/1.png" for name in names))
+    with pytest.raises(UserError, match="which folders are splits"):
+        open_source(str(tmp_path))
+
+
+def test_split_folders_without_class_folders_have_no_labels(tmp_path: Path) -> None:
+    """The library would make the splits' own names classes."""
+    write_pictures(tmp_path, "train/1.png", "train/2.png", "test/3.png")
+    source = open_source(str(tmp_path))
+    assert [source.split(name).labels for name in ("train", "test")] == [None, None]
+
+
+def test_an_index_means_the_same_class_in_every_split(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "train/b/1.png", "train/c/2.png", "test/a/3.png", "test/c/4.png")
+    source = open_source(str(tmp_path))
+    for name, labels in (("train", [1, 2]), ("test", [0, 2])):
+        pictures = source.split(name)
+        assert pictures.class_names == ("a", "b", "c")
+        assert pictures.labels is not None
+        assert pictures.labels.tolist() == labels
+
+
+def test_the_words_for_splits_are_the_librarys() -> None:
+    theirs = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+    assert theirs == SPLITS
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "elsewhere", "1.png", "2.png")
+    write_pictures(tmp_path / "data", "train/cat/1.png", "test/cat/1.png", "test/dog/2.png")
+    (tmp_path / "data" / "train" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "train" / "cat" / "round").symlink_to(tmp_path / "data")
+    train = open_source(str(tmp_path / "data")).split("train")
+    assert len(train) == 3
+    assert train.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("broken", ["filename,label\n1.png,cat\n", "file_name\nnone.png\n"])
+def test_metadata_that_the_library_cannot_use_is_told_and_never_passed_over(
+    tmp_path: Path, broken: str
+) -> None:
+    write_pictures(tmp_path, "train/1.png", "train/2.png", "test/1.png")
+    (tmp_path / "train" / "metadata.csv").write_text(broken)
+    with pytest.raises(UserError, match="cannot open"):
+        open_source(str(tmp_path))
+
+
+def test_a_folder_of_pictures_has_no_columns(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "a/1.png", "b/1.png")
+    with pytest.raises(UserError, match="no columns to choose from"):
+        open_source(str(tmp_path), label_column="diagnosis")
+
+
+def test_a_stream_takes_every_picture_and_the_same_splits(tmp_path: Path) -> None:
+    write_pictures(
+        tmp_path / "flat", *(f"{name}_{i}.png" for name in ("train", "tram") for i in "12")
+    )
+    stream, validation = open_streams(DataConfig(source=str(tmp_path / "flat"), streaming=True))
+    assert validation is None
+    assert len(stream.read().rows(9)) == 4
+    write_pictures(tmp_path / "set", "my-train/1.png", "my-val/1.png", "my-val/2.png", "misc.png")
+    stream, validation = open_streams(DataConfig(source=str(tmp_path / "set"), streaming=True))
+    assert validation is not None
+    assert [len(part.read().rows(9)) for part in (stream, validation)] == [1, 2]
