@@ -289,6 +289,32 @@ def test_a_half_written_newest_checkpoint_falls_back_to_the_one_before_and_says_
     assert names == ["latest", "step-00000005", "step-00000007"]
 
 
+@pytest.mark.parametrize(
+    ("name", "at"), [("shard-00001-model-00001-of-00001.safetensors", 8), ("state.json", 0)]
+)
+def test_a_damaged_header_falls_back_too(tmp_path: Path, name: str, at: int) -> None:
+    run, said = RunDirectory(tmp_path), list[str]()
+    for step in (5, 10):
+        run.begin_checkpoint(Progress(step), tensors(step)).publish()
+    path = run.checkpoints / "step-00000010" / name
+    damaged = bytearray(path.read_bytes())
+    damaged[at : at + 9] = b"damaged !"
+    path.write_bytes(damaged)
+    checkpoint = run.latest_checkpoint(said.append)
+    assert checkpoint is not None
+    assert checkpoint.progress == Progress(5)
+    assert "going back" in said[0]
+
+
+@pytest.mark.parametrize("header", [{"step": "5", "files": {}}, {"step": 5, "files": 3}])
+def test_a_header_of_other_types_is_none(tmp_path: Path, header: dict[str, object]) -> None:
+    run = RunDirectory(tmp_path)
+    run.begin_checkpoint(Progress(5), tensors(5)).publish()
+    (run.checkpoints / "step-00000005" / "state.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match="no checkpoint is whole"):
+        run.latest_checkpoint()
+
+
 def test_without_a_whole_checkpoint_there_is_an_error(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.begin_checkpoint(Progress(5), tensors(5)).publish()

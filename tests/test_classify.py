@@ -73,9 +73,14 @@ def test_the_head_averages_the_trunk_and_bert_sees_masked_pictures(causal: bool)
 def test_labels_are_matched_by_name_and_else_by_number() -> None:
     labels, known = np.array([1, 0, -1, 1]), ("bag", "coat", "shoe")
     assert as_classes(labels, ("shoe", "bag"), known, "D").tolist() == [0, 2, -1, 0]
-    assert as_classes(labels, None, known, "D").tolist() == labels.tolist()
-    assert as_classes(labels, ("7", "3"), tuple("0123456789"), "D").tolist() == [3, 7, -1, 3]
-    with pytest.warns(UserWarning, match="cat is taken for class 0"):
+    with pytest.warns(UserWarning, match="matched by number, so 0 is taken for bag"):
+        assert as_classes(labels, None, known, "D").tolist() == labels.tolist()
+    digits = tuple("0123456789")
+    assert as_classes(labels, ("7", "3"), digits, "D").tolist() == [3, 7, -1, 3]
+    assert as_classes(labels, None, ("0", "10", "1"), "D").tolist() == [2, 0, -1, 2]
+    with pytest.raises(UserError, match="does not know 10; it knows 0"):
+        as_classes(labels, ("10", "3"), digits, "D")
+    with pytest.warns(UserWarning, match="cat is taken for 0"):
         assert as_classes(labels, ("cat", "dog"), ("0", "1"), "D").tolist() == labels.tolist()
     with pytest.raises(UserError, match="D: the classifier does not know hat; it knows bag, coat"):
         as_classes(labels, ("bag", "hat"), known, "D")

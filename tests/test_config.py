@@ -110,6 +110,8 @@ def test_a_resolved_recipe_reads_back_to_itself(
         ("mask_probability=1", "mask_probability"),
         ("data.validation_fraction=0", "validation_fraction"),
         ("train", "train.lr=0.003"),
+        ("train.betas=[0.9", "cannot read 'train.betas=[0.9'"),
+        ("data.image_column=${x", "cannot read"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(override: str, complaint: str) -> None:

@@ -53,6 +53,27 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(path) == [{"step": 1, "loss": 0.5}]
 
 
+def test_a_row_that_is_no_object_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('5\n{"step": 1, "loss": 0.5}\n')
+    with pytest.raises(UserError, match="line 1: not a row"):
+        read_metrics(path)
+
+
+def test_a_row_that_a_nearly_full_disk_takes_in_part_stops_the_run(tmp_path: Path) -> None:
+    class NearlyFull(io.FileIO):
+        def write(self, line: bytes) -> int:  # type: ignore[override]
+            return super().write(line[:9])
+
+    with Monitor(tmp_path, 0, 10) as monitor:
+        monitor.log(train_row(1))
+        monitor._file.close()
+        monitor._file = NearlyFull(monitor.path, "a")  # type: ignore[assignment]
+        with pytest.raises(UserError, match="No space left"):
+            monitor.log(train_row(2))
+    assert read_metrics(monitor.path) == [train_row(1)]
+
+
 def test_a_killed_and_resumed_run_writes_the_undisturbed_runs_file(tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     write_run(undisturbed, range(10))

@@ -196,5 +196,8 @@ def test_a_loss_that_was_not_finite_is_left_out_of_the_figure(tmp_path: Path) ->
 
 def test_names_of_classes_are_no_formulas(tmp_path: Path) -> None:
     names = ("$5^^$", "a_$_$")
+    many = [f"class {i}" for i in range(1000)]
+    confusion_figure(np.eye(1000, dtype=np.int64), many, tmp_path / "many.png")
+    assert max(Image.open(tmp_path / "many.png").size) < 3000
     confusion_figure(np.eye(2, dtype=np.int64), names, tmp_path / "confusion.png")
     assert Image.open(tmp_path / "confusion.png").size[0] > 100

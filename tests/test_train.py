@@ -16,13 +16,15 @@ import pytest
 import torch
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-from conftest import newest, silent, tiny_recipe
+from conftest import newest, silent, tiny_recipe, write_pictures
 from igpt.checkpoint import RunDirectory
 from igpt.config import TrainConfig, UserError
-from igpt.data import Batch, TokenLoader
+from igpt.data import Batch, TokenLoader, open_data, training_splits
 from igpt.evaluate import picture_nats
 from igpt.pretrain import pretrain
+from igpt.run_data import RunData
 from igpt.train import learning_rate
+from igpt.warm_start import inherited_recipe
 
 
 def rows(run: Path, key: str) -> dict[int, float]:
@@ -237,6 +239,27 @@ def test_a_directory_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
     how = ("train.compile=true", "train.log_every=3", "train.checkpoint_every=2")
     train(tmp_path / "run", "train.steps=4", *how, resume=True)  # how is not what
+
+
+def test_a_run_whose_pictures_were_moved_goes_on_and_is_tested_on_what_it_held_out(
+    tmp_path: Path,
+) -> None:
+    write_pictures(tmp_path / "here", *(f"{i}.png" for i in range(20)))
+    run, there = tmp_path / "run", tmp_path / "there"
+    # Another seed than the default: what was held out must not be drawn by that.
+    words = ("data.image_size=4", "train.steps=4", "train.seed=3")
+    train(run, f"data.source={tmp_path / 'here'}", *words)
+    held_out = {Path(p.name(i)).name for p in [RunData.of(run).pictures()] for i in range(len(p))}
+    assert len(held_out) == 2
+    (tmp_path / "here").rename(there)
+    train(run, f"data.source={there}", *words, resume=True)
+    moved = RunData.of(run, str(there)).pictures()
+    assert {Path(moved.name(i)).name for i in range(len(moved))} == held_out
+    again = inherited_recipe(run, str(there))
+    _, validation = training_splits(open_data(again.data), again.data, again.split_seed)
+    assert {Path(validation.name(i)).name for i in range(len(validation))} == held_out
+    with pytest.raises(UserError, match=r"another data\.source"):
+        train(run, "data.source=digits", *words, resume=True)
 
 
 def test_there_is_nothing_to_resume_in_an_empty_directory(tmp_path: Path) -> None:

@@ -32,12 +32,12 @@ from torch import Tensor
 from igpt.config import Recipe, Say, UserError
 from igpt.disk import flush, read_json, write_json, write_text
 from igpt.folder import require_fit
-from igpt.interop.files import local_folder
+from igpt.interop.files import local_folder, read_metadata
 from igpt.model import ImageGPT
 from igpt.palette import Palette
 from igpt.parallel.processes import group, on_first, rank, require_same, speaks_for_group, together
 from igpt.parallel.storage import Writing, load_tensors, saved_tensors
-from igpt.recipes import parse_recipe, recipe_yaml
+from igpt.recipes import parse_recipe, recipe_text, recipe_yaml
 
 try:
     import fcntl
@@ -136,7 +136,7 @@ class RunDirectory:
         path = self.path / "recipe.yaml"
         if not path.is_file():
             raise UserError(f"no run at {self.path}: {path.name} is missing")
-        return parse_recipe(_as_now(path.read_text(encoding="utf-8")), (), str(path))
+        return parse_recipe(_as_now(recipe_text(str(path))), (), str(path))
 
     def palette(self) -> Palette | None:
         """The palette this run began with, if it came so far."""
@@ -258,16 +258,21 @@ def _read_progress(folder: Path) -> Progress:
     """Of a checkpoint, if it is whole; else UserError that says what is wrong."""
     header = read_json(folder / HEADER)
     try:
-        files: dict[str, int] = header.pop("files")
+        files: dict[str, int] = dict(header.pop("files"))
         header.setdefault("validated", header["step"])  # as earlier versions left it: all were made
         progress = Progress(**header)
-    except (KeyError, TypeError) as error:
+        whole = all(isinstance(step, int) for step in (progress.step, *files.values()))
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / HEADER} is not the header of a checkpoint") from error
+    if not whole:
+        raise UserError(f"{folder / HEADER} is not the header of a checkpoint")
     for name, expected in files.items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else 0
         if found != expected:
             raise UserError(f"{path} has {found} of {expected} bytes")
+        if path.suffix == ".safetensors":
+            read_metadata(path)  # raises for a header that is none
     return progress
 
 

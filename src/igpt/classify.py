@@ -54,16 +54,20 @@ def as_classes(
 ) -> Labels:
     """Labels [N] of a source, as numbers of the classes `known` to a classifier; -1 stays.
 
-    By their `names`, so that a source may have fewer classes or another order; by their numbers
-    where the source has no names, or the classifier was made from one that had none. Raises
-    UserError for a class that the classifier does not have.
+    By their `names`, so that a source may have fewer classes or another order; a label without a
+    name has the name "7" if the classes are called so. Else by their numbers, with a warning: the
+    source has no names, or the classifier was made from one that had none. Raises UserError for a
+    class that the classifier does not have.
     """
     place = {name: i for i, name in enumerate(known)}
     present = np.unique(labels[labels >= 0])
+    if names is None and all(name.isdecimal() for name in known):
+        names = tuple(map(str, range(present.max(initial=-1) + 1)))
     missing = {} if names is None else {i: names[i] for i in present if names[i] not in place}
     if names is not None and not missing:
         return np.asarray(np.array([*(place.get(name, -1) for name in names), -1])[labels])
-    if missing and tuple(known) != tuple(map(str, range(len(known)))):
+    by_number = tuple(known) == tuple(map(str, range(len(known)))) and len(missing) == len(present)
+    if missing and not by_number:
         unknown = ", ".join([*missing.values()][:5])
         raise UserError(
             f"{source}: the classifier does not know {unknown}; it knows "
@@ -73,11 +77,11 @@ def as_classes(
         raise UserError(
             f"{source}: label {present.max()}, but the classifier knows 0 to {len(known) - 1}"
         )
-    if missing:
-        number, name = next(iter(missing.items()))
+    if len(present):
+        number = present[0]
         warnings.warn(
-            f"{source}: the classifier knows its classes by number only, so {name} is taken for "
-            f"class {number} of it",
+            f"{source}: its classes are matched by number, so "
+            f"{names[number] if names else number} is taken for {known[number]}",
             stacklevel=2,
         )
     return labels

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +32,10 @@ def read_metrics(path: Path) -> list[Seen]:
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
-            rows += [json.loads(line)] if line else []
+            row = json.loads(line) if line else {}
+            if not isinstance(row, dict):
+                raise ValueError
+            rows += [row] if row else []
         except ValueError as error:
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: not a row of metrics") from error
@@ -119,8 +124,10 @@ class Monitor:
         Raises UserError when it cannot be written.
         """
         finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
+        line = json.dumps(finite).encode() + b"\n"
         try:
-            self._file.write(json.dumps(finite).encode() + b"\n")
+            if self._file.write(line) != len(line):  # nearly full, it takes a part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             complaint = f"cannot write {self.path}: {error.strerror}"
             raise UserError(f"{complaint}; the last checkpoint, if any, is intact") from error

@@ -12,7 +12,7 @@ import numpy as np
 
 from igpt.checkpoint import RunDirectory, recipe_of
 from igpt.config import ModelConfig, Recipe, Say, UserError
-from igpt.data import source_name
+from igpt.data import is_gone, source_name
 from igpt.device import compute_dtype, default_device
 from igpt.disk import require_folder
 from igpt.model import ImageGPT
@@ -88,7 +88,8 @@ def settle_recipe(
         return saved
     recipe = with_split_pictures(recipe, saved.data.split_pictures)
     differing = differing_fields(recipe, _with_whole_path(saved))
-    changed = [name for name in differing if not name.startswith(MANNER)]
+    manner = (*MANNER, "data.source") if is_gone(saved.data.source) else MANNER  # it was moved
+    changed = [name for name in differing if not name.startswith(manner)]
     if changed:
         fields = ", ".join(changed)
         other = ", where --init-from can go on from its model" if command == "pretrain" else ""

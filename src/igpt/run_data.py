@@ -17,10 +17,13 @@ from igpt.config import DataConfig, Recipe, UserError
 from igpt.data import (
     LargeTask,
     Pictures,
+    Source,
     Task,
+    count_split_pictures,
     data_of,
     encode_all,
     evaluation_split,
+    is_gone,
     open_data,
     open_large_task,
     open_task,
@@ -79,10 +82,17 @@ class RunData:
 
         `learned_from` marks the probe's source (`probe.store.source_mark`).
         """
-        source, ours = open_data(self._tested), self.recipe and self.recipe.data.source
-        if self.config.source == ours or learned_from == source_mark(self.config.source):
+        source = open_data(self._tested)
+        if self._is_own(source) or learned_from == source_mark(self.config.source):
             return pictures_to_test(source, self._tested, self._split_seed)
         return evaluation_split(source, self.split)
+
+    def _is_own(self, source: Source) -> bool:
+        """Whether the run learned from this source, which may have been moved since."""
+        if self.recipe is None or self.config.source == self.recipe.data.source:
+            return self.recipe is not None
+        ours = self.recipe.data
+        return is_gone(ours.source) and count_split_pictures(source, ours) == ours.split_pictures
 
     def unlabelled(self) -> Pictures:
         """Training pictures whose features are used without their labels."""

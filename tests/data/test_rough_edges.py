@@ -119,6 +119,47 @@ def test_names_mean_the_same_class_in_every_split(tmp_path: Path) -> None:
     assert test.labels.tolist() == [1, 2, -1]
 
 
+def test_an_index_means_the_same_class_where_splits_count_theirs_differently(
+    tmp_path: Path,
+) -> None:
+    orders = {"train": ["cat", "dog", "emu"], "test": ["emu", "fox", "cat"]}
+    rows = {"image": [{"bytes": picture_bytes(i), "path": None} for i in range(3)]}
+    splits = {
+        split: datasets.Dataset.from_dict(
+            {**rows, "label": [0, 2, 1]},
+            datasets.Features(
+                {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+            ),
+        )
+        for split, names in orders.items()
+    }
+    for split, part in splits.items():
+        part.save_to_disk(str(tmp_path / split))
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    source = open_source(str(tmp_path))
+    for split, labels in (("train", [0, 2, 1]), ("test", [2, 0, 3])):
+        pictures = source.split(split)
+        assert pictures.class_names == ("cat", "dog", "emu", "fox")
+        assert pictures.labels is not None
+        assert pictures.labels.tolist() == labels
+
+
+def test_whole_numbers_of_which_some_are_missing_are_labels(tmp_path: Path) -> None:
+    write_pictures(tmp_path, *(f"{i}.png" for i in range(4)))
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,2\n1.png,\n2.png,0\n3.png,\n")
+    for column in (None, "label"):
+        labels = open_source(str(tmp_path), label_column=column).split("train").labels
+        assert labels is not None
+        assert labels.tolist() == [2, -1, 0, -1]
+
+
+def test_classes_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    write_pictures(tmp_path, *(f"{i}/1.png" for i in (0, 10, 2)))
+    assert open_source(str(tmp_path)).split("train").class_names == ("0", "2", "10")
+    save_rows(tmp_path / "rows", label=["10", "2", "0", "2"])
+    assert open_source(str(tmp_path / "rows")).split("train").class_names == ("0", "2", "10")
+
+
 def test_a_column_that_cannot_be_what_it_is_called_is_refused(tmp_path: Path) -> None:
     save_rows(tmp_path, weight=[0.5, 1.5])
     with pytest.raises(UserError, match="whole numbers or names, not float64"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -145,6 +146,16 @@ def test_principal_components_are_those_of_the_known_pictures(tmp_path: Path, la
     assert np.array_equal(
         np.stack([table[name] for name in names], axis=1), got.reshape(expected.shape)
     )
+
+
+def test_names_of_classes_are_kept_beside_their_numbers(tmp_path: Path) -> None:
+    names = ("cat", "dog", "emu")
+    named = replace(PICTURES.select(KEPT), class_names=names)
+    write(pipeline(), tmp_path / "f.npz", named)
+    write(pipeline(), tmp_path / "f.parquet", named)
+    assert np.load(tmp_path / "f.npz")["class_names"].tolist() == [*names]
+    about = pq.read_schema(tmp_path / "f.parquet").metadata
+    assert json.loads(about[b"class_names"]) == [*names]
 
 
 def test_without_labels_there_is_no_such_column(tmp_path: Path) -> None:

@@ -77,6 +77,33 @@ def test_a_killed_fit_goes_on_and_gives_the_same_probe(
     assert all(np.array_equal(ours[name], theirs[name]) for name in ("weight", "bias"))
 
 
+def test_a_fit_does_not_go_on_with_other_pictures(
+    igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    for name, shown in (("a", images), ("b", 255 - images)):
+        np.savez(tmp_path / f"{name}.npz", images=shown, labels=np.arange(40) % 2)
+    words = [
+        "probe",
+        tiny_run,
+        "--solver",
+        "sgd",
+        "--augmentation",
+        "none",
+        "--out",
+        tmp_path / "p",
+    ]
+
+    def full(*_args: object) -> None:
+        raise UserError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("igpt.probing.save_probe", full)
+        assert_mistake(igpt(*words, "--data", tmp_path / "a.npz"), "no space left")
+    resumed = igpt(*words, "--resume", "--data", tmp_path / "b.npz")
+    assert_mistake(resumed, "is of another fit: its labelled pictures differ")
+
+
 def test_a_fit_is_kept_until_its_probe_is(
     igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

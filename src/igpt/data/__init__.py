@@ -35,7 +35,7 @@ from igpt.data.loader import (
 from igpt.data.pictures import BROKEN, Pictures, Source, UnreadablePicture, open_files
 from igpt.data.pieces import Cut, Item, cut_source
 from igpt.data.shards import Stream, is_shards, next_pictures, open_streams
-from igpt.data.sources import data_of, open_data, open_source, source_name
+from igpt.data.sources import data_of, is_gone, open_data, open_source, source_name
 from igpt.data.splits import (
     count_split_pictures,
     evaluation_split,
@@ -76,6 +76,7 @@ __all__ = [
     "fit_square",
     "imagenet_centre",
     "imagenet_crop",
+    "is_gone",
     "is_shards",
     "labelled",
     "move_pixels",

@@ -18,7 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from igpt.config import UserError
-from igpt.data.pictures import Pictures, Source, as_text, is_picture, open_files, visible_files
+from igpt.data.pictures import (
+    Pictures,
+    Source,
+    as_text,
+    class_order,
+    is_picture,
+    open_files,
+    visible_files,
+)
 from igpt.types import Labels
 
 # Names of folders and the splits that they mean: those of the `datasets` library.
@@ -117,7 +125,7 @@ def _classes(splits: Mapping[str, Path], files: Mapping[str, Sequence[Path]]) ->
     labelled = {split: found for split, found in folders.items() if all(found)}
     every = [parts for found in labelled.values() for parts in found]
     for level in range(min(map(len, every), default=0)):
-        names = sorted({as_text(parts[level]) for parts in every})
+        names = class_order({as_text(parts[level]) for parts in every})
         if len(names) > 1:
             index = {name: i for i, name in enumerate(names)}
             known = {

@@ -20,7 +20,7 @@ from igpt.data.folders import (
     picture_files,
     split_names,
 )
-from igpt.data.pictures import Pictures, Source, as_text, files_in
+from igpt.data.pictures import Pictures, Source, as_text, class_order, files_in
 
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
 
@@ -42,6 +42,7 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
         what = empty if folder.is_dir() else "no data set"
         raise UserError(f"{what} {spec}: {reason(error)}") from error
     image_column_of(next(iter(splits.values())).features, spec, image_column)
+    splits = {name: _whole_labels(part, label_column) for name, part in splits.items()}
     opened = partial(_split_pictures, splits, spec, image_column, label_column)
     return Source(spec, {str(split): partial(opened, split) for split in splits})
 
@@ -158,6 +159,22 @@ def label_column_of(features: Any, spec: str, name: str | None) -> str | None:
     return name
 
 
+def _whole_labels(dataset: Any, label_column: str | None) -> Any:
+    """The data set with whole numbers where labels are floats only because some are missing."""
+    import datasets
+
+    for column in [label_column] if label_column else USUAL_LABELS:
+        kind = dataset.features.get(column)
+        if isinstance(kind, datasets.Value) and "float" in kind.dtype:
+            values = np.array(dataset[column][:], dtype=np.float64)  # None becomes NaN
+            known = ~np.isnan(values)
+            if known.any() and (values[known] == values[known].round()).all():
+                labels = [int(value) if value == value else None for value in values]
+                whole = dataset.remove_columns(column)
+                dataset = whole.add_column(column, labels, feature=datasets.Value("int64"))
+    return dataset
+
+
 def _is_class(kind: Any) -> bool:
     """Whether each row of a column of this kind holds one class: a whole number or a name."""
     import datasets
@@ -179,10 +196,16 @@ def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Cla
         classes = {value for part in splits.values() for value in part.unique(column)}
         return _indexed(values, classes - {None})
     numbers = np.array([-1 if value is None else value for value in values], dtype=np.int64)
-    return numbers, tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
+    if not isinstance(kind, datasets.ClassLabel):
+        return numbers, None
+    # Each split may count its classes in an order of its own: the first one's holds for all.
+    kinds = [part.features[column] for part in splits.values()]
+    names = list(dict.fromkeys(name for of_split in kinds for name in of_split.names))
+    places = np.array([*(names.index(name) for name in kind.names), -1], dtype=np.int64)
+    return places[numbers], tuple(names)
 
 
 def _indexed(values: Iterable[str | None], classes: set[str]) -> Classes:
-    names = sorted(classes)
+    names = class_order(classes)
     index = {name: i for i, name in enumerate(names)}
     return np.array([-1 if v is None else index[v] for v in values], dtype=np.int64), tuple(names)

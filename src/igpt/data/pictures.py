@@ -9,7 +9,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -158,6 +158,13 @@ def open_files(paths: Sequence[Path]) -> Pictures:
 def as_text(name: str) -> str:
     """`name` as text that can be written: bytes of a file's name that are not UTF-8 as \\udcff."""
     return name.encode(errors="backslashreplace").decode()
+
+
+def class_order(names: Collection[str]) -> list[str]:
+    """Names of classes in the order of their labels: by number where all of them are numbers."""
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -56,12 +56,23 @@ def is_hub_id(spec: str) -> bool:
 def data_of(config: DataConfig, source: str | None) -> DataConfig:
     """The data section for `source`; `config` itself for None, or its own source however spelled.
 
-    For another source it keeps only size and augmentation: the columns, the splits and what was
-    held out mean nothing there.
+    For another source the names of columns and splits mean nothing. Which part is held out is drawn
+    in the same way: it may be the same pictures elsewhere.
     """
     if source is None or source_name(source) == source_name(config.source):
         return config
-    return DataConfig(source=source, image_size=config.image_size, augmentation=config.augmentation)
+    return DataConfig(
+        source=source,
+        image_size=config.image_size,
+        augmentation=config.augmentation,
+        validation_fraction=config.validation_fraction,
+        split_seed=config.split_seed,
+    )
+
+
+def is_gone(spec: str) -> bool:
+    """Whether a source is a path, and there is nothing any more."""
+    return Path(spec).is_absolute() and not Path(spec).exists()
 
 
 def source_name(spec: str) -> str:

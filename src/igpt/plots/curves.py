@@ -176,13 +176,13 @@ def confusion_figure(
     """Share of each true class (rows) that was taken for each class (columns), as a PNG."""
     from matplotlib.figure import Figure
 
-    n = len(class_names)
-    side = max(4.0, 0.45 * n + 2)
+    n, most = len(class_names), 30  # classes whose names and numbers can be read
+    side = max(4.0, 0.45 * min(n, most) + 2)  # inches
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    if n <= 30:  # more numbers than that cannot be read
+    if n <= most:
         for i, j in np.argwhere(confusion > 0):
             ink = "white" if share[i, j] > 0.5 else "#333333"
             axes.text(j, i, str(confusion[i, j]), ha="center", va="center", fontsize=7, color=ink)

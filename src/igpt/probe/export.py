@@ -6,6 +6,7 @@ come. How many there are is known at the end, as unreadable pictures are left ou
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,6 +56,7 @@ class Layout:
     columns: int  # of features: one for each layer, or one for all side by side
     width: int  # of a column
     labelled: bool
+    class_names: tuple[str, ...] | None  # of the labels, where the source has names
 
     @property
     def stacked(self) -> bool:
@@ -121,7 +123,7 @@ def export_features(
         width = bases[0].width
     else:
         width = pool_width(reduce, model.config) * len(layers) // columns
-    layout = Layout(layers, columns, width, pictures.labels is not None)
+    layout = Layout(layers, columns, width, pictures.labels is not None, pictures.class_names)
     # A .npz is put together from a file of its rows.
     copies = 2 if write is _write_npz else 1
     on_first(lambda: _require_space(out, copies * len(pictures) * layout.row_bytes))
@@ -214,6 +216,8 @@ def _write_npz(path: Path, rows: Iterable[Rows], layout: Layout) -> int:
         members["layers"] = np.array(layout.layers, dtype=np.int64)
         if layout.labelled:
             members["labels"] = np.array(labels, dtype=np.int64)
+            if layout.class_names is not None:
+                members["class_names"] = np.array(layout.class_names)
         with ZipFile(path, "w") as archive:
             with archive.open("features.npy", "w", force_zip64=True) as member:
                 npy.write_array_header_1_0(member, header)
@@ -233,7 +237,8 @@ def _write_parquet(path: Path, rows: Iterable[Rows], layout: Layout) -> int:
     fields = [(column, pa.list_(pa.float32(), layout.width)) for column in columns]
     if layout.labelled:
         fields.append(("label", pa.int64()))
-    schema = pa.schema([*fields, ("name", pa.string())])
+    about = {"class_names": json.dumps(layout.class_names)} if layout.class_names else None
+    schema = pa.schema([*fields, ("name", pa.string())], about)
 
     def table(parts: list[Rows]) -> Any:
         features = np.concatenate([part.features for part in parts])

@@ -91,19 +91,24 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
 
     Values are YAML, but a text field takes its value as it is written: else the folder 2020_01
     would become the number 202001. Only null still means none there. Raises UserError for a word
-    without "=".
+    without "=", and for a value that is no YAML.
     """
+    import yaml
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     texts, found = _text_fields(Recipe), OmegaConf.create()
     for item in overrides:
         name, equals, value = item.partition("=")
         if not equals:
             raise UserError(f"expected an override like train.lr=0.003, got '{item}'")
-        if name in texts and value != "null":
-            OmegaConf.update(found, name, value)
-        else:
-            found.merge_with_dotlist([item])
+        try:
+            if name in texts and value != "null":
+                OmegaConf.update(found, name, value)
+            else:
+                found.merge_with_dotlist([item])
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(f"cannot read '{item}': {first_line(error)}") from error
     return found
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from igpt.baselines import fit_neighbours, predict_cnn, train_cnn
 from igpt.config import Recipe, Say, TrainConfig, UserError
-from igpt.data import LargeTask, Task
+from igpt.data import LargeTask, Task, Undecoded
 from igpt.order import Encoded, need_pixels
 from igpt.pipeline import Pipeline
 from igpt.probe.attention import fit_attention
@@ -185,6 +185,13 @@ class LinearMethod:
         return LayerData(features[rows], self.validation[layer], self._bases[key])
 
 
+def _checksum(part: Undecoded) -> int:
+    """What tells these pictures, by their names, and their labels from others."""
+    pictures = part.pictures
+    names = "\n".join(pictures.name(i) for i in range(len(pictures)))
+    return zlib.crc32(names.encode(), zlib.crc32(part.labels.tobytes()))
+
+
 class StreamedMethod:
     """A linear probe by SGD on pictures and features that are not kept: for large sets.
 
@@ -208,7 +215,7 @@ class StreamedMethod:
             "layers": self.extractor.groups,
             "pool": features.pool,
             "precision": str(self.extractor.dtype),
-            "labelled pictures": zlib.crc32(task.train.labels.tobytes()),
+            "labelled pictures": _checksum(task.train),
             "model": asdict(mark(pipeline.model, pipeline.codec)),
         }
         self.unfinished = Unfinished(unfinished, json.dumps(about))
