@@ -269,7 +269,7 @@ def names(pictures: Pictures) -> set[str]:
     return {pictures.name(i) for i in range(len(pictures))}
 
 
-def test_other_pictures_have_columns_and_splits_of_their_own(
+def test_other_pictures_have_columns_of_their_own_and_are_held_out_alike(
     tiny_run: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
@@ -279,7 +279,7 @@ def test_other_pictures_have_columns_and_splits_of_their_own(
     assert default_recipe(run).data.label_column == "kind"
     assert default_recipe(run, "digits").data.label_column == "kind"  # the same source
     other = default_recipe(run, "elsewhere").data
-    assert (other.source, other.label_column, other.split_seed) == ("elsewhere", None, None)
+    assert (other.source, other.label_column, other.split_seed) == ("elsewhere", None, 0)
 
 
 def test_a_fine_tuned_run_is_not_pretrained(tiny_run: Path, tmp_path: Path) -> None:

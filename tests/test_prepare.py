@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import assert_mistake, picture_bytes
+from conftest import assert_mistake, picture_bytes, write_pictures
 from igpt.data import decode_all, open_source
 from igpt.data.pictures import Pictures
 
@@ -142,6 +142,19 @@ def test_killed_at_a_random_moment_it_goes_on_to_identical_shards(
     subprocess.run([*command, str(killed)], check=True, capture_output=True)
     assert shards(killed) == shards(whole)
     assert len(shards(killed)) == 24
+
+
+def test_what_was_there_is_told_of_and_nothing_readable_is_a_mistake(igpt, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "few", "1.png", "2.png")
+    call = ("prepare", "--size", 8, "--workers", 1, "--data")
+    assert "from an earlier call" not in igpt(*call, tmp_path / "few", "--out", tmp_path / "a").err
+    again = igpt(*call, tmp_path / "few", "--out", tmp_path / "a")
+    assert "1 of 1 pieces are there from an earlier call" in again.err
+    for name in ("1.png", "2.png"):
+        (tmp_path / "few" / name).write_bytes(b"")
+    broken = igpt(*call, tmp_path / "few", "--out", tmp_path / "b")
+    assert broken.status == 2
+    assert "can be read: " in broken.err
 
 
 def test_a_truncated_shard_is_made_again(igpt, folder: Path, tmp_path: Path) -> None:

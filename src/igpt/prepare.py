@@ -201,7 +201,10 @@ def prepare(work: Preparation, *, workers: int, part: tuple[int, int], say: Say)
     """
     pieces = work.pieces()
     work.claim()
-    mine = [piece for piece in pieces[part[0] :: part[1]] if not is_whole(work.finished(piece))]
+    ours = pieces[part[0] :: part[1]]
+    mine = [piece for piece in ours if not is_whole(work.finished(piece))]
+    if kept := len(ours) - len(mine):
+        say(f"{kept} of {len(ours)} pieces are there from an earlier call, and stay as they are")
     with _map(work, workers) as run:
         for piece, made in zip(mine, run(mine), strict=True):
             pictures, skipped = _count(made)
@@ -211,6 +214,9 @@ def prepare(work: Preparation, *, workers: int, part: tuple[int, int], say: Say)
     shards = [shard for made in done for shard in made]
     missing = sum(not is_whole(made) for made in done)
     if not missing:
+        if not any(shard.pictures for shard in shards):
+            first = next((name for shard in shards for name in shard.skipped), "there are none")
+            raise UserError(f"no picture of {work.source} can be read: {first}")
         rows = [asdict(shard) for shard in shards]
         write_json(work.out / MANIFEST, {**work.settings(), "shards": rows})
     return Totals(*_count(shards), len(shards), missing)

@@ -196,7 +196,7 @@ MISTAKES = [
     (["finetune", "{run}", "{tmp}/other"], "expected one RUN"),
     (["predict", "{run}", "--probe", "{tmp}/none"], "no probe in"),
     (["predict", "{run}", "--masks", "3"], "for a BERT model"),
-    (["predict", "{run}", "--data", "{tmp}/many.npz"], "label 11, but the classifier knows 0 to 9"),
+    (["predict", "{run}", "--data", "{tmp}/many.npz"], "does not know 10, 11; it knows 0, 1"),
     (["predict", "{run}", "--probe", "{tmp}/foreign"], "made for another model"),
     (["predict", "{run}", "{tmp}/none.png", "--probe", "{run}/probe"], "no picture"),
     (["predict", "{run}", "--data", "{tmp}/bare.npz", "--split", "train", "--confusion",
