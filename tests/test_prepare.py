@@ -157,6 +157,17 @@ def test_what_was_there_is_told_of_and_nothing_readable_is_a_mistake(igpt, tmp_p
     assert "can be read: " in broken.err
 
 
+def test_splits_with_and_without_labels_are_opened_together(igpt, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "few", "train/1.png", "train/2.png", "test/a/1.png", "test/b/2.png")
+    words = ("--data", tmp_path / "few", "--size", 8, "--workers", 1, "--out", tmp_path / "out")
+    assert igpt("prepare", *words).status == 0
+    source = open_source(str(tmp_path / "out"))
+    train, test = source.split("train").labels, source.split("test").labels
+    assert train is not None
+    assert test is not None
+    assert (train.tolist(), test.tolist()) == ([-1, -1], [0, 1])
+
+
 def test_a_truncated_shard_is_made_again(igpt, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     call = ("prepare", "--data", folder, "--size", 8, "--out", out, "--workers", 1)

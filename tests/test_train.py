@@ -260,6 +260,26 @@ def test_a_run_whose_pictures_were_moved_goes_on_and_is_tested_on_what_it_held_o
     assert {Path(validation.name(i)).name for i in range(len(validation))} == held_out
     with pytest.raises(UserError, match=r"another data\.source"):
         train(run, "data.source=digits", *words, resume=True)
+    # Others are not its own: not of another number, and not those that are all for testing.
+    there.rename(tmp_path / "away")
+    write_pictures(tmp_path / "other", *(f"{i}.png" for i in range(21)))
+    write_pictures(tmp_path / "tests", *(f"test/{i}.png" for i in range(20)))
+    with pytest.warns(UserWarning, match="'train', its only one, is taken"):
+        assert len(RunData.of(run, str(tmp_path / "other")).pictures()) == 21
+    assert len(RunData.of(run, str(tmp_path / "tests")).pictures()) == 20
+    with pytest.raises(UserError, match="had 20 pictures to train on when the run began"):
+        train(run, f"data.source={tmp_path / 'other'}", *words, resume=True)
+
+
+def test_pictures_that_were_moved_are_not_known_again_where_no_number_tells(tmp_path: Path) -> None:
+    files = [f"{split}/{i}.png" for split in ("train", "val") for i in range(9)]
+    write_pictures(tmp_path / "here", *files)
+    write_pictures(tmp_path / "others", *files)
+    words = ("data.image_size=4", "train.steps=4")
+    train(tmp_path / "run", f"data.source={tmp_path / 'here'}", *words)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(UserError, match=r"another data\.source"):
+        train(tmp_path / "run", f"data.source={tmp_path / 'others'}", *words, resume=True)
 
 
 def test_there_is_nothing_to_resume_in_an_empty_directory(tmp_path: Path) -> None:

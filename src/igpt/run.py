@@ -88,7 +88,9 @@ def settle_recipe(
         return saved
     recipe = with_split_pictures(recipe, saved.data.split_pictures)
     differing = differing_fields(recipe, _with_whole_path(saved))
-    manner = (*MANNER, "data.source") if is_gone(saved.data.source) else MANNER  # it was moved
+    # Pictures that were moved are known again by their number (`require_same_split`).
+    moved = saved.data.split_pictures is not None and is_gone(saved.data.source)
+    manner = (*MANNER, "data.source") if moved else MANNER
     changed = [name for name in differing if not name.startswith(manner)]
     if changed:
         fields = ", ".join(changed)

@@ -92,6 +92,8 @@ class RunData:
         if self.recipe is None or self.config.source == self.recipe.data.source:
             return self.recipe is not None
         ours = self.recipe.data
+        if ours.split_pictures is None or ours.train_split not in source.splits:
+            return False
         return is_gone(ours.source) and count_split_pictures(source, ours) == ours.split_pictures
 
     def unlabelled(self) -> Pictures:

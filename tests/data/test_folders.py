@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
+import datasets
 import pytest
 from datasets.data_files import SPLIT_KEYWORDS
 
-from conftest import write_pictures
+from conftest import picture_bytes, write_pictures
 from igpt.config import DataConfig, UserError
 from igpt.data import decode_all, open_source, open_streams
-from igpt.data.folders import SPLITS
+from igpt.data.folders import SPLITS, picture_files
 
 
 def test_a_folder_of_class_folders_has_labels(tmp_path: Path) -> None:
@@ -109,7 +112,15 @@ def test_notes_and_hidden_files_beside_the_pictures_are_passed_over(tmp_path: Pa
         ("train_images", "test_images", "cover.png"),
         ("my-train", "my-test", "misc/1.png"),
         ("images/train", "images/test", "images/extra/1.png"),
+        ("data/train", "data/test", "preview.png"),
+        ("data/train", "data/test", "assets/banner.png"),
         ("train2017", "val2017", "panoptic/1.png"),
+        ("train", "test1", "old_train/1.png"),
+        ("training_set", "test", "cover.png"),
+        ("TrainSet", "TestSet", "cover.png"),
+        ("contest_train", "contest_test", "cover.png"),
+        ("training_set/training_set", "test_set/test_set", "cover.png"),
+        ("seg_train/seg_train", "seg_test/seg_test", "seg_pred/seg_pred/1.png"),
     ],
 )
 def test_splits_may_be_called_alike(tmp_path: Path, train: str, test: str, other: str) -> None:
@@ -126,11 +137,11 @@ def test_splits_may_be_called_alike(tmp_path: Path, train: str, test: str, other
 @pytest.mark.parametrize(
     ("names", "classes"),
     [
-        (["test tubes", "train tracks"], ("test tubes", "train tracks")),
         (["test", "other"], ("other", "test")),  # one split alone is a class among others
         (["cats/day1", "dogs/day1"], ("cats", "dogs")),
         (["all/cat", "all/dog"], ("cat", "dog")),
         (["all/day1"], None),
+        (["train/cat", "train/dog"], ("cat", "dog")),
     ],
 )
 def test_the_outermost_folders_of_which_there_are_several_are_classes(
@@ -142,14 +153,48 @@ def test_the_outermost_folders_of_which_there_are_several_are_classes(
     assert source.split("train").class_names == classes
 
 
+def test_folders_that_hold_all_of_a_split_are_no_classes(tmp_path: Path) -> None:
+    """As in Tiny-ImageNet."""
+    train = [f"train/{name}/images/{i}.png" for name in ("n01", "n02") for i in (1, 2)]
+    write_pictures(tmp_path, *train, "val/images/1.png", "test/images/1.png", "test/images/2.png")
+    source = open_source(str(tmp_path))
+    assert source.split("train").class_names == ("n01", "n02")
+    assert [source.split(name).labels for name in ("validation", "test")] == [None, None]
+
+
 @pytest.mark.parametrize(
     "names",
-    [("train", "test", "testing"), ("train_a", "test_a", "train_b", "test_b")],
+    [
+        ("train", "test", "testing"),
+        ("train_a", "test_a", "train_b", "test_b"),
+        ("test tubes", "train tracks"),
+        ("bottle/train", "bottle/test", "cable/train", "cable/test"),
+        ("images/train", "images/val", "masks/train", "masks/val"),
+    ],
 )
-def test_two_folders_of_one_split_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_where_it_is_not_clear_which_folders_are_splits_they_are_refused(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
     write_pictures(tmp_path, *(f"{name}/1.png" for name in names))
-    with pytest.raises(UserError, match="which folders are splits"):
+    with pytest.raises(UserError, match=r"which folders of .* are splits|in several folders"):
         open_source(str(tmp_path))
+
+
+def test_a_folder_whose_only_pictures_are_for_testing_is_a_test_split(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "test/cat/1.png", "test/dog/1.png")
+    assert open_source(str(tmp_path)).splits == ("test",)
+
+
+def test_rows_are_read_where_pictures_only_go_along_with_them(tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": picture_bytes(i, (90, 90)), "path": None} for i in range(3)]}
+    dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    (tmp_path / "data").mkdir()
+    dataset.to_parquet(str(tmp_path / "data" / "train.parquet"))
+    write_pictures(tmp_path, "data/banner.png")
+    assert picture_files(tmp_path) == []
+    (tmp_path / "data" / "large.png").write_bytes(picture_bytes(0, (300, 300)))
+    with pytest.warns(UserWarning, match=r"train.parquet is beside pictures"):
+        assert len(open_source(str(tmp_path)).split("train")) == 2
 
 
 def test_split_folders_without_class_folders_have_no_labels(tmp_path: Path) -> None:
@@ -174,14 +219,34 @@ def test_the_words_for_splits_are_the_librarys() -> None:
     assert theirs == SPLITS
 
 
-def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+def test_linked_folders_are_read_and_never_in_a_circle(tmp_path: Path) -> None:
     write_pictures(tmp_path / "elsewhere", "1.png", "2.png")
-    write_pictures(tmp_path / "data", "train/cat/1.png", "test/cat/1.png", "test/dog/2.png")
-    (tmp_path / "data" / "train" / "dog").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "data" / "train" / "cat" / "round").symlink_to(tmp_path / "data")
-    train = open_source(str(tmp_path / "data")).split("train")
+    data = tmp_path / "data"
+    write_pictures(data, "train/cat/1.png", "test/cat/1.png", "test/dog/2.png")
+    (data / "train" / "dog").symlink_to(tmp_path / "elsewhere")
+    (data / "train" / "cat" / "round").symlink_to(data)
+    (data / "all").symlink_to(data / "train")  # of two ways to a folder none is lost
+    (data / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.warns(UserWarning, match="3 pictures .* in none of test, train"):
+        train = open_source(str(data)).split("train")
     assert len(train) == 3
     assert train.class_names == ("cat", "dog")
+
+
+def test_a_folder_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path, "train/1.png", "test/1.png")
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if path.endswith("train"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"cannot read the folder .*train: Permission denied"):
+        open_source(str(tmp_path))
 
 
 @pytest.mark.parametrize("broken", ["filename,label\n1.png,cat\n", "file_name\nnone.png\n"])
@@ -200,14 +265,29 @@ def test_a_folder_of_pictures_has_no_columns(tmp_path: Path) -> None:
         open_source(str(tmp_path), label_column="diagnosis")
 
 
-def test_a_stream_takes_every_picture_and_the_same_splits(tmp_path: Path) -> None:
+def test_a_stream_has_the_pictures_splits_and_order_of_the_set(tmp_path: Path) -> None:
+    flat = [f"{name}_{i}.png" for name in ("train", "tram") for i in "12"]
+    write_pictures(tmp_path / "flat", *flat)
+    for i in range(3):
+        (tmp_path / "flat" / f"train_{i}.txt").write_text("a caption")
+    # A folder whose name begins like another's, and names that are patterns to the library.
+    names = [
+        f"my-train/{kind}/{i}.png" for kind in ("cat", "cat-wild", "a b", "x [1]") for i in "12"
+    ]
     write_pictures(
-        tmp_path / "flat", *(f"{name}_{i}.png" for name in ("train", "tram") for i in "12")
+        tmp_path / "set [v2]", *names, "my-val/cat/1.png", "my-val/cat/2.png", "misc.png"
     )
-    stream, validation = open_streams(DataConfig(source=str(tmp_path / "flat"), streaming=True))
-    assert validation is None
-    assert len(stream.read().rows(9)) == 4
-    write_pictures(tmp_path / "set", "my-train/1.png", "my-val/1.png", "my-val/2.png", "misc.png")
-    stream, validation = open_streams(DataConfig(source=str(tmp_path / "set"), streaming=True))
-    assert validation is not None
-    assert [len(part.read().rows(9)) for part in (stream, validation)] == [1, 2]
+    (tmp_path / "elsewhere").mkdir()
+    write_pictures(tmp_path / "elsewhere", "1.png")
+    (tmp_path / "set [v2]" / "my-train" / "linked").symlink_to(tmp_path / "elsewhere")
+    for folder, n, warned in (("flat", [4], False), ("set [v2]", [9, 2], True)):
+        expects = pytest.warns(UserWarning, match="none of my-train") if warned else nullcontext()
+        with expects:
+            opened = open_streams(DataConfig(source=str(tmp_path / folder), streaming=True))
+        streams = [stream for stream in opened if stream is not None]
+        with expects:
+            source = open_source(str(tmp_path / folder))
+        sets = [source.split(name) for name in source.splits]
+        read = [[row.name for row in stream.read().rows(20)] for stream in streams]
+        assert [len(names) for names in read] == n
+        assert read == [[part.name(i) for i in range(len(part))] for part in sets]

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from conftest import picture_bytes, write_pictures
 from igpt.config import UserError
-from igpt.data import decode_all, open_source
+from igpt.data import decode_all, is_gone, open_source
 from shared_data import shared
 
 
@@ -113,6 +113,36 @@ def test_arrays_that_are_no_pictures_are_refused(
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(UserError, match=complaint):
         open_source(str(tmp_path / "bad.npz")).split("train")
+
+
+def test_a_source_is_gone_only_where_one_path_is_missing(tmp_path: Path) -> None:
+    np.save(tmp_path / "set_trX.npy", np.zeros((3, 4), np.int64))
+    for there in (tmp_path, tmp_path / "set", tmp_path / "s-*.tar", tmp_path / "s-{00..09}.tar"):
+        assert not is_gone(str(there))
+    assert not any(map(is_gone, ("digits", "somebody/pictures", "https://host/nothing")))
+    assert is_gone(str(tmp_path / "nothing"))
+
+
+def test_splits_of_rows_may_be_in_folders_in_capitals(tmp_path: Path) -> None:
+    for split in ("Train", "Test"):
+        (tmp_path / split).mkdir()
+        rows = {"image": [{"bytes": picture_bytes(i), "path": None} for i in range(3)]}
+        dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        dataset.to_parquet(str(tmp_path / split / "0.parquet"))
+    assert set(open_source(str(tmp_path)).splits) == {"train", "test"}
+
+
+def test_splits_with_other_columns_keep_their_own(tmp_path: Path) -> None:
+    kind = datasets.ClassLabel(names=["a", "b"])
+    rows = {"image": [{"bytes": picture_bytes(i), "path": None} for i in range(2)]}
+    train = datasets.Dataset.from_dict(
+        {**rows, "label": [1, 0]}, datasets.Features({"image": datasets.Image(), "label": kind})
+    )
+    test = train.remove_columns("label")
+    datasets.DatasetDict(train=train, test=test).save_to_disk(str(tmp_path))
+    source = open_source(str(tmp_path))
+    assert source.split("train").class_names == ("a", "b")
+    assert source.split("test").labels is None
 
 
 def test_what_does_not_exist_or_has_no_pictures_is_refused(tmp_path: Path) -> None:

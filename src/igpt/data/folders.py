@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # labels by the file's name
-DATA = (".parquet", ".arrow", ".tar")  # files that hold rows
+ROWS = re.compile(r"\.(parquet|arrow|tar|tgz|tar\.\w+)$")  # files that hold rows
 
 Classes = tuple[Labels | None, tuple[str, ...] | None]  # the pictures' labels, the classes' names
 
@@ -44,7 +44,7 @@ Classes = tuple[Labels | None, tuple[str, ...] | None]  # the pictures' labels, 
 def picture_files(folder: Path) -> list[Path]:
     """The pictures of a folder of picture files; none for one that the library is to read.
 
-    That is one with metadata, a saved data set, or one with as many files of rows as pictures.
+    That is one with metadata, a saved data set, or one with more bytes of rows than of pictures.
     """
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return []
@@ -52,21 +52,25 @@ def picture_files(folder: Path) -> list[Path]:
     if any(path.name in METADATA for path in files):
         return []
     pictures = [path for path in files if is_picture(path)]
-    rows = sum(1 for path in files if path.suffix.lower() in DATA)
-    return pictures if len(pictures) > rows else []
+    rows = [path for path in files if ROWS.search(path.name.lower())]
+    if rows and pictures and _bytes(rows) >= _bytes(pictures):
+        return []
+    if rows and pictures:
+        warnings.warn(f"{rows[0]} is beside pictures, and is passed over", stacklevel=2)
+    return pictures
+
+
+def _bytes(files: Sequence[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def open_picture_folder(folder: Path, files: Sequence[Path]) -> Source:
     """The splits of a folder of picture files (`picture_files`), with the classes of each.
 
-    A split that has pictures in folders only has classes, unless it is a single folder. Raises
-    UserError where it is not clear which folder is a split.
+    Raises UserError as `split_files`.
     """
     splits = find_splits(folder, files)
-    of_split = {name: [f for f in files if root in f.parents] for name, root in splits.items()}
-    if left_out := len(files) - sum(map(len, of_split.values())):
-        names = ", ".join(sorted(root.name for root in splits.values()))
-        warnings.warn(f"{left_out:,} pictures of {folder} are in none of {names}", stacklevel=2)
+    of_split = split_files(folder, files)
     classes = _classes(splits, of_split)
 
     def open_split(split: str) -> Pictures:
@@ -76,61 +80,108 @@ def open_picture_folder(folder: Path, files: Sequence[Path]) -> Source:
     return Source(str(folder), {split: partial(open_split, split) for split in of_split})
 
 
+def split_files(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """The files of each split; a warning tells of those that are in none.
+
+    Raises UserError where it is not clear which folder is a split.
+    """
+    splits = find_splits(folder, files)
+    found = {name: [f for f in files if root in f.parents] for name, root in splits.items()}
+    if left_out := len(files) - sum(map(len, found.values())):
+        names = ", ".join(sorted(root.name for root in splits.values()))
+        warnings.warn(f"{left_out:,} pictures of {folder} are in none of {names}", stacklevel=2)
+    return found
+
+
 def find_splits(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
     """The folder of each split's pictures; {"train": `folder`} where there are no splits.
 
-    Splits are called `train` and `test`, or alike but for one such word: `training_set` and
-    `test_set`. They are in `folder`, or in the only folder in it.
+    They are in `folder`, or together in one of the folders below. Raises UserError where they are
+    in several of these, and as `split_names`.
     """
-    top = folder
-    while True:
-        parts = [file.relative_to(top).parts for file in files]
-        names = {p[0] for p in parts if len(p) > 1}
-        loose = any(len(p) == 1 for p in parts)
-        if found := split_names(names, alone=len(names) == 1 and not loose):
-            return {split: top / name for split, name in found.items()}
-        if loose or len(names) != 1:
-            return {"train": folder}
-        top = top / names.pop()
+    inside: dict[Path, set[str]] = defaultdict(set)  # the folders with pictures in each folder
+    for parent in {parent for file in files for parent in file.relative_to(folder).parents}:
+        if parent != Path():
+            inside[parent.parent].add(parent.name)
+    found: dict[Path, dict[str, str]] = {}
+    for place in sorted(inside, key=lambda place: (len(place.parts), place)):
+        if not found.keys() & set(place.parents):  # below a split's folder are classes
+            names = split_names(inside[place], folder / place)
+            found |= {place: names} if names else {}
+    if len(found) > 1:
+        listed = ", ".join(str(folder / place) for place in list(found)[:3])
+        raise UserError(f"{folder} has splits in several folders: give one of {listed}")
+    for place, names in found.items():
+        return {split: folder / place / name for split, name in names.items()}
+    for place in sorted(files[0].relative_to(folder).parents):
+        whole = folder / place
+        if place.name.lower() in SPLITS and all(whole in file.parents for file in files):
+            return {SPLITS[place.name.lower()]: whole}  # the only split that there is
+    return {"train": folder}
 
 
-def split_names(names: set[str], alone: bool) -> dict[str, str]:
-    """Which of the folders called `names` are splits, by split; UserError if two are the same one.
+def split_names(names: Collection[str], where: Path) -> dict[str, str]:
+    """Which of the folders called `names` are splits, by split: two or more of them, or none.
 
-    One split beside other folders is a class like these, unless it is there `alone`.
+    They are called `train` and `test`, or contain such words: `training_set` and `test_set`. A
+    single one is a class among others. Raises UserError, with `where` they are, if it is not clear.
     """
-    alike: dict[str, list[tuple[str, str]]] = defaultdict(list)  # by what is left of the name
+    alike: dict[str, list[tuple[str, str]]] = defaultdict(list)  # by the words beside the split's
     for name in sorted(names):
-        words = [word for word in re.findall("[a-z]+", name.lower()) if word in SPLITS]
-        if len(words) == 1:
-            rest = name.lower().replace(words[0], "", 1)
-            alike[rest].append((SPLITS[words[0]], name))
-    several = [pairs for pairs in alike.values() if len({split for split, _ in pairs}) > 1]
-    if alone and "" in alike:
-        several = [alike[""]]
-    pairs = [pair for group in several for pair in group]
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        listed = ", ".join(name for _, name in pairs)
-        raise UserError(f"which folders are splits? There are {listed}: rename or move some")
+        # `Training_set2` is training and set.
+        words = re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
+        if len(known := [word for word in words if word in SPLITS]) == 1:
+            beside = " ".join("*" if word in SPLITS else word for word in words)
+            alike[beside].append((SPLITS[known[0]], name))
+    every = [pair for pairs in alike.values() for pair in pairs]
+    if not _are_several(every):
+        return {}
+    several = [pairs for pairs in alike.values() if _are_several(pairs)]
+    plain = alike.get("*", [])
+    chosen = plain if plain in several else several[0] if len(several) == 1 else every
+    found = dict(chosen)
+    if len(found) < len(chosen) or not (several or plain):
+        listed = ", ".join(name for _, name in every)
+        raise UserError(f"which folders of {where} are splits? {listed}: rename or move some")
     return {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}
 
 
+def _are_several(pairs: Sequence[tuple[str, str]]) -> bool:
+    return len({split for split, _ in pairs}) > 1
+
+
 def _classes(splits: Mapping[str, Path], files: Mapping[str, Sequence[Path]]) -> dict[str, Classes]:
-    """The classes of each split: the outermost folders below it of which there are several."""
+    """The classes of each split: the outermost folders below it of which there are several.
+
+    A split may have pictures of only one of the classes that the others have. Folders that hold all
+    of a split, like `images`, are no classes, and a split with pictures beside folders has none.
+    """
     folders = {
         split: [file.relative_to(root).parts[:-1] for file in files[split]]
         for split, root in splits.items()
     }
-    labelled = {split: found for split, found in folders.items() if all(found)}
-    every = [parts for found in labelled.values() for parts in found]
-    for level in range(min(map(len, every), default=0)):
-        names = class_order({as_text(parts[level]) for parts in every})
-        if len(names) > 1:
-            index = {name: i for i, name in enumerate(names)}
-            known = {
-                split: np.array([index[as_text(parts[level])] for parts in found], np.int64)
-                for split, found in labelled.items()
-            }
-            return {s: (known[s], tuple(names)) if s in known else (None, None) for s in splits}
-    return dict.fromkeys(splits, (None, None))
+    levels = {split: _levels(found) for split, found in folders.items()}  # names at each level
+    several = {name for of in levels.values() for names in of if len(names) > 1 for name in names}
+    found: dict[str, Classes] = dict.fromkeys(splits, (None, None))
+    chosen: dict[str, list[str]] = {}
+    for split, of_split in levels.items():
+        for level, names in enumerate(of_split):
+            if len(names) > 1 or names <= several:
+                chosen[split] = [as_text(parts[level]) for parts in folders[split]]
+                break
+    classes = class_order({name for every in chosen.values() for name in every})
+    index = {name: i for i, name in enumerate(classes)}
+    for split, every in chosen.items():
+        labels = np.array([index[name] for name in every], dtype=np.int64)
+        found[split] = labels, tuple(classes)
+    return found
+
+
+def _levels(folders: Sequence[tuple[str, ...]]) -> list[set[str]]:
+    """The names at each level that all pictures have, up to the first with several."""
+    found = []
+    for level in range(min(map(len, folders))):
+        found.append({parts[level] for parts in folders})
+        if len(found[-1]) > 1:
+            break
+    return found

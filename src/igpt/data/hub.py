@@ -13,14 +13,8 @@ import numpy as np
 from PIL import Image
 
 from igpt.config import UserError, first_line
-from igpt.data.folders import (
-    Classes,
-    find_splits,
-    open_picture_folder,
-    picture_files,
-    split_names,
-)
-from igpt.data.pictures import Pictures, Source, as_text, class_order, files_in
+from igpt.data.folders import Classes, open_picture_folder, picture_files, split_names
+from igpt.data.pictures import Pictures, Source, as_text, class_order, visible_files
 
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
 
@@ -29,7 +23,8 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
     """A folder or a Hub id; a folder of picture files as `data.folders` reads it."""
     folder = Path(spec)
     if folder.is_dir() and (files := picture_files(folder)):
-        if image_column or label_column:
+        # The names that the library gives the columns of such a folder.
+        if image_column not in (None, "image") or label_column not in (None, "label"):
             raise UserError(f"{spec} is a folder of pictures, with no columns to choose from")
         return open_picture_folder(folder, files)
     require_plain_path(spec)
@@ -38,8 +33,9 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
     except UserError:
         raise
     except Exception as error:  # builders raise anything on data that they cannot read
-        empty = "cannot open" if files_in(folder) else "no pictures in"
-        what = empty if folder.is_dir() else "no data set"
+        what = "no data set"
+        if folder.is_dir():
+            what = "cannot open" if visible_files(folder) else "no pictures in"
         raise UserError(f"{what} {spec}: {reason(error)}") from error
     image_column_of(next(iter(splits.values())).features, spec, image_column)
     splits = {name: _whole_labels(part, label_column) for name, part in splits.items()}
@@ -63,18 +59,15 @@ def require_plain_path(spec: str) -> None:
 
 
 def split_patterns(spec: str) -> dict[str, str] | None:
-    """Patterns of each split's files in a folder, where the library's own would be other ones.
+    """Patterns of each split's files in a folder whose splits are called in capitals, else None.
 
-    It knows names like `Train` in lower case only, and takes names of pictures for splits.
+    The library knows such names in lower case only.
     """
     folder = Path(spec)
     if not folder.is_dir():
         return None
-    if files := picture_files(folder):
-        roots = find_splits(folder, files)
-        return {s: str(root.relative_to(folder) / "**") for s, root in roots.items()}
     names = {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."}
-    found = split_names(names, alone=len(names) == 1)
+    found = split_names(names, folder)
     usual = all(name == name.lower() for name in found.values())
     return None if usual else {split: f"{name}/**" for split, name in found.items()}
 
@@ -193,14 +186,16 @@ def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Cla
     kind, values = features[column], splits[split][column][:]
     if "string" in kind.dtype:
         # The classes of all splits, so that an index means the same class in each.
-        classes = {value for part in splits.values() for value in part.unique(column)}
+        having = [part for part in splits.values() if column in part.features]
+        classes = {value for part in having for value in part.unique(column)}
         return _indexed(values, classes - {None})
     numbers = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     if not isinstance(kind, datasets.ClassLabel):
         return numbers, None
     # Each split may count its classes in an order of its own: the first one's holds for all.
-    kinds = [part.features[column] for part in splits.values()]
-    names = list(dict.fromkeys(name for of_split in kinds for name in of_split.names))
+    kinds = [part.features.get(column) for part in splits.values()]
+    of_splits = [kind.names for kind in kinds if isinstance(kind, datasets.ClassLabel)]
+    names = list(dict.fromkeys(name for of_split in of_splits for name in of_split))
     places = np.array([*(names.index(name) for name in kind.names), -1], dtype=np.int64)
     return places[numbers], tuple(names)
 

@@ -9,7 +9,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -179,14 +179,25 @@ def is_picture(path: Path) -> bool:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """All files below a folder, in linked folders too, without hidden ones, sorted."""
-    found: list[Path] = []
-    seen: set[str] = set()  # a link may lead back to a folder that it is in
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if (real := os.path.realpath(root)) in seen:
-            folders.clear()
+    """All files below a folder, in linked folders too, without hidden ones, sorted as text.
+
+    Raises UserError for a folder that cannot be read.
+    """
+    return [Path(path) for path in sorted(_walk(str(folder), ()))]
+
+
+def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    real = os.path.realpath(folder)
+    if real in above:  # a link leads back
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from error
+    for entry in entries:
+        if entry.name.startswith("."):
             continue
-        seen.add(real)
-        found += [Path(root, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.is_file())
+        if entry.is_dir():
+            yield from _walk(entry.path, (*above, real))
+        elif entry.is_file():  # and no broken link
+            yield entry.path

@@ -7,7 +7,7 @@ many pictures they have, so there a piece is a file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -51,7 +51,10 @@ def cut_source(
     if is_shards(spec):
         return {"train": _cut_stream(open_shards(spec, image_column, label_column))}
     source = open_source(spec, image_column=image_column, label_column=label_column)
-    return {name: _cut_set(source.split(name), spec, pictures) for name in source.splits}
+    cuts = {name: _cut_set(source.split(name), spec, pictures) for name in source.splits}
+    kind = next((cut.label for cut in cuts.values() if cut.label is not None), None)
+    # A split without labels has the column too: the library opens splits with the same columns.
+    return {name: replace(cut, label=kind) for name, cut in cuts.items()}
 
 
 def _cut_set(pictures: Pictures, spec: str, length: int) -> Cut:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
 from itertools import islice
@@ -22,6 +22,7 @@ from PIL import Image
 
 from igpt.config import DataConfig, UserError
 from igpt.data.decode import CHUNK, Fit, decode_readable, to_rgb
+from igpt.data.folders import picture_files, split_files
 from igpt.data.hub import (
     image_column_of,
     label_column_of,
@@ -188,9 +189,9 @@ def next_pictures(reading: Reading, count: int, size: int, fit: Fit) -> DecodedR
 def open_streams(config: DataConfig) -> tuple[Stream, Stream | None]:
     """The training split and the validation split, if there is one, of a recipe's data section.
 
-    The source is a Hub id, a folder that `datasets` can load, or shards in WebDataset's format or
-    in parquet: a path or an fsspec URL, with `*` or `{000..127}` for several. Raises UserError when
-    there is no such thing, or it has no column of pictures.
+    The source is a Hub id, a folder of pictures or of what `datasets` can load, or shards in
+    WebDataset's format or in parquet: a path or an fsspec URL, with `*` or `{000..127}` for
+    several. Raises UserError when there is no such thing, or it has no column of pictures.
     """
     spec = config.source
     check_split_names(config)
@@ -233,15 +234,33 @@ def _load(spec: str) -> tuple[Any, tuple[str, ...]]:
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors become ours
     builder = _builder(spec)
     if builder is not None:
-        files = _files(spec)
-        splits = datasets.load_dataset(builder, data_files={"train": files}, streaming=True)
-        return splits, tuple(files)
+        shards = _files(spec)
+        splits = datasets.load_dataset(builder, data_files={"train": shards}, streaming=True)
+        return splits, tuple(shards)
+    if Path(spec).is_dir() and (files := picture_files(Path(spec))):
+        splits = split_files(Path(spec), files)
+        return {split: _stream_of_files(of_split) for split, of_split in splits.items()}, ()
     if Path(spec).is_dir() or is_hub_id(spec):
         require_plain_path(spec)
         return datasets.load_dataset(spec, data_files=split_patterns(spec), streaming=True), ()
     raise UserError(
         f"no stream at '{spec}': expected a Hub id, a folder, or .tar or .parquet shards by their "
         "path or URL"
+    )
+
+
+def _stream_of_files(files: Sequence[Path]) -> Any:
+    """Picture files as a stream, in which each of them is a shard."""
+    import datasets
+
+    def rows(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+        for path in paths:
+            yield {"image": {"path": path, "bytes": None}}
+
+    features = datasets.Features({"image": datasets.Image()})
+    paths = [str(file.absolute()) for file in files]
+    return datasets.IterableDataset.from_generator(
+        rows, features=features, gen_kwargs={"paths": paths}
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -71,8 +72,10 @@ def data_of(config: DataConfig, source: str | None) -> DataConfig:
 
 
 def is_gone(spec: str) -> bool:
-    """Whether a source is a path, and there is nothing any more."""
-    return Path(spec).is_absolute() and not Path(spec).exists()
+    """Whether a source is the path of one file or folder, and that is there no more."""
+    path = Path(spec)
+    several = re.search(r"[*?{\[]", spec) or openai_arrays(path)
+    return path.is_absolute() and not several and not path.exists()
 
 
 def source_name(spec: str) -> str:

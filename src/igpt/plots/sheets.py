@@ -26,7 +26,7 @@ CELL = 96  # pixels that a picture is enlarged to at least, by a whole factor
 # Those of Pillow's formats that hold colour pictures as they are, and the longest side they take.
 LONGEST = {
     **dict.fromkeys(("PNG", "TIFF", "BMP"), (1 << 31) - 1),
-    **{"JPEG": 65500, "GIF": 65535, "WEBP": 16383},
+    **{"JPEG": 65500, "GIF": 65535, "AVIF": 65535, "WEBP": 16383},
 }
 
 
