@@ -4,8 +4,8 @@
     python benchmarks/prepare_speed.py --memory      (of a shard, and of one six times as large)
 
 The pictures are synthetic: smooth colours with some noise, about 70 kB each, as a photograph is. A
-file stands there under five names. They are read from a folder of files, which the `datasets`
-library opens first, in every process, and from shards in WebDataset's format.
+file stands there under five names. They are read from a folder of files, whose names every process
+lists first, and from shards in WebDataset's format.
 """
 
 from __future__ import annotations

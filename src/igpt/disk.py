@@ -63,6 +63,8 @@ def require_folder(path: Path) -> None:
     Call it before the work whose results go there, so that they cannot be lost.
     """
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"cannot write into {path}: {there} is a file")
     try:
         with tempfile.TemporaryFile(dir=there):
             pass

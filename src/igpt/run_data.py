@@ -5,6 +5,7 @@ The run's recipe tells which pictures it held out and which ones a probe of it l
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +86,12 @@ class RunData:
         source = open_data(self._tested)
         if self._is_own(source) or learned_from == source_mark(self.config.source):
             return pictures_to_test(source, self._tested, self._split_seed)
+        if self.recipe is not None and self.recipe.data.streaming:
+            warnings.warn(
+                f"the run learned from a stream, {self.recipe.data.source}, which may have had "
+                f"pictures of {source.name} in it",
+                stacklevel=2,
+            )
         return evaluation_split(source, self.split)
 
     def _is_own(self, source: Source) -> bool:

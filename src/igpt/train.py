@@ -68,6 +68,7 @@ class Outcome:
     step: int  # optimizer steps done
     best: float | None  # the smallest criterion
     signal: signal.Signals | None = None  # that stopped it before its last step
+    exhausted: bool = False  # whether it ended early, as validation had not improved for long
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,8 @@ class Trainer:
                 self._publish()  # what was begun to be written is a state to go on from
                 raise
             self._publish()
-        return Outcome(self.step, self.progress.best, caught)
+        early = caught is None and self.step < self.config.steps
+        return Outcome(self.step, self.progress.best, caught, exhausted=early)
 
     def _train(self, log: Callable[[Row], None], stop: Stop) -> signal.Signals | None:
         """The steps; the signal that stopped them."""

@@ -115,6 +115,19 @@ def test_arrays_that_are_no_pictures_are_refused(
         open_source(str(tmp_path / "bad.npz")).split("train")
 
 
+@pytest.mark.parametrize("column", ["image_column", "label_column"])
+def test_arrays_have_no_columns_to_choose_from(tmp_path: Path, column: str) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 4, 4), np.uint8))
+    with pytest.raises(UserError, match="no columns to choose from"):
+        open_source(str(tmp_path / "a.npy"), **{column: "x"})
+
+
+@pytest.mark.parametrize("name", ["a.tar", "b.parquet", "s-{00..09}.tar.gz", "*.parquet"])
+def test_shards_by_their_path_are_for_pretraining_and_prepare(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="give the folder that they lie in"):
+        open_source(str(tmp_path / name))
+
+
 def test_a_source_is_gone_only_where_one_path_is_missing(tmp_path: Path) -> None:
     np.save(tmp_path / "set_trX.npy", np.zeros((3, 4), np.int64))
     for there in (tmp_path, tmp_path / "set", tmp_path / "s-*.tar", tmp_path / "s-{00..09}.tar"):

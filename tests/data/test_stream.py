@@ -424,7 +424,9 @@ def test_only_pretraining_reads_a_stream(igpt, tmp_path: Path, tiny_run: Path) -
     shards = ["--data", "s3://bucket/*.tar"]
     for words in (["eval", tiny_run], ["finetune", tiny_run, "--out", tmp_path / "classes"]):
         result = igpt(*words, *shards)
-        assert_mistake(result, "`igpt prepare` and `igpt pretrain --streaming` read it")
+        assert_mistake(
+            result, "for `igpt pretrain --streaming` and `igpt prepare`: give the folder"
+        )
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "pictures"])

@@ -30,7 +30,7 @@ COMMANDS = {
     "complete": "complete pictures from their first part",
     "score": "how surprising pictures are, where, and which do not belong",
     "probe": "classify from a frozen model's layers, with few labels or all",
-    "features": "what the layers know of every picture of a set, as a file",
+    "features": "what the layers know of each picture of a split, as a file",
     "finetune": "train a model's head, and the model, on labelled pictures",
     "predict": "classes of pictures, and how well they fit known labels",
     "sweep": "train every combination of sizes, colours or other fields, and compare",

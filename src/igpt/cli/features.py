@@ -1,4 +1,4 @@
-"""`igpt features`: what a model's layers know of every picture of a set, as a file."""
+"""`igpt features`: what a model's layers know of each picture of a split, as a file."""
 
 from __future__ import annotations
 

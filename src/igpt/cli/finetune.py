@@ -66,8 +66,9 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         again = shlex.join(["igpt", "finetune", "--out", str(out), "--resume"])
         return stopped(outcome.signal, f"step {outcome.step}", again, values)
     best = "" if done.best is None else f", best validation {done.metric} {100 * done.best:.1f} %"
+    why = ", as validation did not improve any more" if outcome.exhausted else ""
     again = f"igpt predict {out} --split test"
-    return Report(f"{out}: {outcome.step} steps{best}; then: {again}", values)
+    return Report(f"{out}: {outcome.step} steps{why}{best}; then: {again}", values)
 
 
 def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:

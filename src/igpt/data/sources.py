@@ -37,13 +37,16 @@ def open_source(
     if spec and (files := openai_arrays(path)):
         return open_openai(spec, files)
     if path.suffix in (".npy", ".npz"):
+        if image_column or label_column:
+            raise UserError(f"{spec} has no columns to choose from")
         return open_arrays(path)
+    if "://" in spec or spec.endswith((".tar", ".tar.gz", ".parquet")):
+        raise UserError(
+            f"{spec} is a stream of shards, for `igpt pretrain --streaming` and `igpt prepare`: "
+            "give the folder that they lie in, or what `igpt prepare` makes of them"
+        )
     if path.is_file():
         raise UserError(f"{spec} is a file: expected a folder, .npy, .npz or a data set id")
-    if "://" in spec:
-        raise UserError(
-            f"{spec} is a stream: `igpt prepare` and `igpt pretrain --streaming` read it"
-        )
     if not spec or not (path.exists() or is_hub_id(spec)):
         raise UserError(f"no data at '{spec}': expected a folder, .npy, .npz, `digits` or a Hub id")
     return open_dataset(spec, image_column, label_column)

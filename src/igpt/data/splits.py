@@ -111,7 +111,7 @@ def _set_apart(source: Source, config: DataConfig, seed: int) -> tuple[Pictures,
     train, held_out = training_splits(source, config, seed)
     warnings.warn(  # shown once, whichever part is asked for, since it belongs to this line
         f"{source.name} has no split '{config.test_split}': the {len(held_out):,} pictures that "
-        f"training held out of '{config.train_split}' are taken instead",
+        f"training held out of '{config.train_split}', and chose its best model by, are taken",
         stacklevel=1,
     )
     return train, held_out

@@ -66,7 +66,7 @@ def loss_figure(
     if metric != "val_loss":
         _draw_metric(axes, [(r["step"], r[metric]) for r in rows if metric in r], metric)
     if train or held_out:
-        axes.legend(frameon=False, loc="lower left" if references else "upper right")
+        axes.legend(frameon=False, loc="lower left" if references else "best")
     figure.savefig(path, format="png", dpi=150)
 
 
