@@ -70,7 +70,7 @@ def open_picture_folder(folder: Path, files: Sequence[Path]) -> Source:
     Raises UserError as `split_files`.
     """
     splits = find_splits(folder, files)
-    of_split = split_files(folder, files)
+    of_split = _divide(folder, files, splits)
     classes = _classes(splits, of_split)
 
     def open_split(split: str) -> Pictures:
@@ -85,8 +85,17 @@ def split_files(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
 
     Raises UserError where it is not clear which folder is a split.
     """
-    splits = find_splits(folder, files)
-    found = {name: [f for f in files if root in f.parents] for name, root in splits.items()}
+    return _divide(folder, files, find_splits(folder, files))
+
+
+def _divide(
+    folder: Path, files: Sequence[Path], splits: Mapping[str, Path]
+) -> dict[str, list[Path]]:
+    below = {
+        parent: {name for name, root in splits.items() if root in (parent, *parent.parents)}
+        for parent in {file.parent for file in files}
+    }
+    found = {name: [f for f in files if name in below[f.parent]] for name in splits}
     if left_out := len(files) - sum(map(len, found.values())):
         names = ", ".join(sorted(root.name for root in splits.values()))
         warnings.warn(f"{left_out:,} pictures of {folder} are in none of {names}", stacklevel=2)
@@ -100,9 +109,10 @@ def find_splits(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
     in several of these, and as `split_names`.
     """
     inside: dict[Path, set[str]] = defaultdict(set)  # the folders with pictures in each folder
-    for parent in {parent for file in files for parent in file.relative_to(folder).parents}:
-        if parent != Path():
-            inside[parent.parent].add(parent.name)
+    held = {parent.relative_to(folder) for parent in {file.parent for file in files}}
+    for place in {above for below in held for above in (below, *below.parents)}:
+        if place != Path():
+            inside[place.parent].add(place.name)
     found: dict[Path, dict[str, str]] = {}
     for place in sorted(inside, key=lambda place: (len(place.parts), place)):
         if not found.keys() & set(place.parents):  # below a split's folder are classes
@@ -111,7 +121,8 @@ def find_splits(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
     if len(found) > 1:
         listed = ", ".join(str(folder / place) for place in list(found)[:3])
         raise UserError(f"{folder} has splits in several folders: give one of {listed}")
-    for place, names in found.items():
+    if found:
+        ((place, names),) = found.items()
         return {split: folder / place / name for split, name in names.items()}
     for place in sorted(files[0].relative_to(folder).parents):
         whole = folder / place
