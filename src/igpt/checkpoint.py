@@ -261,11 +261,10 @@ def _read_progress(folder: Path) -> Progress:
         files: dict[str, int] = dict(header.pop("files"))
         header.setdefault("validated", header["step"])  # as earlier versions left it: all were made
         progress = Progress(**header)
-        whole = all(isinstance(step, int) for step in (progress.step, *files.values()))
+        if not all(isinstance(number, int) for number in (progress.step, *files.values())):
+            raise TypeError
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / HEADER} is not the header of a checkpoint") from error
-    if not whole:
-        raise UserError(f"{folder / HEADER} is not the header of a checkpoint")
     for name, expected in files.items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else 0

@@ -32,9 +32,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    folder = args.out or Path(f"igpt-{args.model}-bert" if args.bert else f"igpt-{args.model}")
+    origin = published_model(args.model, args.bert)
+    folder = args.out or Path(origin.rpartition("/")[-1])
     urls = published_files(args.model, args.ckpt, args.bert)
-    with claim_folder(folder, published_model(args.model, args.bert)):
+    with claim_folder(folder, origin):
         fetch_all(urls, folder)
     prefix = folder / f"model.ckpt-{args.ckpt}"
     return Report(

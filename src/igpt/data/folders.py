@@ -27,12 +27,13 @@ from igpt.data.pictures import (
     open_files,
     visible_files,
 )
+from igpt.data.splits import VALIDATION_NAMES
 from igpt.types import Labels
 
 # Names of folders and the splits that they mean: those of the `datasets` library.
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(VALIDATION_NAMES, "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # labels by the file's name
