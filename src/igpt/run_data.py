@@ -96,9 +96,11 @@ class RunData:
 
     def _is_own(self, source: Source) -> bool:
         """Whether the run learned from this source, which may have been moved since."""
-        if self.recipe is None or self.config.source == self.recipe.data.source:
-            return self.recipe is not None
+        if self.recipe is None:
+            return False
         ours = self.recipe.data
+        if self.config.source == ours.source:
+            return True
         if ours.split_pictures is None or ours.train_split not in source.splits:
             return False
         return is_gone(ours.source) and count_split_pictures(source, ours) == ours.split_pictures
