@@ -164,6 +164,9 @@ def test_the_demo_shows_all_it_promises(igpt, tmp_path: Path) -> None:
 
 MISTAKES = [
     (["paint"], "invalid choice: 'paint'"),
+    (["pretain"], "did you mean pretrain?"),
+    (["eval", "{tmp}", "--splt=test"], "did you mean --split?"),
+    (["eval", "{tmp}", "--precision", "floatt32"], "did you mean float32?"),
     (["pretrain", "--out", "{tmp}/r"], "name a recipe"),
     (["pretrain", "digits"], "--out"),
     (["pretrain", "digits", "--init-from", "{run}", "--out", "{tmp}/r"], "a recipe or --init-from"),

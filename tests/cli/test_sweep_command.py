@@ -54,12 +54,14 @@ def test_a_signal_ends_it_with_the_line_that_goes_on(
         return replace(done, outcome=replace(done.outcome, signal=signal.Signals[name]))
 
     monkeypatch.setattr("igpt.sweep.pretrain", stopped)
-    words = ("sweep", "digits", *FAST, "--grid", "colors=3,5", "--out", str(tmp_path / "a sweep"))
+    words = ("sweep", "digits", *FAST, "--data", "digits", "--seed", "1")
+    words += ("--grid", "colors=3,5", "--out", str(tmp_path / "a sweep"))
     result = igpt(*words)
     assert result.status == status, result.err
     (line,) = result.out.splitlines()
     assert line.startswith("stopped at step 2 of colors=3; go on with: igpt sweep digits ")
-    assert line.endswith(f"--grid colors=3,5 --out '{tmp_path / 'a sweep'}'")
+    fields = "data.source=digits train.seed=1"
+    assert line.endswith(f"{fields} --grid colors=3,5 --out '{tmp_path / 'a sweep'}'")
     assert json.loads(igpt(*words, "--json").out)["signal"] == name
 
 
@@ -73,6 +75,7 @@ MISTAKES = [
     (["digits", "--grid", "colors=3,x", "--out", "{tmp}/s"], "palette.colors"),
     (["digits", "--grid", "colors=3", "--out", "{tmp}/s", "train.x=1"], "unknown field 'train.x'"),
     (["digits", "--grid", "colors=3", "--out", "{tmp}/s", "data.source={tmp}/no"], "no data at"),
+    (["digits", "--grid", "colors=3", "--out", "{tmp}/s", "--data", "{tmp}/no"], "no data at"),
     (["digits", "--grid", "source=digits,{tmp}/no", "--out", "{tmp}/s"], "no data at"),
     (["digits", "--grid", "path={tmp}/no.npy", "--out", "{tmp}/s"], "no palette file"),
     (

@@ -12,6 +12,7 @@ import gc
 import io
 import json
 import os
+import re
 import signal
 import sys
 import warnings
@@ -48,11 +49,31 @@ COMMANDS = {
 PARALLEL = ("pretrain", "finetune", "eval", "probe", "features", "palette")
 
 
+# What argparse says of an option or command that it does not know.
+UNKNOWN = re.compile(
+    r"unrecognized arguments: (?P<option>--[\w-]+)|invalid choice: '(?P<name>.+?)'"
+)
+
+
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that reports mistakes in one line."""
+    """An argparse parser that reports mistakes in one line, with the word that may be meant."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        meant = self._meant(message)
+        question = f"did you mean {meant}? " if meant else ""
+        self.exit(USER_ERROR, f"{self.prog}: error: {message} ({question}see {self.prog} --help)\n")
+
+    def _meant(self, message: str) -> str | None:
+        """The known option, command or choice that is nearest to the unknown one of `message`."""
+        from difflib import get_close_matches
+
+        unknown = UNKNOWN.search(message)
+        if unknown is None:
+            return None
+        choices = [str(name) for action in self._actions for name in action.choices or ()]
+        options = [option for action in self._actions for option in action.option_strings]
+        known = choices if unknown["name"] else options
+        return next(iter(get_close_matches(unknown["option"] or unknown["name"], known)), None)
 
 
 def _overview() -> Parser:

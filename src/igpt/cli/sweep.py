@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.cli.arguments import name_and_fields, number_of_labels
+from igpt.cli.arguments import add_short_flags, name_and_fields, number_of_labels, overrides
+from igpt.cli.pretrain import SHORT
 from igpt.cli.report import Report, stopped
 from igpt.config import Say, UserError
 from igpt.recipes import shipped_recipes
@@ -20,7 +21,9 @@ EXAMPLE = "igpt sweep digits --grid image_size=4,8 colors=4,16 --out runs/sweep 
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "igpt sweep RECIPE --grid FIELD=A,B ... [--out FOLDER] [section.field=value ...]"
+    parser.usage = (
+        "igpt sweep RECIPE --grid FIELD=A,B ... [--out FOLDER] [options] [section.field=value ...]"
+    )
     parser.add_argument(
         "words",
         metavar="RECIPE",
@@ -48,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="that the probe is given; default all",
     )
+    add_short_flags(parser, SHORT)
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
@@ -55,11 +59,12 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.plots import sweep_figure
     from igpt.sweep import make_points, sweep
 
-    name, changes = name_and_fields(args.words, "recipe")
+    name, dotted = name_and_fields(args.words, "recipe")
     if name is None:
         raise UserError("expected one recipe, got none")
     if args.out is None:
         args.out = Path("runs") / f"sweep-{Path(name).stem}"
+    changes = overrides(args, SHORT) + dotted
     points = make_points(name, args.grid, changes, args.out)
     swept = sweep(points, args.out, args.labels_per_class, say)
     values = {"out": str(args.out), "runs": [asdict(result) for result in swept.results]}
@@ -78,7 +83,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 
 def _command(args: argparse.Namespace) -> str:
-    words = ["igpt", "sweep", *args.words, "--grid", *args.grid, "--out", str(args.out)]
+    words = ["igpt", "sweep", *args.words, *overrides(args, SHORT)]
+    words += ["--grid", *args.grid, "--out", str(args.out)]
     if args.labels_per_class is not None:
         words += ["--labels-per-class", str(args.labels_per_class)]
     return shlex.join(words)
