@@ -56,6 +56,7 @@ def test_names_of_local_folders_are_not_told(tmp_path: Path) -> None:
     recipe = tiny_recipe(f"data.source={secret / 'pictures.npy'}", "train.steps=2")
     pretrain(recipe, tmp_path / "run", resume=False, say=silent)
     told = {"run": str(secret), "data": str(secret / "pictures.npy"), "out": "digits"}
+    told |= {"layer": "2", "metric": "accuracy", "summaries": []}
     (tmp_path / "run" / "probe").mkdir()
     (tmp_path / "run" / "probe" / "results.json").write_text(json.dumps(told))
     write_folder(igpt.load(tmp_path / "run"), tmp_path / "shared", "me/run", None)
@@ -74,13 +75,40 @@ def test_the_card_tells_the_steps_that_were_done(tiny_run: Path, tmp_path: Path)
     assert "| 12 steps of 8 pictures |" in (tmp_path / "shared" / "README.md").read_text()
 
 
+def test_the_card_tells_what_a_probe_and_fine_tuning_reached(
+    igpt_cli, tiny_run: Path, tmp_path: Path
+) -> None:
+    run, finetuned = Path(shutil.copytree(tiny_run, tmp_path / "run")), tmp_path / "finetuned"
+    probe = ("probe", run, "--layer", 1, "--labels-per-class", 4, "all", "--seeds", 2)
+    assert igpt_cli(*probe, "--baselines", "--cnn-minutes", 0.001).status == 0
+    assert igpt_cli("push", run, "me/run", "--dry-run", tmp_path / "a").status == 0
+    of_4, of_all = [
+        row["accuracy"][0]
+        for row in json.loads((run / "probe" / "results.json").read_text())["summaries"]
+        if row["method"] == "linear probe"
+    ]
+    assert (
+        f"| probe | layer 1: accuracy on test {100 * of_4:.1f} % with 4 labels a class, "
+        f"{100 * of_all:.1f} % with all labels |"
+    ) in (tmp_path / "a" / "README.md").read_text()
+
+    assert (
+        igpt_cli("finetune", run, "--out", finetuned, "--steps", 2, "--eval-every", 2).status == 0
+    )
+    assert igpt_cli("push", finetuned, "me/run", "--dry-run", tmp_path / "b").status == 0
+    rows = map(json.loads, (finetuned / "metrics.jsonl").read_text().splitlines())
+    (accuracy,) = [row["val_accuracy"] for row in rows if "val_accuracy" in row]
+    card = (tmp_path / "b" / "README.md").read_text()
+    assert f"| validation | accuracy {100 * accuracy:.1f} % |" in card
+
+
 @pytest.mark.parametrize(("order", "same"), [("raster", True), ("hilbert", False)])
 def test_transformers_is_recommended_for_what_it_computes(order: str, same: bool) -> None:
     from igpt.share import card
 
     palette = Palette(np.linspace(-1, 1, 11, dtype=np.float32)[:, None].repeat(3, axis=1))
     pipeline = igpt.Pipeline(random_model(AR), Codec(palette, order, 3))
-    text = card(pipeline, "me/model", None, None, None, None)
+    text = card(pipeline, "me/model", None)
     assert ("ImageGPTForCausalImageModeling.from_pretrained" in text) is same
     assert ("computes something else" in text) is not same
 

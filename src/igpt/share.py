@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,8 +16,9 @@ from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, UserError, first_line
 from igpt.disk import new_folder, read_json, write_json, write_text
 from igpt.folder import save_model
-from igpt.monitor import best_value, last_step, read_metrics
+from igpt.monitor import Seen, best_value, last_step, read_metrics
 from igpt.plots import picture_sheet, save_image
+from igpt.probe.linear import METRICS
 from igpt.probe.store import RESULTS
 from igpt.probe.unfinished import UNFINISHED
 from igpt.recipes import recipe_yaml
@@ -39,7 +42,7 @@ def write_folder(pipeline: Pipeline, path: Path, name: str, license: str | None)
     with new_folder(path) as folder:
         save_model(folder, pipeline.model, pipeline.codec, pipeline.class_names)
         pipeline.palette.save(folder / "palette.npy")
-        recipe, loss, steps = None, None, None
+        recipe, rows, probed = None, [], {}
         if pipeline.folder is not None and RunDirectory(pipeline.folder).exists():
             run = RunDirectory(pipeline.folder)
             recipe = _without_paths(run.recipe())
@@ -47,15 +50,14 @@ def write_folder(pipeline: Pipeline, path: Path, name: str, license: str | None)
             if run.metrics.is_file():
                 shutil.copy(run.metrics, folder / run.metrics.name)
                 rows = read_metrics(run.metrics)
-                loss, steps = best_value(rows, "val_loss"), last_step(rows)
             if (run.path / "probe").is_dir():
                 unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
                 shutil.copytree(run.path / "probe", folder / "probe", ignore=unready)
-                _shorten_paths(folder / "probe" / RESULTS)
+                probed = _shorten_paths(folder / "probe" / RESULTS)
         if pipeline.model.config.paints:
             samples = np.concatenate(list(pipeline.sample_batches(SAMPLES, Sampling())))
             save_image(picture_sheet(samples), folder / SHEET)
-        write_text(folder / "README.md", card(pipeline, name, license, recipe, loss, steps))
+        write_text(folder / "README.md", card(pipeline, name, license, recipe, rows, probed))
 
 
 def push(
@@ -105,11 +107,14 @@ def _without_paths(recipe: Recipe) -> Recipe:
     )
 
 
-def _shorten_paths(results: Path) -> None:
-    """The same of what a probe reached, if it is there."""
-    if results.is_file():
-        values = read_json(results)
-        write_json(results, {**values, **{name: _last_part(values[name]) for name in PATHS}})
+def _shorten_paths(results: Path) -> dict[str, Any]:
+    """The same of what a probe reached, if it is there; what is told then."""
+    if not results.is_file():
+        return {}
+    values = read_json(results)
+    told = {**values, **{name: _last_part(values[name]) for name in PATHS}}
+    write_json(results, told)
+    return told
 
 
 def _last_part(source: str) -> str:
@@ -122,18 +127,20 @@ def card(
     pipeline: Pipeline,
     name: str,
     license: str | None,
-    recipe: Recipe | None,
-    loss: float | None,
-    steps: int | None,
+    recipe: Recipe | None = None,
+    metrics: Sequence[Seen] = (),
+    probed: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """The model card, as Markdown with the Hub's header.
 
-    `steps` are those that were done, where that is known: a run may have been stopped.
+    `metrics` are the rows of a run's log, `probed` the results of its probe.
     """
     from huggingface_hub import ModelCardData
 
     config, codec = pipeline.model.config, pipeline.codec
     parameters = sum(parameter.numel() for parameter in pipeline.model.parameters())
+    # A run may have been stopped before its last step.
+    steps = recipe and (last_step(metrics) if metrics else recipe.train.steps)
     task = "image-classification" if config.n_classes else "unconditional-image-generation"
     header = ModelCardData(
         license=license, library_name="igpt", tags=["imagegpt", "igpt"], pipeline_tag=task
@@ -145,9 +152,9 @@ def card(
         f"order {codec.order}",
         "started from": recipe and recipe.init_from,
         "data": recipe and recipe.data.source,
-        "training": recipe
-        and f"{steps or recipe.train.steps:,} steps of {recipe.train.batch_size} pictures",
-        "validation": loss and f"{loss:.4f} nats/pixel",
+        "training": recipe and f"{steps:,} steps of {recipe.train.batch_size} pictures",
+        "validation": _validated(metrics),
+        "probe": _probed(probed),
         "classes": ", ".join(pipeline.class_names),
     }
     rows = [f"| {what} | {value} |" for what, value in facts.items() if value]
@@ -175,6 +182,34 @@ def card(
             else "",
         ]
     )
+
+
+def _validated(metrics: Sequence[Seen]) -> str:
+    """The best that a run reached on its validation pictures; empty where that is not known."""
+    loss = best_value(metrics, "val_loss")
+    reached = [] if loss is None else [f"{loss:.4f} nats/pixel"]
+    for metric in METRICS:
+        if (value := best_value(metrics, f"val_{metric}")) is not None:
+            reached.append(f"{_words(metric)} {100 * value:.1f} %")
+    return ", ".join(reached)
+
+
+def _probed(results: Mapping[str, Any]) -> str:
+    """What a probe reached on test, by its number of labels; empty without one."""
+    if not results:
+        return ""
+    metric, summaries = results["metric"], results["summaries"]
+    reached = [
+        f"{100 * summary[metric][0]:.1f} % with {summary['labels_per_class'] or 'all'} labels"
+        + (" a class" if summary["labels_per_class"] else "")
+        for summary in summaries
+        if summary["method"] == summaries[0]["method"]  # the others are baselines
+    ]
+    return f"layer {results['layer']}: {_words(metric)} on test {', '.join(reached)}"
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def _with_transformers(pipeline: Pipeline, name: str) -> list[str]:
