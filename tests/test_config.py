@@ -21,7 +21,7 @@ PAPERS = {
 
 
 def test_the_recipes_of_the_readme_and_the_paper_are_shipped() -> None:
-    assert set(shipped_recipes()) == {"digits", "fashion-mnist", "emoji32", *PAPERS}
+    assert set(shipped_recipes()) == {"digits", "fashion-mnist", "emoji32", "pictures32", *PAPERS}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_papers_recipes_have_its_numbers(name: str) -> None:
     assert recipe.data.validation_fraction == 0.04
 
 
-@pytest.mark.parametrize("name", ["digits", "fashion-mnist", "emoji32", *PAPERS])
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist", "emoji32", "pictures32", *PAPERS])
 def test_a_recipe_begins_with_its_source_cost_expected_result_and_command(name: str) -> None:
     from igpt.recipes import recipe_text
 

@@ -204,6 +204,7 @@ class Pipeline:
     ) -> npt.NDArray[np.float32]:
         """What the layers know of the pictures: n^l, pooled over positions.
 
+        Layer l is what enters block l, normalised; n_layer is the output after the final norm.
         `layer` is one of 0 to n_layer, giving [B, F]; "a:b", those side by side, [B, (b-a+1) F]; or
         "all", [B, n_layer + 1, F]. `pool` is mean, grid:G, last or flatten. A BERT model is shown
         its pictures masked, and which pixels are hidden depends on a picture's place among them.

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import assert_mistake, picture_bytes
+from conftest import assert_mistake, picture_bytes, write_pictures
 from igpt.checkpoint import RunDirectory
 from igpt.data import open_source, training_splits
 from igpt.pipeline import load
@@ -45,6 +45,20 @@ def test_one_layer_of_a_folder_as_a_table(igpt, tiny_run: Path, tmp_path: Path) 
     assert [Path(name).name for name in table["name"].to_pylist()] == ["0.png", "1.png", "2.png"]
 
 
+def test_all_pictures_of_a_folder_whatever_its_splits(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    names = "train/a.png", "train/b.png", "test/c.png"
+    write_pictures(tmp_path, *names)
+    words = ("features", tiny_run, tmp_path / "train", tmp_path / "test" / "c.png")
+    result = igpt(*words, "--layer", 1, "--precision", "float32", "--out", tmp_path / "f.npz")
+    assert result.status == 0, result.err
+    with np.load(tmp_path / "f.npz", allow_pickle=False) as members:
+        expected = load(tiny_run).features([tmp_path / name for name in names], layer=1)
+        assert np.array_equal(members["features"], expected)
+        assert "labels" not in members
+    evaluated = igpt("eval", tiny_run, tmp_path / "train", "--json")
+    assert json.loads(evaluated.out)["count"] == 2
+
+
 def test_every_split_has_the_same_principal_components(
     igpt, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -78,6 +92,8 @@ def test_every_split_has_the_same_principal_components(
         (["{run}", "--pool", "max", "--out", "{tmp}/f.npz"], "pool 'max'"),
         (["{run}", "--out", "{tmp}/f.csv"], "expected .npz or .parquet"),
         (["{run}", "--data", "{tmp}/none", "--out", "{tmp}/f.npz"], "no data at"),
+        (["{run}", "a.png", "--data", "digits", "--out", "{tmp}/f.npz"], "not both"),
+        (["{run}", "a.png", "--split", "test", "--out", "{tmp}/f.npz"], "not with picture files"),
         (["{run}", "--limit", "0", "--out", "{tmp}/f.npz"], "--limit: must be at least 1"),
         (["{run}", "--pca", "0", "--out", "{tmp}/f.npz"], "--pca: must be at least 1"),
         (["{run}"], "--out"),

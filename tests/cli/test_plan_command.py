@@ -22,7 +22,7 @@ def test_the_example_says_what_igpt_xl_needs(igpt) -> None:
 
 def test_the_command_that_it_ends_with_is_of_the_recipe_that_was_planned(igpt) -> None:
     plan = ["plan", "igpt-s-imagenet32", "--gpus", 8, "--gpu", "h100"]
-    plan += ["train.batch_size=1024", "train.activation_checkpointing=true"]
+    plan += ["--batch-size", 1024, "train.activation_checkpointing=true"]
     words = shlex.split(igpt(*plan).out.splitlines()[-1])
     assert words[:3] == ["igpt", "pretrain", "igpt-s-imagenet32"]
     assert words[-2:] == ["--out", "RUN"]

@@ -32,7 +32,17 @@ def positive(word: str) -> int:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help="run directory or model folder")
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run, a model folder or a Hub id")
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGES",
+        type=Path,
+        help="picture files or folders of them; default: those of --data",
+    )
 
 
 def add_data(parser: argparse.ArgumentParser, *, limit: bool = True) -> None:
@@ -41,7 +51,10 @@ def add_data(parser: argparse.ArgumentParser, *, limit: bool = True) -> None:
         metavar="D",
         help="Hugging Face id, local folder, .npy/.npz or `digits`; default: the run's own",
     )
-    parser.add_argument("--split", help="default: the run's test split")
+    parser.add_argument(
+        "--split",
+        help="train, validation, test or another of the source; default: the run's test split",
+    )
     parser.add_argument("--image-column", metavar="NAME", help="column of the pictures")
     parser.add_argument("--label-column", metavar="NAME", help="column of the labels")
     if limit:
@@ -74,7 +87,8 @@ def add_precision(parser: argparse.ArgumentParser, default: str) -> None:
         "--precision",
         choices=PRECISIONS,
         default=default,
-        help=f"of the model's products; default {default}; auto: what the device is made for",
+        help="of matrix products; auto: bfloat16 where the hardware has it, else float32; "
+        f"default {default}",
     )
 
 
@@ -90,8 +104,13 @@ def number_of_labels(word: str) -> int | None:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="default 1; 0: greedy")
     parser.add_argument("--top-k", type=int, metavar="K", help="only the K most likely colours")
-    parser.add_argument("--top-p", type=float, metavar="P", help="only the likeliest, up to P")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="only the likeliest colours, which together have probability P",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random; default 0")
     parser.add_argument(
         "--precision",
         choices=STEP_PRECISIONS,
@@ -211,6 +230,14 @@ def name_and_fields(words: Sequence[str], what: str) -> tuple[str | None, list[s
     if len(names) > 1:
         raise UserError(f"expected one {what}, got {' '.join(names)}")
     return (names[0] if names else None), fields
+
+
+def recipe_and_changes(args: argparse.Namespace, short: ShortFlags) -> tuple[str, list[str]]:
+    """The recipe that the command line must name, and all that it changes in it."""
+    name, fields = name_and_fields(args.words, "recipe")
+    if name is None:
+        raise UserError("expected one recipe, got none")
+    return name, overrides(args, short) + fields
 
 
 def started_recipe(

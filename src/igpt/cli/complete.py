@@ -26,17 +26,27 @@ if TYPE_CHECKING:
 
 SHOWN = 8  # pictures of a data set, unless --limit says more: completing a whole set takes hours
 
-EXAMPLE = "igpt complete runs/digits --images photo.png --keep 0.5 -n 4 --out sheet.png"
+EXAMPLE = "igpt complete runs/digits photo.png --keep 0.5 -n 4 --out sheet.png"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument(
-        "files", nargs="*", metavar="IMAGES", type=Path, help="the same as --images"
+        "files",
+        nargs="*",
+        metavar="IMAGES",
+        type=Path,
+        help="picture files or folders of them; default: those of --data",
     )
-    parser.add_argument("--images", nargs="+", type=Path, help="picture files or folders of them")
+    parser.add_argument("--images", nargs="+", type=Path, help="the same as IMAGES")
     add_data(parser)
-    parser.add_argument("--keep", type=float, default=0.5, help="part that is given; default 0.5")
+    parser.add_argument(
+        "--keep",
+        type=float,
+        default=0.5,
+        help="part of each picture that is given, in the model's order: of a raster the upper; "
+        "default 0.5",
+    )
     parser.add_argument("-n", type=int, default=4, help="completions a picture; default 4")
     add_sampling(parser)
     add_pictures_out(parser)

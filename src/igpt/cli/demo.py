@@ -110,6 +110,6 @@ def _text(out: Path, values: dict[str, float], figures: tuple[Path, ...]) -> str
             "then try",
             f"  igpt sample {out} -n 16 --temperature 0.8 --out sheet.png",
             f"  igpt complete {out} --data digits --limit 8 --keep 0.25 -n 6 --out sheet.png",
-            "  igpt pretrain digits --data YOUR_PICTURES --size 16 --colors 64 --out runs/mine",
+            "  igpt pretrain pictures32 --data YOUR_PICTURES --out runs/mine",
         ]
     )

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from igpt.cli.arguments import add_data, add_precision, add_run, add_shard, load_pictures
+from igpt.cli.arguments import (
+    add_data,
+    add_images,
+    add_precision,
+    add_run,
+    add_shard,
+    load_pictures,
+    refuse_two_sources,
+)
 from igpt.cli.report import Report
 from igpt.config import Say
 
@@ -13,6 +21,7 @@ EXAMPLE = "igpt eval runs/digits --split test"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
+    add_images(parser)
     add_data(parser)
     add_shard(parser)
     add_precision(parser, "float32")
@@ -23,6 +32,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.parallel.processes import processes, require_same, together
     from igpt.pipeline import load
 
+    refuse_two_sources(args)
     parallel = ParallelConfig(shard=args.shard)
     with processes(parallel):
         pipeline = load(args.run, parallel=parallel)

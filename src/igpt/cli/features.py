@@ -8,10 +8,12 @@ from pathlib import Path
 from igpt.cli.arguments import (
     add_data,
     add_features,
+    add_images,
     add_run,
     add_shard,
     open_pictures,
     positive,
+    refuse_two_sources,
     run_data,
 )
 from igpt.cli.report import Report
@@ -22,12 +24,14 @@ EXAMPLE = "igpt features runs/digits --split train --layer 2 --pool mean --out f
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
+    add_images(parser)
     add_data(parser)
     parser.add_argument(
         "--layer",
         default="all",
         metavar="L",
-        help="a number from 0, a:b (those side by side) or all (apart); default all",
+        help="a number from 0 (what enters the first block) to the number of blocks (the output), "
+        "a:b (those side by side) or all (apart); default all",
     )
     add_features(parser)
     parser.add_argument(
@@ -51,6 +55,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
     from igpt.probe.export import export_features
 
+    refuse_two_sources(args)
     require_file(args.out)
     parallel = ParallelConfig(shard=args.shard)
     with processes(parallel):

@@ -28,6 +28,7 @@ SHORT = training_flags(
     data="labelled pictures: a Hub id, folder, .npz or `digits`",
     own={
         "--labels-per-class": ("finetune.labels_per_class", "use so many; default all"),
+        "--metric": ("finetune.metric", "accuracy or balanced_accuracy: validation chooses by it"),
         "--freeze": ("finetune.freeze", "first blocks that stay as they are"),
     },
     steps="optimizer steps at most",
@@ -44,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "words",
         metavar="RUN",
         nargs="*",
-        help="run directory or model folder to start from; then any field of the recipe by its "
+        help="a run, a model folder or a Hub id to start from; then any field of the recipe by its "
         "dotted name, like train.grad_clip=1",
     )
     parser.add_argument(

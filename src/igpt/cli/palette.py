@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", metavar="NAME", help="column of the pictures")
     parser.add_argument("--size", type=int, required=True, help="side of the pictures, in pixels")
     parser.add_argument("--colors", type=int, default=512, help="default 512")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything random; default 0")
     parser.add_argument("--out", type=Path, required=True, help="clusters, as .npy")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="also draw the colours")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from igpt.cli.arguments import positive
+from igpt.cli.arguments import add_short_flags, positive, recipe_and_changes
+from igpt.cli.pretrain import SHORT
 from igpt.cli.report import Report
 from igpt.config import Recipe, Say, UserError
 from igpt.plan import (
@@ -48,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus", type=positive, metavar="N", required=True, help="processes, one a GPU"
     )
-    parser.add_argument("--gpu", choices=GPUS, required=True)
+    parser.add_argument("--gpu", choices=GPUS, required=True, help="its kind")
     parser.add_argument(
         "--utilisation",
         type=float,
@@ -56,10 +58,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="U",
         help=f"part of the GPU's products a second that are reached; default {UTILISATION}",
     )
+    add_short_flags(parser, SHORT)
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    recipe = load_recipe(args.words[0], args.words[1:])
+    name, changes = recipe_and_changes(args, SHORT)
+    recipe = load_recipe(name, changes)
     if not 0 < args.utilisation <= 1:
         raise UserError(f"--utilisation must be above 0 and at most 1, got {args.utilisation}")
     gpu, size = GPUS[args.gpu], recipe.data.image_size
@@ -82,7 +86,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         "checkpoint_bytes": checkpoint_bytes(config),
         "cache_bytes": cache_bytes(config, own.dtype),
     }
-    return Report(_text(args, recipe, values), values)
+    return Report(_text(args, [name, *changes], recipe, values), values)
 
 
 def _division(recipe: Recipe, gpus: int, gpu: GPU) -> Division:
@@ -134,13 +138,16 @@ def _v100_days(costs: dict[str, Any], args: argparse.Namespace) -> float:
     return float(costs["flops"] / rate / SECONDS_A_DAY)
 
 
-def _text(args: argparse.Namespace, recipe: Recipe, values: dict[str, Any]) -> str:
+def _text(
+    args: argparse.Namespace, words: Sequence[str], recipe: Recipe, values: dict[str, Any]
+) -> str:
+    """Two plans side by side, where the recipe's own does not fit; `words` name the recipe."""
     own, fitting = values["recipe"], values["fitting"]
     plans = [own] if fitting is None or fitting == own else [own, fitting]
     dtype = own["division"]["dtype"]
     share = f"{USABLE:.0%} of its {_giga(values['gpu_bytes'])} GB"
     lines = [
-        f"{args.words[0]} on {args.gpus} {args.gpu}, products in {dtype}",
+        f"{words[0]} on {args.gpus} {args.gpu}, products in {dtype}",
         "",
         _row("parameters", f"{values['parameters']:,}"),
         _row("steps", f"{recipe.train.steps:,} of {recipe.train.batch_size:,} pictures"),
@@ -172,9 +179,9 @@ def _text(args: argparse.Namespace, recipe: Recipe, values: dict[str, Any]) -> s
     ]
     if fitting is None:
         return "\n".join([*lines, "nothing fits: take more GPUs, or larger ones"])
-    words = ["igpt", "pretrain", *args.words, *_words(fitting), "--out", "RUN"]
+    command = ["igpt", "pretrain", *words, *_words(fitting), "--out", "RUN"]
     how = "torchrun starts a process for each GPU (docs/scaling.md) of:"
-    return "\n".join([*lines, how, shlex.join(words)])
+    return "\n".join([*lines, how, shlex.join(command)])
 
 
 def _v100_row(days: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import (
     add_data,
+    add_images,
     add_precision,
     add_run,
     open_pictures,
@@ -31,9 +32,7 @@ SHOWN = 20  # pictures of the table on the terminal
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument(
-        "images", nargs="*", default=[], type=Path, help="picture files or folders of them"
-    )
+    add_images(parser)
     add_data(parser)
     parser.add_argument(
         "--probe", type=Path, metavar="FOLDER", help="default RUN/probe, for a run without a head"

@@ -38,7 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["all"],
         metavar="L",
-        help="layers to choose from: numbers from 0, a:b (side by side) or all; default all",
+        help="layers to choose from: numbers from 0 (what enters the first block) to the number of "
+        "blocks (the output), a:b (side by side) or all; default all",
     )
     add_features(parser)
     add_shard(parser)
@@ -55,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=number_of_labels,
         default=[None],
         metavar="N",
-        help="numbers of labels, or all; default all",
+        help="labels of each class to learn from, one number or several, or all; default all",
     )
     parser.add_argument("--seeds", type=positive, help=f"subsets of each number; default {SUBSETS}")
     parser.add_argument(
@@ -83,8 +84,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on with a fit by sgd that was cut short"
     )
-    parser.add_argument("--head", choices=("linear", "attention"), default="linear")
-    parser.add_argument("--baselines", action="store_true", help="compare on the same labels")
+    parser.add_argument(
+        "--head",
+        choices=("linear", "attention"),
+        default="linear",
+        help="attention: learns how to pool over positions; default linear",
+    )
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="also fit, on the same labels, what has no pretraining (pixels, an untrained network, "
+        "a CNN), and nearest neighbours",
+    )
     parser.add_argument(
         "--cnn-minutes",
         type=float,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpt.cli.arguments import (
     add_data,
+    add_images,
     add_precision,
     add_run,
     limited,
@@ -31,13 +32,7 @@ LISTED = 20  # pictures that the report names
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument(
-        "images",
-        nargs="*",
-        metavar="IMAGES",
-        type=Path,
-        help="picture files or folders of them; default: those of --data",
-    )
+    add_images(parser)
     add_data(parser)
     parser.add_argument(
         "--ood",

@@ -8,10 +8,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.cli.arguments import add_short_flags, name_and_fields, number_of_labels, overrides
+from igpt.cli.arguments import (
+    add_short_flags,
+    number_of_labels,
+    overrides,
+    recipe_and_changes,
+)
 from igpt.cli.pretrain import SHORT
 from igpt.cli.report import Report, stopped
-from igpt.config import Say, UserError
+from igpt.config import Say
 from igpt.recipes import shipped_recipes
 
 if TYPE_CHECKING:
@@ -59,12 +64,9 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.plots import sweep_figure
     from igpt.sweep import make_points, sweep
 
-    name, dotted = name_and_fields(args.words, "recipe")
-    if name is None:
-        raise UserError("expected one recipe, got none")
+    name, changes = recipe_and_changes(args, SHORT)
     if args.out is None:
         args.out = Path("runs") / f"sweep-{Path(name).stem}"
-    changes = overrides(args, SHORT) + dotted
     points = make_points(name, args.grid, changes, args.out)
     swept = sweep(points, args.out, args.labels_per_class, say)
     values = {"out": str(args.out), "runs": [asdict(result) for result in swept.results]}

@@ -48,7 +48,9 @@ def open_source(
     if path.is_file():
         raise UserError(f"{spec} is a file: expected a folder, .npy, .npz or a data set id")
     if not spec or not (path.exists() or is_hub_id(spec)):
-        raise UserError(f"no data at '{spec}': expected a folder, .npy, .npz, `digits` or a Hub id")
+        raise UserError(
+            f"no data at '{spec}': --data takes a folder, .npy, .npz, `digits` or a Hub id"
+        )
     return open_dataset(spec, image_column, label_column)
 
 
