@@ -23,15 +23,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from igpt.cli.arguments import add_data, run_data
+from igpt.config import METRICS
 from igpt.disk import write_atomically, write_text
 from igpt.order import Encoded
 from igpt.pipeline import load
 from igpt.plots.curves import CYCLE
-from igpt.probe.linear import METRICS
 from igpt.study import (
     LinearMethod,
     ModelFeatures,
-    ProbeFit,
     compare,
     needed_pictures,
     subsets,
@@ -52,10 +51,10 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     linear = LinearMethod(
         "probe", features, task, needed_pictures(task, chosen), components=None, metric=args.metric
     )
-    trials = compare([linear], task, chosen, lambda line: print(line, file=sys.stderr))
+    trials = compare([linear], chosen, lambda line: print(line, file=sys.stderr))
     (summary,) = summarise(trials)
     validation = Encoded(pipeline.codec.raster_tokens(task.validation.images))
-    layers = [trial.fit.probe.by_layer for trial in trials if isinstance(trial.fit, ProbeFit)]
+    layers = [trial.fit.probe.by_layer for trial in trials if trial.fit.probe]
     return {
         "nats_per_pixel": pipeline.likelihood(validation, precision="auto").nats_per_pixel,
         "accuracy": summary.accuracy,

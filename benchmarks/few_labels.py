@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from igpt.disk import read_json, write_atomically
-from igpt.plots import few_labels_figure
+from igpt.disk import read_json
+from igpt.plots import few_labels_figure, save_figure
 from igpt.study import Summary
 
 
@@ -29,7 +29,7 @@ def main() -> None:
             tuple, (row["accuracy"], row["balanced_accuracy"])
         )
     summaries = [Summary(**row) for row in rows]
-    write_atomically(args.out, lambda path: few_labels_figure(summaries, path, args.metric))
+    save_figure(few_labels_figure(summaries, args.metric), args.out)
 
 
 if __name__ == "__main__":

@@ -23,15 +23,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from igpt.classify import Ensemble
 from igpt.cli.arguments import add_data, run_data
+from igpt.config import METRICS, Ensemble
 from igpt.data import open_data
 from igpt.data.labels import labelled
 from igpt.disk import write_atomically, write_text
 from igpt.finetune import default_recipe, finetune
 from igpt.pipeline import load
 from igpt.plots.curves import CYCLE
-from igpt.probe.linear import METRICS, metric_value
+from igpt.probe.linear import metric_value
 from igpt.recipes import changed
 
 VARIANTS = {

@@ -35,7 +35,7 @@ def main() -> None:
     cnn = CnnMethod(task, minutes, args.augmentation, "accuracy")
     (every,) = subsets(task, [None], seeds=1)
     chosen = [replace(every, seed=seed) for seed in range(args.seeds)]
-    found = [trial.accuracy for trial in compare([cnn], task, chosen, print)]
+    found = [trial.accuracy for trial in compare([cnn], chosen, print)]
     spread = statistics.stdev(found) if len(found) > 1 else 0.0
     print(
         f"{minutes:.1f} minutes at most, {len(task.test):,} pictures: accuracy "

@@ -19,6 +19,7 @@ from igpt.plots import (
     palette_sheet,
     picture_sheet,
     require_pictures,
+    save_figure,
     save_image,
     save_pictures,
 )
@@ -166,7 +167,7 @@ def figure(tmp_path: Path, *args: object) -> Pixels:
     path = tmp_path / "loss.png"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loss_figure(*args[:1], path, *args[1:])  # type: ignore[arg-type]
+        save_figure(loss_figure(*args), path)  # type: ignore[arg-type]
     with Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB"))
@@ -197,7 +198,7 @@ def test_a_loss_that_was_not_finite_is_left_out_of_the_figure(tmp_path: Path) ->
 def test_names_of_classes_are_no_formulas(tmp_path: Path) -> None:
     names = ("$5^^$", "a_$_$")
     many = [f"class {i}" for i in range(1000)]
-    confusion_figure(np.eye(1000, dtype=np.int64), many, tmp_path / "many.png")
+    save_figure(confusion_figure(np.eye(1000, dtype=np.int64), many), tmp_path / "many.png")
     assert max(Image.open(tmp_path / "many.png").size) < 3000
-    confusion_figure(np.eye(2, dtype=np.int64), names, tmp_path / "confusion.png")
+    save_figure(confusion_figure(np.eye(2, dtype=np.int64), names), tmp_path / "confusion.png")
     assert Image.open(tmp_path / "confusion.png").size[0] > 100

@@ -47,10 +47,10 @@ def linear(task: Task, represent: object, components: int | None = None) -> Line
 
 def test_pixels_are_0_to_1_and_grey_ones_have_one_channel(task: Task) -> None:
     images = task.test.images
-    (features,) = pixel_features(images).values()
+    (features,) = pixel_features(images, grey=False).values()
     assert features.shape == (50, 8 * 8 * 3)
     assert np.allclose(features, images.reshape(50, -1) / 255)
-    (grey,) = pixel_features(images[..., :1].repeat(3, axis=-1)).values()
+    (grey,) = pixel_features(images[..., :1].repeat(3, axis=-1), grey=True).values()
     assert np.allclose(grey, images[..., 0].reshape(50, -1) / 255)
 
 
@@ -97,6 +97,21 @@ def test_baselines_take_what_they_are_called(task: Task, tiny_run: Path) -> None
     assert neighbours.fit(Subset(None, 0, every)).layer == "1"
 
 
+def test_a_coloured_picture_among_grey_ones_to_test_on_is_no_error(tiny_run: Path) -> None:
+    grey = [random_pictures(n, seed) for n, seed in ((60, 0), (20, 1), (20, 2))]
+    for part in grey:
+        part.pixels[:] = part.pixels[..., :1]
+    features = ModelFeatures(igpt.load(tiny_run), ["1"], "mean", "float32")
+    every = Subset(None, 0, np.arange(60))
+    for width in (8 * 8, 8 * 8 * 3):
+        task = Task(*grey)
+        pixels, *_ = make_baselines(features, linear(task, features))
+        assert isinstance(pixels, LinearMethod)
+        assert pixels.layer_data("", every.indices).basis.width == width
+        assert len(pixels.fit(every).predicted) == 20
+        grey[2].pixels[3, 0, 0] = (255, 0, 0)
+
+
 def test_test_is_predicted_at_the_layer_that_validation_chose(task: Task) -> None:
     def represent(images: np.ndarray) -> dict[str, np.ndarray]:
         signal = images.reshape(len(images), -1).astype(np.float32)
@@ -127,7 +142,7 @@ def test_summaries_are_means_and_deviations_over_the_seeds(task: Task) -> None:
     assert [len(subset.indices) for subset in chosen] == [6, 6, 6, 120]
     assert len(needed_pictures(task, chosen)) == 120
     said: list[str] = []
-    few, every = summarise(compare([Fixed(task)], task, chosen, said.append))
+    few, every = summarise(compare([Fixed(task)], chosen, said.append))
     reached = [1 - (10 + seed) / 50 for seed in range(3)]
     assert few.accuracy == pytest.approx((statistics.mean(reached), statistics.stdev(reached)))
     assert (few.labels_per_class, few.seeds) == (3, 3)

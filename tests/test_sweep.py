@@ -19,7 +19,7 @@ from igpt.config import UserError
 from igpt.data import decode_all, open_source
 from igpt.monitor import Monitor
 from igpt.pipeline import load
-from igpt.plots import sweep_figure
+from igpt.plots import save_figure, sweep_figure
 from igpt.pretrain import Pretrained, pretrain
 from igpt.sweep import Point, Result, make_points, sweep
 
@@ -207,7 +207,7 @@ def test_pictures_without_labels_have_no_accuracy(data: Path, tmp_path: Path) ->
     assert all(result.test_nats_per_pixel > 0 for result in swept.results)
     with pytest.raises(UserError, match="no labels to take 3 a class of"):
         sweep(grid, tmp_path, 3, silent)
-    sweep_figure(swept.results, tmp_path / "sweep.png")  # of one panel
+    save_figure(sweep_figure(swept.results), tmp_path / "sweep.png")  # of one panel
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 

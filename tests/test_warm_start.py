@@ -13,7 +13,6 @@ import torch
 
 import igpt
 from conftest import load_model, silent, tiny_recipe
-from igpt.checkpoint import RunDirectory
 from igpt.config import ModelConfig, Recipe, UserError
 from igpt.data import open_data, training_splits
 from igpt.finetune import finetune
@@ -157,13 +156,3 @@ def test_a_finished_run_is_trained_on_by_the_command_line(
     longer = igpt("pretrain", "--out", out, "--resume", "--steps", 5)
     assert longer.status == 2
     assert "has another train.steps; without these options it goes on" in longer.err
-
-
-def test_a_fine_tuning_of_an_earlier_version_is_read(tiny_run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "classes"
-    finetune(finetuning(tiny_run, "train.steps=4"), out, resume=False, say=silent)
-    now = (out / "recipe.yaml").read_text()
-    first, _, rest = now.partition("\n")
-    then = rest.replace("finetune:\n", f"finetune:\n  start: {first.removeprefix('init_from: ')}\n")
-    (out / "recipe.yaml").write_text(then)
-    assert recipe_yaml(RunDirectory(out).recipe()) == now

@@ -18,7 +18,6 @@ part of a checkpoint.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -136,7 +135,7 @@ class RunDirectory:
         path = self.path / "recipe.yaml"
         if not path.is_file():
             raise UserError(f"no run at {self.path}: {path.name} is missing")
-        return parse_recipe(_as_now(recipe_text(str(path))), (), str(path))
+        return parse_recipe(recipe_text(str(path)), (), str(path))
 
     def palette(self) -> Palette | None:
         """The palette this run began with, if it came so far."""
@@ -175,11 +174,6 @@ class RunDirectory:
             except UserError as error:
                 say(f"warning: {error}: going back to the checkpoint before it")
         raise UserError(f"{self.checkpoints}: no checkpoint is whole")
-
-
-def _as_now(recipe: str) -> str:
-    """A run's recipe with the names of today: `init_from` was `finetune.start`."""
-    return re.sub(r"^finetune:\n  start: (.*)\n", r"init_from: \1\nfinetune:\n", recipe, flags=re.M)
 
 
 class UnfinishedCheckpoint:
@@ -259,7 +253,6 @@ def _read_progress(folder: Path) -> Progress:
     header = read_json(folder / HEADER)
     try:
         files: dict[str, int] = dict(header.pop("files"))
-        header.setdefault("validated", header["step"])  # as earlier versions left it: all were made
         progress = Progress(**header)
         if not all(isinstance(number, int) for number in (progress.step, *files.values())):
             raise TypeError

@@ -10,14 +10,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from igpt.config import UserError
+from igpt.config import Ensemble, UserError
 from igpt.device import autocast
 from igpt.evaluate import in_batches
 from igpt.model import ImageGPT
@@ -29,7 +28,6 @@ from igpt.rng import numpy_rng
 from igpt.types import Floats, Labels
 
 Logits = npt.NDArray[np.float32]
-Ensemble = Literal["modal", "logits"]
 
 MASKS = 5  # that vote on a picture (paper, section 4.6)
 CALIBRATION_BINS = 15  # Guo et al., 2017, On Calibration of Modern Neural Networks

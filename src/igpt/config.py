@@ -26,6 +26,12 @@ Precision = Literal["auto", "float32", "bfloat16"]  # of the model's products
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 STEP_PRECISIONS = (*PRECISIONS, "int8")  # of the weights and cache that a step of sampling reads
 Objective = Literal["ar", "bert"]  # of pretraining (paper, section 2.1)
+Augmentation = Literal["none", "flip", "cifar", "imagenet"]
+AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
+Metric = Literal["accuracy", "balanced_accuracy"]  # that validation chooses by
+METRICS: tuple[str, ...] = get_args(Metric)
+Ensemble = Literal["modal", "logits"]  # how the masks of a BERT model vote (paper, section 3.6)
+ENSEMBLES: tuple[str, ...] = get_args(Ensemble)
 Say = Callable[[str], None]  # how a command tells what it does
 
 
@@ -139,7 +145,7 @@ class DataConfig:
     # Of how many pictures; a run writes it, since of more or fewer another part would be drawn.
     split_pictures: int | None = None
     test_split: str = "test"
-    augmentation: Literal["none", "flip", "cifar", "imagenet"] = "none"
+    augmentation: Augmentation = "none"
     # Pretrain on the source as a stream: never whole in memory or on the disk.
     streaming: bool = False
     shuffle_buffer: int = 10_000  # pictures of a stream that are shuffled together
@@ -250,7 +256,7 @@ class FinetuneConfig:
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"  # balanced: each class counts the same
     labels_per_class: int | None = None  # None: all there are
-    metric: Literal["accuracy", "balanced_accuracy"] = "accuracy"  # of the best checkpoint
+    metric: Metric = "accuracy"  # of the best checkpoint
 
     def __post_init__(self) -> None:
         for name in ("clf_weight", "gen_weight", "freeze"):

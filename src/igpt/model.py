@@ -42,19 +42,19 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention; q, k and v come from one product, stacked in that order."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.n_head, self.causal = config.n_head, config.causal
+        self.layer, self.n_head, self.causal = layer, config.n_head, config.causal
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         B, t, d = x.shape
         heads = self.qkv(x).view(B, t, 3, self.n_head, d // self.n_head)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, H, t, d/H]
         bias = None
         if cache is not None:
-            key, value = cache.extend(layer, key, value)  # [B, H, S, d/H]
+            key, value = cache.extend(self.layer, key, value)  # [B, H, S, d/H]
             bias = cache.bias
         out = attend(query, key, value, self.causal, bias)  # [B, H, t, d/H]
         return self.proj(out.transpose(1, 2).reshape(B, t, d))
@@ -90,15 +90,15 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One decoder block: attention and MLP, each on the normalised residual stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.ln_1 = Norm(config)
-        self.attn = Attention(config)
+        self.attn = Attention(config, layer)
         self.ln_2 = Norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, h: Tensor, cache: Cache | None, layer: int) -> Tensor:
-        a = h + self.attn(self.ln_1(h), cache, layer)
+    def forward(self, h: Tensor, cache: Cache | None = None) -> Tensor:
+        a = h + self.attn(self.ln_1(h), cache)
         return a + self.mlp(self.ln_2(a))
 
 
@@ -121,7 +121,7 @@ class ImageGPT(nn.Module):
         self.wpe = nn.Parameter(torch.empty(config.n_positions, config.n_embd))
         if config.causal:
             self.start = nn.Parameter(torch.empty(config.n_embd))
-        blocks = [Block(config) for _ in range(config.n_layer)]
+        blocks = [Block(config, layer) for layer in range(config.n_layer)]
         self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.ln_f = Norm(config)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -174,9 +174,9 @@ class ImageGPT(nn.Module):
         Each is computed when it is asked for, so nothing above the last one taken is.
         """
         h = self.embed(tokens, masked)
-        for layer, block in enumerate(self.blocks):
+        for block in self.blocks:
             yield block.ln_1(h)
-            h = block(h, None, layer)
+            h = block(h)
         yield self.ln_f(h)
 
     def classify(self, n: Tensor) -> Tensor:
@@ -231,6 +231,6 @@ class ImageGPT(nn.Module):
         return h + self.wpe[positions.start : positions.stop]
 
     def _run_blocks(self, h: Tensor, cache: Cache | None = None) -> Tensor:
-        for layer, block in enumerate(self.blocks):
-            h = block(h, cache, layer)
+        for block in self.blocks:
+            h = block(h, cache)
         return h

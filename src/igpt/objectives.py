@@ -45,8 +45,11 @@ class Generative(Objective, Protocol):
 
     def nats(self, logits: Tensor, *inputs: Tensor) -> Tensor: ...
 
+    def __call__(self, model: ImageGPT, *inputs: Tensor) -> Tensor:
+        return self.nats(model(*inputs), *inputs)
 
-class AR:
+
+class AR(Generative):
     """L_AR: every token from those before it, averaged over the sequence."""
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -57,11 +60,8 @@ class AR:
         (tokens,) = inputs
         return token_nats(logits, tokens).mean(dim=1)
 
-    def __call__(self, model: ImageGPT, *inputs: Tensor) -> Tensor:
-        return self.nats(model(*inputs), *inputs)
 
-
-class BERT:
+class BERT(Generative):
     """L_BERT: each position hidden with `probability`, predicted from the others.
 
     The mask is a function of (seed, step, row); `stream` keeps training and evaluation apart. A
@@ -83,9 +83,6 @@ class BERT:
         """[B] of logits [B, T, K], tokens [B, T] and their mask [B, T]."""
         tokens, masked = inputs
         return masked_mean(token_nats(logits, tokens), masked)
-
-    def __call__(self, model: ImageGPT, *inputs: Tensor) -> Tensor:
-        return self.nats(model(*inputs), *inputs)
 
 
 class Joint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from PIL import Image
 
 from igpt.checkpoint import recipe_of
-from igpt.classify import MASKS, Classifier, Ensemble, HeadClassifier, Prediction, ProbeClassifier
-from igpt.config import ParallelConfig, Recipe, UserError
+from igpt.classify import MASKS, Classifier, HeadClassifier, Prediction, ProbeClassifier
+from igpt.config import Ensemble, ParallelConfig, Recipe, UserError
 from igpt.data import (
     BROKEN,
     Fit,
@@ -34,7 +35,7 @@ from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 from igpt.parallel.processes import together
 from igpt.probe.features import extract, make_pool, parse_layers
-from igpt.probe.store import load_probe, mark
+from igpt.probe.store import Mark, load_probe, mark
 from igpt.sample import Sampling, generate
 from igpt.share import push
 from igpt.types import Pixels
@@ -236,7 +237,7 @@ class Pipeline:
         if probe is None and self.folder is None:
             raise UserError("this model has no classification head and no folder with a probe")
         folder = probe or Path(self.folder or ".") / "probe"
-        saved = load_probe(folder, mark(self.model, self.codec))
+        saved = load_probe(folder, self._mark)
         return ProbeClassifier(self.model, self.codec, saved, ensemble, masks)
 
     def surprise(self, images: Images, *, precision: str = "float32") -> npt.NDArray[np.float32]:
@@ -250,6 +251,11 @@ class Pipeline:
         raster = np.empty_like(nats)
         raster[:, self.codec.pi] = nats
         return raster.reshape(-1, self.image_size, self.image_size)
+
+    @cached_property
+    def _mark(self) -> Mark:
+        """Which model this is, for its probes: once, as all weights are read for it."""
+        return mark(self.model, self.codec)
 
     def _objective(self) -> Objective:
         return generative_objective(self.model.config, seed=0, stream="evaluate")
@@ -284,17 +290,31 @@ class Pipeline:
         return mask.reshape(self.image_size, self.image_size)
 
 
-def load(path: str | Path, *, parallel: ParallelConfig | None = None, **options: Any) -> Pipeline:
+def load(
+    path: str | Path,
+    *,
+    parallel: ParallelConfig | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Pipeline:
     """The pipeline of a run, an ImageGPT model folder, or a Hub model like `openai/imagegpt-small`.
 
     Of several processes all call it, and hold the model between them as `parallel` says; by default
     each holds the whole. One that is split computes likelihoods, features and classes, and all call
-    what it is asked for; it does not sample. `options` are for the Hub: revision, token, cache_dir,
-    local_files_only. Raises UserError, one line, when there is no model or it is broken.
+    what it is asked for; it does not sample. `revision` and what follows it are for the Hub. Raises
+    UserError, one line, when there is no model or it is broken.
     """
     parallel = parallel or ParallelConfig()
     with together():
-        folder = local_folder(path, **options)
+        folder = local_folder(
+            path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
         stored = open_model(folder)
         class_names = load_class_names(folder, stored.config.n_classes)
         recipe = recipe_of(folder) or Recipe()

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from multiprocessing import get_context
@@ -237,7 +237,7 @@ def _map(
     if workers == 1:
         yield lambda pieces: map(work.write, pieces)
         return
-    fresh = Preparation(**{**asdict(work), "out": work.out})  # without the source that is open here
+    fresh = replace(work)  # without the source that is open here
     pool = ProcessPoolExecutor(
         workers, get_context("spawn"), initializer=_start_worker, initargs=(fresh,)
     )

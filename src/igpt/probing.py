@@ -14,12 +14,13 @@ from typing import Any
 from igpt.checkpoint import RunDirectory
 from igpt.config import SUBSETS, Say, UserError
 from igpt.device import require_memory
-from igpt.disk import require_folder, write_atomically, write_json
+from igpt.disk import require_folder, write_json
 from igpt.monitor import read_metrics, training_minutes
+from igpt.order import need_pixels
 from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import on_first, require_same, share_of_batch, together
 from igpt.pipeline import Pipeline
-from igpt.plots import few_labels_figure, layers_figure
+from igpt.plots import few_labels_figure, layers_figure, save_figure
 from igpt.probe.attention import AttentionHead
 from igpt.probe.linear import FittedProbe
 from igpt.probe.sgd import SGD
@@ -33,8 +34,6 @@ from igpt.study import (
     LinearMethod,
     Method,
     ModelFeatures,
-    ProbeFit,
-    ProbeMethod,
     StreamedMethod,
     Subset,
     Summary,
@@ -95,10 +94,10 @@ def probe_run(
         probe, others, chosen = _kept(run, features, data, asked, say)
     else:
         probe, others, chosen = _streamed(features, data, asked, asked.sgd, folder, say)
-    trials = compare([probe], probe.task, chosen, say)
+    trials = compare([probe], chosen, say)
     kept = max(trials, key=lambda trial: len(trial.subset.indices))
-    assert isinstance(kept.fit, ProbeFit)
     fitted = kept.fit.probe
+    assert fitted is not None
     saved = _saved(fitted, features, probe.task.train.class_names, data.config.source)
     told = {
         "run": str(run),
@@ -120,14 +119,14 @@ def probe_run(
     if asked.sgd is not None:
         on_first(lambda: (folder / UNFINISHED).unlink(missing_ok=True))
     for other in others:  # some take hours
-        trials += compare([other], probe.task, chosen, say)
+        trials += compare([other], chosen, say)
         found = write()
     return found
 
 
 def _streamed(
     features: ModelFeatures, data: RunData, asked: Probing, config: SGD, folder: Path, say: Say
-) -> tuple[ProbeMethod, list[Method], list[Subset]]:
+) -> tuple[Method, list[Method], list[Subset]]:
     """The probe by SGD on all labels of a set that memory need not hold, and nothing beside it."""
     share_of_batch(config.batch_size, "--batch-size")  # a mistake is told before all is decoded
     unfinished, resume = folder / UNFINISHED, asked.resume or is_restart()
@@ -144,7 +143,7 @@ def _streamed(
 
 def _kept(
     run: Path, features: ModelFeatures, data: RunData, asked: Probing, say: Say
-) -> tuple[ProbeMethod, list[Method], list[Subset]]:
+) -> tuple[Method, list[Method], list[Subset]]:
     """The probe on features that are kept, what it is compared with, and the labels they learn."""
     with together():
         task = data.task(features.pipeline.image_size)
@@ -159,7 +158,10 @@ def _kept(
     kept = features.bytes(len(needed) + len(task.validation) + len(task.test))
     networks = 2 if asked.baselines else 1  # the untrained one's are kept too
     require_memory(networks * kept, "fewer --layer, a coarser --pool, or --solver sgd")
-    minutes = _cnn_minutes(run, asked) if asked.baselines else None  # before all is computed
+    minutes = None
+    if asked.baselines:  # mistakes are told before all is computed
+        need_pixels(task.train.images)
+        minutes = _cnn_minutes(run, asked)
     linear = LinearMethod(
         "linear probe", features, task, needed, components=asked.components, metric=asked.metric
     )
@@ -239,6 +241,6 @@ def _write(
     for figure in figures:  # an earlier probe's
         figure.unlink(missing_ok=True)
     if len(fitted.by_layer) > 1:
-        write_atomically(figures[0], lambda path: layers_figure(fitted.by_layer, path, metric))
+        save_figure(layers_figure(fitted.by_layer, metric), figures[0])
     if len({summary.labels_per_class for summary in summaries}) > 1:
-        write_atomically(figures[1], lambda path: few_labels_figure(summaries, path, metric))
+        save_figure(few_labels_figure(summaries, metric), figures[1])

@@ -30,6 +30,7 @@ from igpt.data import (
     open_task,
     pictures_to_test,
     training_splits,
+    unlabelled,
 )
 from igpt.order import Codec, Encoded
 from igpt.probe.store import source_mark
@@ -107,8 +108,6 @@ class RunData:
 
     def unlabelled(self) -> Pictures:
         """Training pictures whose features are used without their labels."""
-        from igpt.study import unlabelled  # imported here: it is slow, and only this needs it
-
         train, _ = training_splits(open_data(self.config), self.config, self._split_seed)
         return train.select(unlabelled(len(train)))
 

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from igpt.checkpoint import RunDirectory
-from igpt.config import Recipe, UserError, first_line
+from igpt.config import METRICS, Recipe, UserError, first_line
 from igpt.disk import new_folder, read_json, write_json, write_text
 from igpt.folder import save_model
 from igpt.monitor import Seen, best_value, last_step, read_metrics
 from igpt.plots import picture_sheet, save_image
-from igpt.probe.linear import METRICS
 from igpt.probe.store import RESULTS
 from igpt.probe.unfinished import UNFINISHED
 from igpt.recipes import recipe_yaml

@@ -218,7 +218,7 @@ def _accuracies(
     linear = LinearMethod(
         "linear probe", features, task, needed, components=None, metric="accuracy"
     )
-    trials = compare([linear], task, chosen, say)
+    trials = compare([linear], chosen, say)
     (summary,) = summarise(trials)
     mean, deviation = summary.accuracy
     validation = statistics.mean(trial.fit.validation for trial in trials)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 
 from igpt.baselines import predict_cnn, train_cnn
 from igpt.config import DataConfig, UserError
 from igpt.data import few_labels, open_source, open_task
-from igpt.probe.linear import metric_value
 
 TASK = open_task(open_source("digits"), DataConfig(), 8, seed=0)
 
@@ -21,7 +18,7 @@ def train(per_class: int, *, minutes: float = 30, seed: int = 0, augmentation: s
     return train_cnn(
         part.images, part.labels, held.images, held.labels, 10,
         minutes=minutes, augmentation=augmentation, seed=seed,
-        worth=partial(metric_value, "accuracy"),
+        metric="accuracy",
     )  # fmt: skip
 
 
@@ -49,5 +46,5 @@ def test_one_class_is_refused() -> None:
     with pytest.raises(UserError, match="two classes"):
         train_cnn(
             images, labels, images, labels, 2,
-            minutes=1, augmentation="none", worth=partial(metric_value, "accuracy"), seed=0,
+            minutes=1, augmentation="none", metric="accuracy", seed=0,
         )  # fmt: skip

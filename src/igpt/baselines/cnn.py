@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from igpt.config import UserError
 from igpt.data import move_pixels
 from igpt.device import autocast, compute_dtype, default_device
+from igpt.probe.linear import metric_value
 from igpt.rng import numpy_rng, torch_rng
 from igpt.types import Labels, Pixels
 
@@ -73,7 +73,7 @@ def train_cnn(
     *,
     minutes: float,
     augmentation: str,
-    worth: Callable[[Labels, Labels], float],
+    metric: str,
     seed: int,
 ) -> ResidualCNN:
     """The network with the weights that did best on validation pictures.
@@ -82,7 +82,7 @@ def train_cnn(
         images, validation_images: uint8 [N, S, S, 3].
         minutes: of training at most.
         augmentation: none, flip or cifar.
-        worth: score of (labels, predictions), used on validation pictures; larger is better.
+        metric: accuracy or balanced_accuracy, by which validation chooses the weights.
 
     Raises UserError when all labels are the same.
     """
@@ -114,7 +114,8 @@ def train_cnn(
         progress = max(step / steps, (time.monotonic() - began) / (60 * minutes))
         if progress - checked >= 1 / VALIDATIONS or progress >= 1:
             checked = progress
-            value = worth(validation_labels[some], predict_cnn(model, validation_images[some]))
+            predicted = predict_cnn(model, validation_images[some])
+            value = metric_value(metric, validation_labels[some], predicted)
             if value >= best:
                 best, kept = value, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(kept)

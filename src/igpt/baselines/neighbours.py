@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
 
+from igpt.probe.linear import metric_value
 from igpt.types import Labels
 
 COUNTS = (1, 3, 5, 10, 20)  # how many neighbours may vote, if there are so many labels
@@ -17,12 +17,9 @@ def fit_neighbours(
     labels: Labels,
     validation_x: npt.NDArray[Any],
     validation_labels: Labels,
-    worth: Callable[[Labels, Labels], float],
+    metric: str,
 ) -> Any:
-    """scikit-learn's classifier on x [n, F], by cosine; validation chooses how many vote.
-
-    `worth` is the score of (labels, predictions); larger is better.
-    """
+    """scikit-learn's classifier on x [n, F], by cosine; validation chooses how many vote."""
     from sklearn.neighbors import KNeighborsClassifier
 
     fitted = [
@@ -30,4 +27,8 @@ def fit_neighbours(
         for count in COUNTS
         if count <= len(x)
     ]
-    return max(fitted, key=lambda few: worth(validation_labels, few.predict(validation_x)))
+
+    def value(few: Any) -> float:
+        return metric_value(metric, validation_labels, few.predict(validation_x))
+
+    return max(fitted, key=value)

@@ -12,7 +12,10 @@ from igpt.config import Say
 
 if TYPE_CHECKING:
     from igpt.config import Recipe
+    from igpt.data import Source
+    from igpt.order import Encoded
     from igpt.pipeline import Pipeline
+    from igpt.types import Pixels
 
 EXAMPLE = "igpt demo --out runs/demo"
 
@@ -28,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.checkpoint import RunDirectory
+    from igpt.data import decode_all, open_source
     from igpt.pipeline import load
     from igpt.pretrain import pretrain
     from igpt.recipes import load_recipe
@@ -39,19 +43,22 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     if outcome.signal is not None:
         return Report(f"stopped at step {outcome.step}: run it again to go on", {}, INTERRUPTED)
     pipeline = load(args.out)
-    values = _scores(pipeline, recipe)
-    figures = _figures(pipeline, recipe, args.out, values)
+    source = open_source(recipe.data.source)
+    test = decode_all(source.split(recipe.data.test_split), pipeline.image_size).images
+    values = _scores(pipeline, recipe, source, test)
+    figures = _figures(pipeline, args.out, values, test[:COMPLETED])
     return Report(_text(args.out, values, figures), {**values, "figures": list(map(str, figures))})
 
 
-def _scores(pipeline: Pipeline, recipe: Recipe) -> dict[str, float]:
-    """Bits a pixel on the test split: the model's and the baselines', and the picture count."""
+def _scores(
+    pipeline: Pipeline, recipe: Recipe, source: Source, test: Pixels | Encoded
+) -> dict[str, float]:
+    """Bits a pixel on the `test` pictures, by the model and the baselines, and their number."""
     from igpt.baselines import context_nats, position_histogram_nats
-    from igpt.data import decode_all, open_source, training_splits
+    from igpt.data import decode_all, training_splits
 
-    source, size = open_source(recipe.data.source), pipeline.image_size
+    size = pipeline.image_size
     train, held_out = training_splits(source, recipe.data, recipe.split_seed)
-    test = decode_all(source.split(recipe.data.test_split), size).images
     sets = [decode_all(split, size).images for split in (train, held_out)]
     a, b, c = (pipeline.codec.raster_tokens(images) for images in (*sets, test))
     k = pipeline.palette.n_colors
@@ -64,15 +71,20 @@ def _scores(pipeline: Pipeline, recipe: Recipe) -> dict[str, float]:
 
 
 def _figures(
-    pipeline: Pipeline, recipe: Recipe, out: Path, values: dict[str, float]
+    pipeline: Pipeline, out: Path, values: dict[str, float], originals: Pixels | Encoded
 ) -> tuple[Path, ...]:
     import numpy as np
 
     from igpt.checkpoint import RunDirectory
-    from igpt.data import decode_all, open_source
-    from igpt.disk import write_atomically
     from igpt.monitor import read_metrics
-    from igpt.plots import completion_sheet, loss_figure, palette_sheet, picture_sheet, save_image
+    from igpt.plots import (
+        completion_sheet,
+        loss_figure,
+        palette_sheet,
+        picture_sheet,
+        save_figure,
+        save_image,
+    )
     from igpt.sample import Sampling
 
     run = RunDirectory(out)
@@ -80,8 +92,6 @@ def _figures(
     samples, completions, palette, loss = (run.figures / f"{name}.png" for name in names)
     painted = np.concatenate(list(pipeline.sample_batches(SAMPLES, Sampling())))
     save_image(picture_sheet(painted), samples)
-    test = open_source(recipe.data.source).split(recipe.data.test_split)
-    originals = decode_all(test, pipeline.image_size).images[:COMPLETED]
     batches = pipeline.complete_batches(originals, 0.5, VARIANTS, Sampling())
     given, shown = pipeline.given_mask(0.5), pipeline.quantize(originals)
     save_image(completion_sheet(given, np.concatenate(list(batches)), shown), completions)
@@ -90,8 +100,7 @@ def _figures(
         "independent pixels": values["position_histogram"] * math.log(2),
         "left and upper neighbour": values["context_model"] * math.log(2),
     }
-    rows = read_metrics(run.metrics)
-    write_atomically(loss, lambda path: loss_figure(rows, path, levels))
+    save_figure(loss_figure(read_metrics(run.metrics), levels), loss)
     return samples, completions, palette, loss
 
 

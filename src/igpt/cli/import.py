@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 from igpt.cli.report import Report
@@ -27,27 +26,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    from igpt.disk import require_new_folder
+    from igpt.disk import new_folder
     from igpt.folder import model_codec, save_model
     from igpt.interop.download import CLUSTERS
     from igpt.interop.openai import read_openai
     from igpt.palette import Palette
 
-    require_new_folder(args.out)
-    beside = args.checkpoint.with_name(CLUSTERS)
-    if args.clusters is None and not beside.is_file():
-        raise UserError(f"no colour clusters: {beside} is not there, and no --clusters given")
-    clusters = args.clusters or beside
-    palette = Palette.load(clusters)
-    model = read_openai(args.checkpoint)
-    config = model.config
-    codec = model_codec(config, palette, "raster", clusters)  # the order of OpenAI's pixels
-    classes = tuple(str(i) for i in range(config.n_classes))
-    try:
-        save_model(args.out, model, codec, classes)
-    except BaseException:  # also an interruption: a folder is whole, or not there
-        shutil.rmtree(args.out, ignore_errors=True)
-        raise
+    with new_folder(args.out) as folder:
+        beside = args.checkpoint.with_name(CLUSTERS)
+        if args.clusters is None and not beside.is_file():
+            raise UserError(f"no colour clusters: {beside} is not there, and no --clusters given")
+        clusters = args.clusters or beside
+        palette = Palette.load(clusters)
+        model = read_openai(args.checkpoint)
+        config = model.config
+        codec = model_codec(config, palette, "raster", clusters)  # the order of OpenAI's pixels
+        classes = tuple(str(i) for i in range(config.n_classes))
+        save_model(folder, model, codec, classes)
     size = codec.image_size
     return Report(
         f"{config.kind}, {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads, "

@@ -11,7 +11,7 @@ from igpt.cli.report import Report
 from igpt.config import PRESETS, Say, UserError
 
 if TYPE_CHECKING:
-    from igpt.config import ModelConfig
+    from igpt.config import ModelConfig, Recipe
 
 EXAMPLE = "igpt info igpt-s --size 32 --colors 512"
 
@@ -30,10 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    preset = args.model in PRESETS
-    config, batch_size = _preset(args) if preset else _trained(args)
+    config, batch_size, trained = _preset(args) if args.model in PRESETS else _trained(args)
     values = _values(config, batch_size)
-    trained = {} if preset else _training(Path(args.model))
     text = _text(args.model, config, values)
     if trained:
         told = [_row(name.replace("_", " "), str(value)) for name, value in trained.items()]
@@ -41,8 +39,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     return Report(text, {"model": args.model, **values, "training": trained})
 
 
-def _preset(args: argparse.Namespace) -> tuple[ModelConfig, int]:
-    """A preset's shape, and the pictures of a training step (the paper's, section 3.4)."""
+def _preset(args: argparse.Namespace) -> tuple[ModelConfig, int, dict[str, Any]]:
+    """A preset's shape, the pictures of a training step (the paper's, section 3.4), and nothing."""
     from igpt.config import DataConfig, ModelChoice, PaletteConfig, TrainConfig
 
     # DataConfig and PaletteConfig check the ranges.
@@ -50,11 +48,11 @@ def _preset(args: argparse.Namespace) -> tuple[ModelConfig, int]:
     palette = PaletteConfig(colors=COLORS if args.colors is None else args.colors)
     choice = ModelChoice(args.model)
     config = choice.resolve(palette.colors, data.image_size**2, causal=True)
-    return config, TrainConfig().batch_size
+    return config, TrainConfig().batch_size, {}
 
 
-def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int]:
-    """As `_preset`, for a run, a model folder or a Hub id."""
+def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int, dict[str, Any]]:
+    """As `_preset`, for a run, a model folder or a Hub id; and how it was trained, if known."""
     from igpt.checkpoint import recipe_of
     from igpt.config import Recipe
     from igpt.disk import read_json
@@ -73,20 +71,18 @@ def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int]:
     require_model(folder)
     weights, _ = read_weights(folder)  # they tell whether there are biases and a classifier
     config, _ = config_from_hf(read_json(folder / "config.json"), weights)
-    recipe = recipe_of(folder) or Recipe()
-    return config, recipe.train.batch_size
+    recipe = recipe_of(folder)
+    if recipe is None:
+        return config, Recipe().train.batch_size, {}
+    return config, recipe.train.batch_size, _training(recipe, folder)
 
 
-def _training(model: Path) -> dict[str, Any]:
-    """How a run was trained, as far as it is known; empty for a model folder without a recipe."""
-    from igpt.checkpoint import RunDirectory, recipe_of
-    from igpt.interop.files import local_folder
+def _training(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """How the run in `folder` was trained."""
+    from igpt.checkpoint import RunDirectory
     from igpt.monitor import best_value, last_step, read_metrics
 
-    recipe = recipe_of(model)
-    if recipe is None:
-        return {}
-    rows = read_metrics(RunDirectory(local_folder(model)).metrics)
+    rows = read_metrics(RunDirectory(folder).metrics)
     known = {} if recipe.init_from is None else {"started_from": recipe.init_from}
     known |= {
         "data": recipe.data.source,

@@ -18,7 +18,7 @@ from igpt.cli.arguments import (
     refuse_two_sources,
 )
 from igpt.cli.report import Report
-from igpt.config import Say, UserError
+from igpt.config import ENSEMBLES, Say, UserError
 
 if TYPE_CHECKING:
     from igpt import classify
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mask-ensemble",
-        choices=("modal", "logits"),
+        choices=ENSEMBLES,
         help="how the masks of a BERT model vote; default modal",
     )
     parser.add_argument("--masks", type=positive, help="of a BERT model; default 5")
@@ -50,9 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.classify import as_classes, report
-    from igpt.disk import require_file, write_atomically, write_csv
+    from igpt.disk import require_file, write_csv
     from igpt.pipeline import load
-    from igpt.plots import confusion_figure
+    from igpt.plots import confusion_figure, save_figure
     from igpt.run_data import load_named
 
     refuse_two_sources(args)
@@ -87,10 +87,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         values |= _report_values(result, classifier.class_names)
         lines += ["", *_report_text(result, classifier.class_names)]
         if args.confusion:
-            write_atomically(
-                args.confusion,
-                lambda path: confusion_figure(result.confusion, classifier.class_names, path),
-            )
+            figure = confusion_figure(result.confusion, classifier.class_names)
+            save_figure(figure, args.confusion)
     return Report("\n".join(lines), values)
 
 

@@ -19,7 +19,7 @@ from igpt.cli.arguments import (
     run_data,
 )
 from igpt.cli.report import Report
-from igpt.config import SUBSETS, Say, UserError
+from igpt.config import AUGMENTATIONS, METRICS, SUBSETS, Say, UserError
 
 if TYPE_CHECKING:
     from igpt.probe.linear import FittedProbe
@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=positive, help=f"subsets of each number; default {SUBSETS}")
     parser.add_argument(
         "--metric",
-        choices=("accuracy", "balanced_accuracy"),
+        choices=METRICS,
         default="accuracy",
         help="what validation chooses by; default accuracy",
     )
@@ -104,7 +104,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--augmentation",
-        choices=("none", "flip", "cifar", "imagenet"),
+        choices=AUGMENTATIONS,
         help="of that network's pictures, and of sgd's; imagenet, random crops, for sgd only; "
         "default: the run's own",
     )

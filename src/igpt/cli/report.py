@@ -24,14 +24,13 @@ class Report:
 def draw_losses(run: Path) -> None:
     """Draw the figure of a run's losses; only the first process does."""
     from igpt.checkpoint import RunDirectory
-    from igpt.disk import write_atomically
     from igpt.monitor import read_metrics
-    from igpt.plots import loss_figure
+    from igpt.plots import loss_figure, save_figure
 
     folder = RunDirectory(run)
     if launch.is_first():
         rows = read_metrics(folder.metrics)
-        write_atomically(folder.figures / "loss.png", lambda path: loss_figure(rows, path))
+        save_figure(loss_figure(rows), folder.figures / "loss.png")
 
 
 def stopped(caught: signal.Signals, where: str, again: str, values: dict[str, Any]) -> Report:

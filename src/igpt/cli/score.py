@@ -118,15 +118,14 @@ def _sheets(
 def _figure(
     args: argparse.Namespace, inside: Scores, outside: Scores, signals: tuple[Signal, Signal]
 ) -> Path:
-    from igpt.disk import write_atomically
-    from igpt.plots import ood_figure
+    from igpt.plots import ood_figure, save_figure
 
     figure: Path = args.out / "ood.png"
     labels = (
         f"the scored pictures ({len(inside.names):,})",
         f"{Path(args.ood).name or args.ood} ({len(outside.names):,})",
     )
-    write_atomically(figure, lambda path: ood_figure(*signals, *labels, path))
+    save_figure(ood_figure(*signals, *labels), figure)
     return figure
 
 

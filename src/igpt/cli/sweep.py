@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from igpt.cli.arguments import (
     add_short_flags,
     number_of_labels,
-    overrides,
     recipe_and_changes,
 )
 from igpt.cli.pretrain import SHORT
@@ -60,8 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    from igpt.disk import write_atomically
-    from igpt.plots import sweep_figure
+    from igpt.plots import save_figure, sweep_figure
     from igpt.sweep import make_points, sweep
 
     name, changes = recipe_and_changes(args, SHORT)
@@ -73,19 +71,20 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     lines = _table(swept.results)
     if swept.results:
         figure = args.out / "sweep.png"
-        write_atomically(figure, lambda path: sweep_figure(swept.results, path))
+        save_figure(sweep_figure(swept.results), figure)
         lines += ["", f"runs, sweep.json and sweep.png: {args.out}"]
     if swept.stopped is None:
         return Report("\n".join(lines), values)
     point, outcome = swept.stopped
     assert outcome.signal is not None
     where = f"step {outcome.step} of {point.name}"
-    report = stopped(outcome.signal, where, _command(args), values)
+    report = stopped(outcome.signal, where, _command(name, changes, args), values)
     return replace(report, text="\n".join([*lines, report.text]))
 
 
-def _command(args: argparse.Namespace) -> str:
-    words = ["igpt", "sweep", *args.words, *overrides(args, SHORT)]
+def _command(recipe: str, changes: list[str], args: argparse.Namespace) -> str:
+    """The command that goes on with the sweep."""
+    words = ["igpt", "sweep", recipe, *changes]
     words += ["--grid", *args.grid, "--out", str(args.out)]
     if args.labels_per_class is not None:
         words += ["--labels-per-class", str(args.labels_per_class)]

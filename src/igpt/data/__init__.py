@@ -23,6 +23,7 @@ from igpt.data.labels import (
     open_large_task,
     open_task,
     open_training,
+    unlabelled,
 )
 from igpt.data.loader import (
     Batch,
@@ -34,8 +35,8 @@ from igpt.data.loader import (
 )
 from igpt.data.pictures import BROKEN, Pictures, Source, UnreadablePicture, open_files
 from igpt.data.pieces import Cut, Item, cut_source
-from igpt.data.shards import Stream, is_shards, next_pictures, open_streams
-from igpt.data.sources import data_of, is_gone, open_data, open_source, source_name
+from igpt.data.shards import Stream, next_pictures, open_streams
+from igpt.data.sources import data_of, is_gone, is_shards, open_data, open_source, source_name
 from igpt.data.splits import (
     count_split_pictures,
     evaluation_split,
@@ -95,5 +96,6 @@ __all__ = [
     "task_training_splits",
     "to_rgb",
     "training_splits",
+    "unlabelled",
     "warn_skipped",
 ]

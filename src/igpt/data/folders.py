@@ -42,12 +42,17 @@ ROWS = re.compile(r"\.(parquet|arrow|tar|tgz|tar\.\w+)$")  # files that hold row
 Classes = tuple[Labels | None, tuple[str, ...] | None]  # the pictures' labels, the classes' names
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether the `datasets` library saved a data set there, which it loads in another way."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
 def picture_files(folder: Path) -> list[Path]:
     """The pictures of a folder of picture files; none for one that the library is to read.
 
     That is one with metadata, a saved data set, or one with more bytes of rows than of pictures.
     """
-    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if is_saved(folder):
         return []
     files = visible_files(folder)
     if any(path.name in METADATA for path in files):

@@ -13,7 +13,13 @@ import numpy as np
 from PIL import Image
 
 from igpt.config import UserError, first_line
-from igpt.data.folders import Classes, open_picture_folder, picture_files, split_names
+from igpt.data.folders import (
+    Classes,
+    is_saved,
+    open_picture_folder,
+    picture_files,
+    split_names,
+)
 from igpt.data.pictures import Pictures, Source, as_text, class_order, visible_files
 
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
@@ -80,8 +86,8 @@ def _load_splits(spec: str) -> Any:
     datasets.logging.set_verbosity_error()
     if patterns := split_patterns(spec):
         return datasets.load_dataset(spec, data_files=patterns)
-    saved = any(Path(spec, name).is_file() for name in ("dataset_dict.json", "state.json"))
-    loaded = datasets.load_from_disk(spec) if saved else datasets.load_dataset(spec)
+    load = datasets.load_from_disk if is_saved(Path(spec)) else datasets.load_dataset
+    loaded = load(spec)
     return datasets.DatasetDict(train=loaded) if isinstance(loaded, datasets.Dataset) else loaded
 
 

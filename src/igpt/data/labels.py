@@ -25,6 +25,7 @@ from igpt.order import Codec, Encoded, need_pixels
 from igpt.rng import numpy_rng
 from igpt.types import Labels, Pixels
 
+UNLABELLED = 5_000  # training pictures that tell without their labels how features are spread
 NAMED = 5  # absent classes that a warning names
 
 
@@ -195,9 +196,9 @@ def labelled(
             f"{name}: the pictures have no labels (--label-column names their column; in a folder, "
             "two subfolders or more are classes)"
         )
-    unlabelled = int((pictures.labels < 0).sum())
-    if unlabelled:
-        warnings.warn(f"{name}: left out {unlabelled} pictures without a label", stacklevel=2)
+    missing = int((pictures.labels < 0).sum())
+    if missing:
+        warnings.warn(f"{name}: left out {missing} pictures without a label", stacklevel=2)
         pictures = pictures.select(np.flatnonzero(pictures.labels >= 0))
     return Undecoded(pictures, class_names, evaluation_fit(config.augmentation))
 
@@ -211,6 +212,11 @@ def _class_names(name: str, splits: tuple[Pictures, ...]) -> tuple[str, ...]:
     if largest > 100_000:
         raise UserError(f"{name}: label {largest} is no class number; --label-column names another")
     return tuple(str(i) for i in range(largest + 1))
+
+
+def unlabelled(n: int) -> npt.NDArray[np.int64]:
+    """Which of n training pictures are used without their labels: always the same, sorted."""
+    return np.sort(numpy_rng(0, "unlabelled").permutation(n)[:UNLABELLED])
 
 
 def few_labels(

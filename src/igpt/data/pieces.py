@@ -16,8 +16,8 @@ from PIL import Image
 from igpt.config import UserError
 from igpt.data.decode import read_rgb
 from igpt.data.pictures import Pictures, as_text
-from igpt.data.shards import ROWS, Row, Stream, is_shards, open_shards
-from igpt.data.sources import open_source
+from igpt.data.shards import ROWS, Row, Stream, open_shards
+from igpt.data.sources import is_shards, open_source
 
 
 @dataclass(frozen=True)

@@ -32,19 +32,12 @@ from igpt.data.hub import (
 )
 from igpt.data.loader import State
 from igpt.data.pictures import Pictures, as_text
-from igpt.data.sources import is_hub_id
+from igpt.data.sources import is_hub_id, shard_builder
 from igpt.data.splits import check_split_names, validation_name
 from igpt.order import need_pixels
 from igpt.rng import numpy_rng
 from igpt.types import Pixels
 
-# The library's builder of each kind of shard.
-BUILDERS = {
-    ".tar": "webdataset",
-    ".tar.gz": "webdataset",
-    ".tgz": "webdataset",
-    ".parquet": "parquet",
-}
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # numbered shards, in WebDataset's notation
 ROWS = 4 * CHUNK  # rows that are read at a time, and then decoded on four threads
 
@@ -207,11 +200,6 @@ def open_streams(config: DataConfig) -> tuple[Stream, Stream | None]:
     return train, _stream(splits[name], f"{spec}/{name}", config.image_column)
 
 
-def is_shards(spec: str) -> bool:
-    """Whether a source is shards by their path or URL, and so can only be read as a stream."""
-    return "://" in spec or (_builder(spec) is not None and not Path(spec).is_dir())
-
-
 def open_shards(spec: str, image_column: str | None, label_column: str | None) -> Stream:
     """Shards by their path or URL as one stream that knows its files, with labels if it has any.
 
@@ -222,17 +210,13 @@ def open_shards(spec: str, image_column: str | None, label_column: str | None) -
     return _stream(splits["train"], spec, image_column, label, files)
 
 
-def _builder(spec: str) -> str | None:
-    return next((kind for suffix, kind in BUILDERS.items() if spec.endswith(suffix)), None)
-
-
 def _load(spec: str) -> tuple[Any, tuple[str, ...]]:
     """Splits by name, each a `datasets.IterableDataset`, and the files of shards."""
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors become ours
-    builder = _builder(spec)
+    builder = shard_builder(spec)
     if builder is not None:
         shards = _files(spec)
         splits = datasets.load_dataset(builder, data_files={"train": shards}, streaming=True)

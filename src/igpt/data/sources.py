@@ -16,6 +16,13 @@ from igpt.data.hub import open_dataset
 from igpt.data.pictures import Pictures, Source, array_pictures
 from igpt.rng import numpy_rng
 
+# The `datasets` library's builder of each kind of shard.
+BUILDERS = {
+    ".tar": "webdataset",
+    ".tar.gz": "webdataset",
+    ".tgz": "webdataset",
+    ".parquet": "parquet",
+}
 DIGITS_TEST = 297  # test pictures of scikit-learn's 1,797 digits, chosen by a fixed shuffle
 
 
@@ -40,7 +47,7 @@ def open_source(
         if image_column or label_column:
             raise UserError(f"{spec} has no columns to choose from")
         return open_arrays(path)
-    if "://" in spec or spec.endswith((".tar", ".tar.gz", ".parquet")):
+    if is_shards(spec):
         raise UserError(
             f"{spec} is a stream of shards, for `igpt pretrain --streaming` and `igpt prepare`: "
             "give the folder that they lie in, or what `igpt prepare` makes of them"
@@ -52,6 +59,18 @@ def open_source(
             f"no data at '{spec}': --data takes a folder, .npy, .npz, `digits` or a Hub id"
         )
     return open_dataset(spec, image_column, label_column)
+
+
+def shard_builder(spec: str) -> str | None:
+    """The builder of shards by their path or URL; None for anything else, like a folder."""
+    if Path(spec).is_dir():
+        return None
+    return next((kind for suffix, kind in BUILDERS.items() if spec.endswith(suffix)), None)
+
+
+def is_shards(spec: str) -> bool:
+    """Whether a source is shards by their path or URL, and so can only be read as a stream."""
+    return "://" in spec or shard_builder(spec) is not None
 
 
 def is_hub_id(spec: str) -> bool:

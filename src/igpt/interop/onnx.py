@@ -92,8 +92,8 @@ class DecodeStep(nn.Module):
         cache, position = _Growing(keys, values), keys.shape[3]
         here = torch.arange(position, position + 1)
         h = F.embedding(token, self.embeddings)[:, None] + self.model.wpe[here]  # [B, 1, d]
-        for layer, block in enumerate(self.model.blocks):
-            h = block(h, cache, layer)
+        for block in self.model.blocks:
+            h = block(h, cache)
         logits = self.model.head(self.model.ln_f(h[:, 0]))
         return logits, torch.stack(cache.keys), torch.stack(cache.values)
 

@@ -5,6 +5,7 @@ from igpt.plots.curves import (
     few_labels_figure,
     layers_figure,
     loss_figure,
+    save_figure,
     sweep_figure,
 )
 from igpt.plots.scores import extremes_sheet, ood_figure, surprise_sheet
@@ -30,6 +31,7 @@ __all__ = [
     "picture_sheet",
     "require_picture",
     "require_pictures",
+    "save_figure",
     "save_image",
     "save_pictures",
     "surprise_sheet",

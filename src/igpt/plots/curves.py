@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from igpt.disk import write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -24,10 +26,15 @@ DODGE = 1.04  # factor on x from each method to the next, so that none hides ano
 CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#D55E00", "#56B4E9", GREY)
 
 
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all; UserError when it cannot be written."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
 def loss_figure(
-    rows: Sequence[Mapping[str, Any]], path: Path, references: Mapping[str, float] | None = None
-) -> None:
-    """Training and validation loss of a run's metric rows as a PNG.
+    rows: Sequence[Mapping[str, Any]], references: Mapping[str, float] | None = None
+) -> Figure:
+    """Training and validation loss of a run's metric rows.
 
     In nats a pixel; for a fine-tuning, the sum of its losses, and its validation metric in %.
     `references` are levels to compare with, by name.
@@ -67,7 +74,7 @@ def loss_figure(
         _draw_metric(axes, [(r["step"], r[metric]) for r in rows if metric in r], metric)
     if train or held_out:
         axes.legend(frameon=False, loc="lower left" if references else "best")
-    figure.savefig(path, format="png", dpi=150)
+    return figure
 
 
 def _draw_metric(axes: Axes, values: Sequence[tuple[int, float]], name: str) -> None:
@@ -81,8 +88,8 @@ def _draw_metric(axes: Axes, values: Sequence[tuple[int, float]], name: str) -> 
     right.spines[["top", "left"]].set_visible(False)
 
 
-def layers_figure(by_layer: Mapping[str, float], path: Path, metric: str) -> None:
-    """Validation `metric`, 0 to 1, of a probe at each layer, as a PNG."""
+def layers_figure(by_layer: Mapping[str, float], metric: str) -> Figure:
+    """Validation `metric`, 0 to 1, of a probe at each layer."""
     figure, axes = _figure()
     percent = [100 * value for value in by_layer.values()]
     axes.plot(percent, color=BLUE, marker="o", markersize=4)
@@ -100,11 +107,11 @@ def layers_figure(by_layer: Mapping[str, float], path: Path, metric: str) -> Non
     axes.set_xticks(range(0, len(by_layer), every), list(by_layer)[::every])
     axes.set_xlabel("layer")
     axes.set_ylabel(f"{metric.replace('_', ' ')} of a probe on validation, %")
-    figure.savefig(path, format="png", dpi=150)
+    return figure
 
 
-def few_labels_figure(summaries: Sequence[Summary], path: Path, metric: str) -> None:
-    """Test metric of every method against labels per class, mean and deviation, as a PNG."""
+def few_labels_figure(summaries: Sequence[Summary], metric: str) -> Figure:
+    """Test metric of every method against labels per class, mean and deviation."""
     figure, axes = _figure()
     methods = list(dict.fromkeys(row.method for row in summaries))
     sizes = [row.labels_per_class for row in summaries if row.labels_per_class is not None]
@@ -127,11 +134,11 @@ def few_labels_figure(summaries: Sequence[Summary], path: Path, metric: str) -> 
     axes.set_xlabel("labels per class")
     axes.set_ylabel(f"{metric.replace('_', ' ')} on test, %")
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, format="png", dpi=150)
+    return figure
 
 
-def sweep_figure(results: Sequence[Result], path: Path) -> None:
-    """Test accuracy, where there is one, and nats a picture against training FLOPs, as a PNG."""
+def sweep_figure(results: Sequence[Result]) -> Figure:
+    """Test accuracy, where there is one, and nats a picture against training FLOPs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
@@ -167,13 +174,11 @@ def sweep_figure(results: Sequence[Result], path: Path) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(LogFormatter())  # writes 20, not a power of ten
     axes.yaxis.set_minor_formatter(LogFormatter())
-    figure.savefig(path, format="png", dpi=150)
+    return figure
 
 
-def confusion_figure(
-    confusion: npt.NDArray[np.int64], class_names: Sequence[str], path: Path
-) -> None:
-    """Share of each true class (rows) that was taken for each class (columns), as a PNG."""
+def confusion_figure(confusion: npt.NDArray[np.int64], class_names: Sequence[str]) -> Figure:
+    """Share of each true class (rows) that was taken for each class (columns)."""
     from matplotlib.figure import Figure
 
     n, most = len(class_names), 30  # classes whose names and numbers can be read
@@ -191,7 +196,7 @@ def confusion_figure(
         axes.set_yticks(range(n), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    figure.savefig(path, format="png", dpi=150)
+    return figure
 
 
 def as_plain(name: str) -> str:

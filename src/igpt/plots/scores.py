@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from igpt.types import Pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from igpt.score import Signal
 
@@ -107,8 +107,8 @@ def _captioned(pictures: Pixels, title: str, numbers: npt.NDArray[np.float64]) -
     return sheet
 
 
-def ood_figure(raw: Signal, corrected: Signal, inside: str, outside: str, path: Path) -> None:
-    """Histograms of two sets, named `inside` and `outside`, by both signals, as a PNG."""
+def ood_figure(raw: Signal, corrected: Signal, inside: str, outside: str) -> Figure:
+    """Histograms of two sets, named `inside` and `outside`, by both signals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -121,7 +121,7 @@ def ood_figure(raw: Signal, corrected: Signal, inside: str, outside: str, path: 
     right.set_xlabel("bits/pixel of the model − of the compressor")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2,
                   frameon=False)  # fmt: skip
-    figure.savefig(path, format="png", dpi=150)
+    return figure
 
 
 def _histograms(axes: Axes, signal: Signal, title: str, labels: tuple[str, str]) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from igpt.config import UserError
+from igpt.config import METRICS, UserError
 from igpt.probe.features import Features
 from igpt.types import Floats, Labels
 
@@ -23,7 +23,6 @@ STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 ITERATIONS = 300  # of L-BFGS; a fit that needs more is one that validation would not choose
 COMPONENTS = 256  # principal components kept where features outnumber labels
 CONSTANT = 1e-5  # largest deviation, relative to the mean, of a feature that tells nothing
-METRICS = ("accuracy", "balanced_accuracy")
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,10 @@ from igpt.study.methods import (
     LinearMethod,
     Method,
     ModelFeatures,
-    ProbeFit,
-    ProbeMethod,
     StreamedMethod,
     Subset,
     make_baselines,
     needed_pictures,
-    unlabelled,
 )
 from igpt.study.outcomes import Summary, Trial, compare, subsets, summarise
 
@@ -28,8 +25,6 @@ __all__ = [
     "LinearMethod",
     "Method",
     "ModelFeatures",
-    "ProbeFit",
-    "ProbeMethod",
     "StreamedMethod",
     "Subset",
     "Summary",
@@ -39,5 +34,4 @@ __all__ = [
     "needed_pictures",
     "subsets",
     "summarise",
-    "unlabelled",
 ]

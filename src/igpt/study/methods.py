@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from igpt.baselines import fit_neighbours, predict_cnn, train_cnn
 from igpt.config import Recipe, Say, TrainConfig, UserError
-from igpt.data import LargeTask, Task, Undecoded
+from igpt.data import LargeTask, Task, Undecoded, unlabelled
 from igpt.order import Encoded, need_pixels
 from igpt.pipeline import Pipeline
 from igpt.probe.attention import fit_attention
@@ -31,15 +31,12 @@ from igpt.probe.linear import (
 from igpt.probe.sgd import SGD, fit_sgd, predict_all
 from igpt.probe.store import mark
 from igpt.probe.unfinished import Unfinished
-from igpt.rng import numpy_rng
 from igpt.run import new_model
 from igpt.types import Labels, Pixels
 
 Indices = npt.NDArray[np.int64]
 AnyTask = Task | LargeTask
 
-# Pictures whose features, without their labels, give the mean, the scale and the components.
-UNLABELLED = 5_000
 PIXEL_COMPONENTS = 64  # components that the baseline on the pixels' principal components keeps
 
 
@@ -59,32 +56,18 @@ class Fit:
     predicted: Labels  # [N], of the test pictures
     validation: float  # value, on validation pictures, of the metric that chooses
     layer: str = ""  # the layer that validation chose, where there is a choice
-
-
-@dataclass(frozen=True, eq=False)
-class ProbeFit(Fit):
-    """The fit of a method that also makes a probe to keep."""
-
-    probe: FittedProbe = field(kw_only=True)
+    probe: FittedProbe | None = None  # of a method that makes one to keep
 
 
 class Method(Protocol):
-    """Something that learns from the labels of a subset."""
-
-    name: str
-
-    def fit(self, subset: Subset) -> Fit: ...
-
-
-class ProbeMethod(Protocol):
-    """Something that makes a probe from the labels of a subset."""
+    """Something that learns from the labels of a subset of its task's training pictures."""
 
     name: str
 
     @property
     def task(self) -> AnyTask: ...
 
-    def fit(self, subset: Subset) -> ProbeFit: ...
+    def fit(self, subset: Subset) -> Fit: ...
 
 
 # Pictures [N, S, S, 3], or encoded ones, to features, one array [N, F] for each layer.
@@ -123,10 +106,9 @@ class ModelFeatures:
         return self.extractor.whole(images)
 
 
-def pixel_features(images: Pixels | Encoded) -> dict[str, Features]:
-    """The pixels themselves, 0 to 1; one channel of grey pictures; UserError for encoded ones."""
+def pixel_features(images: Pixels | Encoded, *, grey: bool) -> dict[str, Features]:
+    """The pixels themselves, 0 to 1; one channel of `grey` ones; UserError for encoded pictures."""
     pixels = need_pixels(images)
-    grey = bool((pixels == pixels[..., :1]).all())
     channels = pixels[..., :1] if grey else pixels
     return {"": channels.reshape(len(images), -1).astype(np.float32) / np.float32(255)}
 
@@ -164,12 +146,13 @@ class LinearMethod:
         self.test = represent(task.test.images)
         self._bases: dict[tuple[str, int], Basis] = {}
 
-    def fit(self, subset: Subset) -> ProbeFit:
+    def fit(self, subset: Subset) -> Fit:
         layers = {name: self.layer_data(name, subset.indices) for name in self.train}
         train, validation = self.task.train, self.task.validation
         labels = train.labels[subset.indices]
         chosen = fit_probe(layers, labels, validation.labels, train.n_classes, self.metric)
-        return _probe_fit(chosen, chosen.probe.predict(self.test[chosen.layer]))
+        predicted = chosen.probe.predict(self.test[chosen.layer])
+        return Fit(predicted, chosen.validation, chosen.layer, chosen)
 
     def layer_data(self, layer: str, indices: Indices) -> LayerData:
         """A layer as seen by a probe that has the labels at `indices`."""
@@ -220,7 +203,7 @@ class StreamedMethod:
         }
         self.unfinished = Unfinished(unfinished, json.dumps(about))
 
-    def fit(self, subset: Subset) -> ProbeFit:
+    def fit(self, subset: Subset) -> Fit:
         chosen = fit_sgd(
             self.extractor,
             self.task.train.select(subset.indices),
@@ -230,7 +213,8 @@ class StreamedMethod:
             unfinished=self.unfinished,
             say=self.say,
         )
-        return _probe_fit(chosen, predict_all(self.extractor, chosen, self.task.test.images))
+        predicted = predict_all(self.extractor, chosen, self.task.test.images)
+        return Fit(predicted, chosen.validation, chosen.layer, chosen)
 
 
 class AttentionMethod:
@@ -253,12 +237,12 @@ class AttentionMethod:
         learned = max(len(subset.indices) for subset in chosen) + len(task.validation)
         return one.bytes(max(learned, len(task.test)))
 
-    def fit(self, subset: Subset) -> ProbeFit:
+    def fit(self, subset: Subset) -> Fit:
         choices = [self._fit_layer(layer, subset) for layer in self.features.extractor.groups]
         best = max(choices, key=lambda choice: choice.validation)
         by_layer = {choice.layer: choice.validation for choice in choices}
-        test = self._positions(best.layer, self.task.test.images)
-        return _probe_fit(replace(best, by_layer=by_layer), best.probe.predict(test))
+        predicted = best.probe.predict(self._positions(best.layer, self.task.test.images))
+        return Fit(predicted, best.validation, best.layer, replace(best, by_layer=by_layer))
 
     def _fit_layer(self, layer: str, subset: Subset) -> FittedProbe:
         train, validation = self.task.train.select(subset.indices), self.task.validation
@@ -278,25 +262,21 @@ class AttentionMethod:
         return replace(self.features, layers=[layer])(images)[layer]
 
 
-def _probe_fit(chosen: FittedProbe, predicted: Labels) -> ProbeFit:
-    return ProbeFit(predicted, chosen.validation, chosen.layer, probe=chosen)
-
-
 class NeighbourMethod:
     """Nearest neighbours on a linear method's features, at the layer that validation chooses."""
 
     def __init__(self, linear: LinearMethod) -> None:
         self.name, self.linear = "nearest neighbours on the features", linear
-        self.worth = partial(metric_value, linear.metric)
+        self.task = linear.task
 
     def fit(self, subset: Subset) -> Fit:
-        task = self.linear.task
-        labels, best = task.train.labels[subset.indices], None
+        labels, validation = self.task.train.labels[subset.indices], self.task.validation.labels
+        metric, best = self.linear.metric, None
         for layer in self.linear.train:
             data = self.linear.layer_data(layer, subset.indices)
-            x, validation, worth = data.basis(data.validation), task.validation.labels, self.worth
-            neighbours = fit_neighbours(data.basis(data.train), labels, x, validation, worth)
-            value = worth(validation, neighbours.predict(x))
+            x = data.basis(data.validation)
+            neighbours = fit_neighbours(data.basis(data.train), labels, x, validation, metric)
+            value = metric_value(metric, validation, neighbours.predict(x))
             if best is None or value > best[1]:
                 best = layer, value, neighbours, data.basis
         assert best is not None
@@ -321,16 +301,11 @@ class CnnMethod:
             train.n_classes,
             minutes=self.minutes,
             augmentation=self.augmentation,
-            worth=partial(metric_value, self.metric),
+            metric=self.metric,
             seed=subset.seed,
         )
         value = metric_value(self.metric, validation.labels, predict_cnn(cnn, validation.pixels))
         return Fit(predict_cnn(cnn, self.task.test.pixels), value)
-
-
-def unlabelled(n: int) -> Indices:
-    """Which of n training pictures are used without their labels: always the same, sorted."""
-    return np.sort(numpy_rng(0, "unlabelled").permutation(n)[:UNLABELLED])
 
 
 def needed_pictures(task: Task, chosen: Sequence[Subset]) -> Indices:
@@ -348,11 +323,14 @@ def make_baselines(features: ModelFeatures, linear: LinearMethod) -> list[Method
     task, needed, metric = linear.task, linear.needed, linear.metric
     make = partial(LinearMethod, task=task, needed=needed, metric=metric)
     same = replace(features, pipeline=untrained(features.pipeline, seed=1))
+    parts = (task.train.pixels, task.validation.pixels, task.test.pixels)
+    grey = all((pixels == pixels[..., :1]).all() for pixels in parts)
+    pixels = partial(pixel_features, grey=grey)
     return [
-        make("logistic regression on pixels", pixel_features, components=0),
+        make("logistic regression on pixels", pixels, components=0),
         make(
             f"logistic regression on {PIXEL_COMPONENTS} components",
-            pixel_features,
+            pixels,
             components=PIXEL_COMPONENTS,
         ),
         make("probe of the untrained network", same, components=linear.components),

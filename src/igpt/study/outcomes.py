@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from igpt.config import Say
+from igpt.config import METRICS, Say
 from igpt.data import few_labels
 from igpt.probe.linear import metric_value
 from igpt.study.methods import AnyTask, Fit, Method, Subset
@@ -52,17 +52,14 @@ def subsets(task: AnyTask, sizes: Sequence[int | None], seeds: int) -> list[Subs
     ]
 
 
-def compare(
-    methods: Sequence[Method], task: AnyTask, chosen: Sequence[Subset], say: Say
-) -> list[Trial]:
+def compare(methods: Sequence[Method], chosen: Sequence[Subset], say: Say) -> list[Trial]:
     """Every method with every subset of labels."""
     trials = []
     for method in methods:
         for subset in chosen:
             fit = method.fit(subset)
             accuracy, balanced = (
-                metric_value(metric, task.test.labels, fit.predicted)
-                for metric in ("accuracy", "balanced_accuracy")
+                metric_value(metric, method.task.test.labels, fit.predicted) for metric in METRICS
             )
             trials.append(Trial(method.name, subset, fit, accuracy, balanced))
             size, seed = subset.per_class, subset.seed
