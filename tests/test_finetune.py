@@ -140,7 +140,7 @@ def test_it_stops_when_validation_has_not_improved_for_long(tiny_run: Path, tmp_
     rows = [row for row in read_metrics(tmp_path / "r" / "metrics.jsonl") if "val_accuracy" in row]
     first_best = max(rows, key=lambda row: row["val_accuracy"] or 0)["step"]
     assert done.outcome.step == first_best + 8 < 100  # two validations, four steps apart
-    assert done.outcome.exhausted
+    assert done.outcome.stopped_early
     again = finetune(None, tmp_path / "r", resume=True, say=silent)
     assert again.outcome.step == done.outcome.step
 

@@ -73,7 +73,7 @@ def test_every_form_of_picture_gives_the_same_likelihood(
 @pytest.fixture
 def cropping() -> igpt.Pipeline:
     """A random model of 3x3 pixels whose pictures go through ImageNet's crop."""
-    return igpt.Pipeline(random_model(AR), Codec(GREYS, "raster", 3), fit=imagenet_centre)
+    return igpt.Pipeline(random_model(AR), Codec(GREYS, "raster", 3), transform=imagenet_centre)
 
 
 @pytest.mark.filterwarnings("ignore:pictures of 3 pixels are enlarged")

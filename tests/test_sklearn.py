@@ -189,7 +189,7 @@ def test_pictures_are_cropped_once_as_the_run_crops_them(
     tiny_run: Path, images: np.ndarray
 ) -> None:
     cropping = igpt.load(tiny_run)
-    cropping.fit = imagenet_centre
+    cropping.transform = imagenet_centre
     few = np.repeat(images[:3, ..., None], 3, axis=3)
     expected = cropping.features(few).reshape(3, -1)
     for form in (few, [Image.fromarray(pixels) for pixels in few]):

@@ -17,9 +17,9 @@ from igpt.classify import MASKS, Classifier, HeadClassifier, Prediction, ProbeCl
 from igpt.config import Ensemble, ParallelConfig, Recipe, UserError
 from igpt.data import (
     BROKEN,
-    Fit,
+    Transform,
     UnreadablePicture,
-    evaluation_fit,
+    evaluation_transform,
     fit_square,
     open_files,
     read_rgb,
@@ -62,7 +62,7 @@ class Pipeline:
         class_names: tuple[str, ...] = (),
         folder: Path | None = None,
         parallel: ParallelConfig | None = None,
-        fit: Fit = fit_square,
+        transform: Transform = fit_square,
     ) -> None:
         reuse_memory()
         self.model = model.to(default_device()).eval()
@@ -70,7 +70,8 @@ class Pipeline:
         self.class_names = class_names  # of the model's own head, if it has one
         self.folder = folder  # where it was loaded from, and where its probe is
         self.parallel = parallel or ParallelConfig()  # how processes hold it between them
-        self.fit = fit  # what brings a picture to the model's size, as when it was trained
+        # What brings a picture to the model's size, as when it was trained.
+        self.transform = transform
 
     def __repr__(self) -> str:
         config, size = self.model.config, self.image_size
@@ -270,7 +271,7 @@ class Pipeline:
     def tokens(self, images: Images) -> torch.Tensor:
         """Tokens int64 [B, T] in the model's order, of pictures brought to the model's size."""
         if not isinstance(images, Encoded):
-            images = as_pixels(images, self.image_size, self.fit)
+            images = as_pixels(images, self.image_size, self.transform)
         return torch.from_numpy(self.codec.encode(images))
 
     def quantize(self, images: Images) -> Pixels:
@@ -319,24 +320,24 @@ def load(
         class_names = load_class_names(folder, stored.config.n_classes)
         recipe = recipe_of(folder) or Recipe()
     model = fill_model(stored, parallel)
-    fit = evaluation_fit(recipe.data.augmentation)
-    return Pipeline(model, stored.codec, class_names, folder, parallel, fit)
+    transform = evaluation_transform(recipe.data.augmentation)
+    return Pipeline(model, stored.codec, class_names, folder, parallel, transform)
 
 
 def _as_list(batches: Iterator[Pixels]) -> list[Image.Image]:
     return [Image.fromarray(pixels) for batch in batches for pixels in batch]
 
 
-def as_pixels(images: Shown, size: int, fit: Fit) -> npt.NDArray[np.uint8]:
-    """uint8 [B, size, size, 3] of pictures in whatever form, brought to the size by `fit`.
+def as_pixels(images: Shown, size: int, transform: Transform) -> npt.NDArray[np.uint8]:
+    """uint8 [B, size, size, 3] of pictures in whatever form, brought to the size by `transform`.
 
     ImageNet's crop changes those of that size too, whatever form they have.
     """
     if isinstance(images, np.ndarray) and images.dtype == np.uint8 and len(images) > 0:
-        unchanged = images.shape[1:] == (size, size, 3) and fit is fit_square
+        unchanged = images.shape[1:] == (size, size, 3) and transform is fit_square
         if unchanged:  # one by one, as below, a large set would take longer
             return images
-    return np.stack([fit(image, size) for image in _as_rgb(images)])
+    return np.stack([transform(image, size) for image in _as_rgb(images)])
 
 
 def _as_rgb(images: Shown) -> list[Image.Image]:

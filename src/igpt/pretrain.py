@@ -23,7 +23,7 @@ from igpt.data import (
     TokenLoader,
     count_split_pictures,
     decode_all,
-    evaluation_fit,
+    evaluation_transform,
     imagenet_centre,
     imagenet_crop,
     next_pictures,
@@ -138,7 +138,7 @@ def _data_of_crops(
 def _data_of_stream(recipe: Recipe, palette: Palette | None, say: Say) -> TrainingData:
     """A stream is read while training; its first pictures are read here, for what comes before."""
     data = recipe.data
-    fit = evaluation_fit(data.augmentation)
+    transform = evaluation_transform(data.augmentation)
     with together():
         train, validation = open_streams(data)
         first = train.read()
@@ -146,7 +146,7 @@ def _data_of_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Traini
             validation.read() if validation else first,
             data.validation_pictures,
             data.image_size,
-            fit,
+            transform,
         )
         if not held_out.digests:
             name = (validation or train).name
@@ -159,7 +159,7 @@ def _data_of_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Traini
     def sample() -> npt.NDArray[np.uint8]:
         if recipe.palette.path is not None:  # then it is only looked at how well it fits
             return held_out.images
-        images = next_pictures(first, PALETTE_SAMPLE, data.image_size, fit).images
+        images = next_pictures(first, PALETTE_SAMPLE, data.image_size, transform).images
         if not len(images):
             raise UserError(_all_held_out(train.name))
         return images

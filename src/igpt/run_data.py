@@ -133,7 +133,7 @@ class Named:
 
 def load_named(pictures: Pictures, pipeline: Pipeline) -> Named:
     """All of the pictures that can be read, in memory."""
-    decoded = encode_all(pictures, pipeline.codec, pipeline.fit)
+    decoded = encode_all(pictures, pipeline.codec, pipeline.transform)
     assert isinstance(decoded.images, Encoded)
     names = [pictures.name(int(i)) for i in decoded.kept]
     labels = None if pictures.labels is None else pictures.labels[decoded.kept]

@@ -84,18 +84,18 @@ class _PictureEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _pixels(self, X: Any, *, fitting: bool) -> Pixels:
         """uint8 [N, S, S, 3] of the model's size S; a table's columns are recorded or compared."""
-        size, fit = self.pipeline_.image_size, self.pipeline_.fit
+        size, transform = self.pipeline_.image_size, self.pipeline_.transform
         if isinstance(X, Image.Image | str | Path):
             raise InvalidInput("X is one picture: put it into a list")
         if _is_list_of_pictures(X):
             pictures = [self._as_bytes(x) if isinstance(x, np.ndarray) else x for x in X]
-            return as_pixels(pictures, size, fit)
+            return as_pixels(pictures, size, transform)
         numbers = X if hasattr(X, "ndim") else np.asarray(X)
         if numbers.ndim > 2:
             numbers = check_array(numbers, allow_nd=True)
         else:
             numbers = _squares(validate_data(self, numbers, reset=fitting))
-        return as_pixels(_rgb(self._as_bytes(numbers)), size, fit)
+        return as_pixels(_rgb(self._as_bytes(numbers)), size, transform)
 
     def _as_bytes(self, numbers: npt.NDArray[Any]) -> Pixels:
         """Numbers of any shape as uint8, full brightness at 255."""

@@ -187,7 +187,7 @@ def measure(point: Point, outcome: Outcome, labels_per_class: int | None, say: S
     test = pictures_to_test(open_data(data), data, recipe.split_seed)
     assert outcome.best is not None  # the last step validates
     validation = Likelihood(outcome.best, count=1, n_pixels=pipeline.codec.n_tokens)
-    likelihood = pipeline.likelihood(encode_all(test, pipeline.codec, pipeline.fit).images)
+    likelihood = pipeline.likelihood(encode_all(test, pipeline.codec, pipeline.transform).images)
     return Result(
         point.name,
         parameters=n_parameters(config),

@@ -68,7 +68,7 @@ class Outcome:
     step: int  # optimizer steps done
     best: float | None  # the smallest criterion
     signal: signal.Signals | None = None  # that stopped it before its last step
-    exhausted: bool = False  # whether it ended early, as validation had not improved for long
+    stopped_early: bool = False  # whether it ended early, as validation had not improved for long
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Trainer:
                 raise
             self._publish()
         early = caught is None and self.step < self.config.steps
-        return Outcome(self.step, self.progress.best, caught, exhausted=early)
+        return Outcome(self.step, self.progress.best, caught, stopped_early=early)
 
     def _train(self, log: Callable[[Row], None], stop: Stop) -> signal.Signals | None:
         """The steps; the signal that stopped them."""
@@ -233,9 +233,9 @@ class Trainer:
                 clock, since = time.monotonic(), self.step
             if self._writing is not None and self._writing.is_written():
                 self._publish()
-            if self._exhausted() or self._due(self.config.checkpoint_every):
+            if self._out_of_patience() or self._due(self.config.checkpoint_every):
                 self._save()
-            if self._exhausted():
+            if self._out_of_patience():
                 return
 
     def owes_validation(self) -> bool:
@@ -244,7 +244,7 @@ class Trainer:
 
     def _batches(self, stop: Stop) -> Iterator[Batch]:
         """This process's rows of the batches of the steps that are left, until a signal."""
-        last = self.step if self._exhausted() else self.config.steps
+        last = self.step if self._out_of_patience() else self.config.steps
         with closing(prefetch(self.loader, range(self.step, last), self._rows)) as batches:
             for coming in batches:
                 with together():
@@ -253,7 +253,7 @@ class Trainer:
                 assert batch is not None  # there was no signal
                 yield batch
 
-    def _exhausted(self) -> bool:
+    def _out_of_patience(self) -> bool:
         """Whether the last `patience` validations brought nothing better."""
         patience, every = self.config.patience, self.config.eval_every
         return patience is not None and self.step - self.progress.best_step >= patience * every

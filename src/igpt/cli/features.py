@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
             pool=args.pool,
             components=args.pca or 0,
             known=known,
-            fit=pipeline.fit,
+            transform=pipeline.transform,
             dtype=pipeline.dtype(args.precision),
             say=say,
         )

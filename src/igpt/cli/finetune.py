@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         again = shlex.join(["igpt", "finetune", "--out", str(out), "--resume"])
         return stopped(outcome.signal, f"step {outcome.step}", again, values)
     best = "" if done.best is None else f", best validation {done.metric} {100 * done.best:.1f} %"
-    why = ", as validation did not improve any more" if outcome.exhausted else ""
+    why = ", as validation did not improve any more" if outcome.stopped_early else ""
     again = f"igpt predict {out} --split test"
     return Report(f"{out}: {outcome.step} steps{why}{best}; then: {again}", values)
 

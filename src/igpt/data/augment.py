@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from igpt.data.decode import CROP, FILTER, Fit, resized, resized_crop
+from igpt.data.decode import CROP, FILTER, Transform, resized, resized_crop
 from igpt.types import Pixels
 
 # How a picture is shown at one step: picture, size and random generator -> [size, size, 3].
@@ -66,13 +66,13 @@ def imagenet_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Pi
     return np.asarray(crop.resize((size, size), FILTER))
 
 
-def augmented_view(augmentation: str, fit: Fit) -> View:
-    """Random crops for `imagenet`; else the picture is brought to its size by `fit` and moved."""
+def augmented_view(augmentation: str, transform: Transform) -> View:
+    """Random crops for `imagenet`; else what `transform` makes of a picture, its pixels moved."""
     if augmentation == "imagenet":
         return imagenet_crop
 
     def moved(image: Image.Image, size: int, rng: np.random.Generator) -> Pixels:
-        pixels: Pixels = move_pixels(fit(image, size)[None], augmentation, rng)[0]
+        pixels: Pixels = move_pixels(transform(image, size)[None], augmentation, rng)[0]
         return pixels
 
     return moved

@@ -20,7 +20,7 @@ from igpt.data.pictures import BROKEN, Pictures, UnreadablePicture
 from igpt.order import Codec, Encoded
 from igpt.types import Pixels
 
-Fit = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size, 3]
+Transform = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size, 3]
 
 # With antialiasing, as the Hugging Face ImageGPT processor; the paper does not state its filter.
 FILTER = Image.Resampling.BILINEAR
@@ -149,23 +149,25 @@ class Decoded:
     skipped: list[str]  # names of the others, and why
 
 
-def evaluation_fit(augmentation: str) -> Fit:
+def evaluation_transform(augmentation: str) -> Transform:
     """How pictures are evaluated that training saw through `augmentation` (section 3.1)."""
     return imagenet_centre if augmentation == "imagenet" else fit_square
 
 
-def decode_all(pictures: Pictures, size: int, fit: Fit = fit_square) -> Decoded:
+def decode_all(pictures: Pictures, size: int, transform: Transform = fit_square) -> Decoded:
     """Decode a whole split to [M, size, size, 3]; encoded pictures stay as they are.
 
     Unreadable pictures are left out, and named in a warning. Raises UserError when none is left.
     """
-    decoded = decode_readable(pictures, size, fit)
+    decoded = decode_readable(pictures, size, transform)
     _require_one(decoded.skipped, len(decoded.kept))
     warn_skipped(decoded.skipped)
     return decoded
 
 
-def decode_parts(pictures: Pictures, size: int, fit: Fit = fit_square) -> Iterator[Decoded]:
+def decode_parts(
+    pictures: Pictures, size: int, transform: Transform = fit_square
+) -> Iterator[Decoded]:
     """A split in parts, whose `kept` are places in the whole: not all pixels are held at once.
 
     Unreadable pictures are met as `decode_all` does, after the last part.
@@ -173,7 +175,7 @@ def decode_parts(pictures: Pictures, size: int, fit: Fit = fit_square) -> Iterat
     count, skipped = 0, list[str]()
     for start in range(0, len(pictures), PART):
         places = np.arange(start, min(start + PART, len(pictures)))
-        part = decode_readable(pictures.select(places), size, fit)
+        part = decode_readable(pictures.select(places), size, transform)
         yield replace(part, kept=places[part.kept])
         count += len(part.kept)
         skipped += part.skipped
@@ -181,10 +183,10 @@ def decode_parts(pictures: Pictures, size: int, fit: Fit = fit_square) -> Iterat
     warn_skipped(skipped)
 
 
-def encode_all(pictures: Pictures, codec: Codec, fit: Fit = fit_square) -> Decoded:
+def encode_all(pictures: Pictures, codec: Codec, transform: Transform = fit_square) -> Decoded:
     """Encode a whole split to tokens; unreadable pictures are met as `decode_all` does."""
     tokens, kept, skipped = [], [], []
-    for part in decode_parts(pictures, codec.image_size, fit):
+    for part in decode_parts(pictures, codec.image_size, transform):
         tokens.append(codec.raster_tokens(part.images))
         kept.append(part.kept)
         skipped += part.skipped
@@ -207,12 +209,12 @@ def warn_skipped(skipped: list[str]) -> None:
     )
 
 
-def decode_readable(pictures: Pictures, size: int, fit: Fit = fit_square) -> Decoded:
+def decode_readable(pictures: Pictures, size: int, transform: Transform = fit_square) -> Decoded:
     """`decode_all` without a word about the pictures that it leaves out."""
     count, array = len(pictures), pictures.array
     if pictures.encoded is not None:
         return Decoded(pictures.encoded, np.arange(count), [])
-    if array is not None and array.shape[1:3] == (size, size) and fit is fit_square:
+    if array is not None and array.shape[1:3] == (size, size) and transform is fit_square:
         grey = array.ndim == 3
         images = np.repeat(array[..., None], 3, axis=-1) if grey else array
         return Decoded(images, np.arange(count), [])
@@ -222,7 +224,7 @@ def decode_readable(pictures: Pictures, size: int, fit: Fit = fit_square) -> Dec
     def decode(places: range) -> None:
         for i in places:
             try:
-                images[i] = fit(read_rgb(pictures, i), size)
+                images[i] = transform(read_rgb(pictures, i), size)
             except UnreadablePicture as error:
                 errors[i] = str(error)
 

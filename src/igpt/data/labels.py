@@ -13,10 +13,10 @@ from igpt.config import DataConfig, UserError
 from igpt.data.augment import augmented_view
 from igpt.data.decode import (
     Decoded,
-    Fit,
+    Transform,
     decode_all,
     encode_all,
-    evaluation_fit,
+    evaluation_transform,
 )
 from igpt.data.loader import Loader, PictureLoader, TokenLoader
 from igpt.data.pictures import Pictures, Source
@@ -65,7 +65,7 @@ class Undecoded:
 
     pictures: Pictures  # each has a label, and may prove unreadable
     class_names: tuple[str, ...]
-    fit: Fit  # brings them to the model's size, unless they are cropped at random
+    transform: Transform  # brings them to the model's size, unless they are cropped at random
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -86,11 +86,11 @@ class Undecoded:
 
     def decode(self, size: int) -> Labelled:
         """The readable ones as pixels; the others are named in a warning."""
-        return self._readable(decode_all(self.pictures, size, self.fit))
+        return self._readable(decode_all(self.pictures, size, self.transform))
 
     def encode(self, codec: Codec) -> Labelled:
         """The readable ones as tokens, two bytes a pixel; the others are named in a warning."""
-        return self._readable(encode_all(self.pictures, codec, self.fit))
+        return self._readable(encode_all(self.pictures, codec, self.transform))
 
     def _readable(self, decoded: Decoded) -> Labelled:
         return Labelled(decoded.images, self.labels[decoded.kept], self.class_names)
@@ -106,7 +106,7 @@ class Undecoded:
             pictures.require_croppable()
         elif pictures.in_memory:
             return self.encode(codec).loader(codec, batch_size, seed, augmentation)
-        view = augmented_view(augmentation, self.fit)
+        view = augmented_view(augmentation, self.transform)
         return PictureLoader(pictures, codec, batch_size, seed, view)
 
 
@@ -200,7 +200,7 @@ def labelled(
     if missing:
         warnings.warn(f"{name}: left out {missing} pictures without a label", stacklevel=2)
         pictures = pictures.select(np.flatnonzero(pictures.labels >= 0))
-    return Undecoded(pictures, class_names, evaluation_fit(config.augmentation))
+    return Undecoded(pictures, class_names, evaluation_transform(config.augmentation))
 
 
 def _class_names(name: str, splits: tuple[Pictures, ...]) -> tuple[str, ...]:

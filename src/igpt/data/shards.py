@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from igpt.config import DataConfig, UserError
-from igpt.data.decode import CHUNK, Fit, decode_readable, to_rgb
+from igpt.data.decode import CHUNK, Transform, decode_readable, to_rgb
 from igpt.data.folders import picture_files, split_files
 from igpt.data.hub import (
     image_column_of,
@@ -150,11 +150,13 @@ class Stream:
         return Reading(self.name, dataset, self.column, self.label, state)
 
 
-def decode_rows(rows: Sequence[Row], size: int, fit_of: Callable[[Row], Fit]) -> DecodedRows:
-    """The readable ones of `rows`, each brought to `size` by what `fit_of` gives for it."""
+def decode_rows(
+    rows: Sequence[Row], size: int, transform_of: Callable[[Row], Transform]
+) -> DecodedRows:
+    """The readable ones of `rows`, each brought to `size` by what `transform_of` gives for it."""
 
     def open_image(i: int) -> Image.Image:
-        return Image.fromarray(fit_of(rows[i])(to_rgb(rows[i].image()), size))
+        return Image.fromarray(transform_of(rows[i])(to_rgb(rows[i].image()), size))
 
     pictures = Pictures(len(rows), open_image, lambda i: rows[i].name)
     decoded = decode_readable(pictures, size)
@@ -163,13 +165,13 @@ def decode_rows(rows: Sequence[Row], size: int, fit_of: Callable[[Row], Fit]) ->
     )
 
 
-def next_pictures(reading: Reading, count: int, size: int, fit: Fit) -> DecodedRows:
+def next_pictures(reading: Reading, count: int, size: int, transform: Transform) -> DecodedRows:
     """The next `count` readable pictures of a reading, or all that are left."""
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     digests: list[bytes] = []
     skipped: list[str] = []
     while (found := len(digests)) < count and (rows := reading.rows(min(ROWS, count - found))):
-        part = decode_rows(rows, size, lambda _: fit)
+        part = decode_rows(rows, size, lambda _: transform)
         images[found : found + len(part.images)] = part.images
         digests += part.digests
         skipped += part.skipped

@@ -24,7 +24,7 @@ import torch
 
 from igpt.config import UserError
 from igpt.data.augment import imagenet_crop, move_tokens
-from igpt.data.decode import Fit, fit_square
+from igpt.data.decode import Transform, fit_square
 from igpt.data.loader import Batch, Loader, State
 from igpt.data.shards import ROWS, Reading, Row, Stream, decode_rows
 from igpt.order import Codec
@@ -181,14 +181,14 @@ class StreamLoader(Loader):
                 break
             n_rows += len(rows)
             wanted = [row for row in rows if row.digest not in self.held_out]
-            decoded = decode_rows(wanted, self.codec.image_size, partial(self._fit, epoch))
+            decoded = decode_rows(wanted, self.codec.image_size, partial(self._transform, epoch))
             self._name(decoded.skipped)
             encoded = self.codec.raster_tokens(decoded.images)
             tokens[n_pictures : n_pictures + len(encoded)] = encoded
             n_pictures += len(encoded)
         return n_rows, tokens[:n_pictures]
 
-    def _fit(self, epoch: int, row: Row) -> Fit:
+    def _transform(self, epoch: int, row: Row) -> Transform:
         if self.augmentation != "imagenet":
             return fit_square
         rng = numpy_rng(self.seed, "augment", epoch, int.from_bytes(row.digest))

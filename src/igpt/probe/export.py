@@ -23,7 +23,7 @@ import torch
 from numpy.lib import format as npy
 
 from igpt.config import Say, UserError
-from igpt.data import Fit, Pictures, decode_parts, fit_square
+from igpt.data import Pictures, Transform, decode_parts, fit_square
 from igpt.device import require_memory
 from igpt.disk import write_atomically
 from igpt.evaluate import BATCH
@@ -90,7 +90,7 @@ def export_features(
     pool: str = "mean",
     components: int = 0,
     known: Pictures | None = None,
-    fit: Fit = fit_square,
+    transform: Transform = fit_square,
     dtype: torch.dtype = torch.float32,
     say: Say,
 ) -> Exported:
@@ -119,7 +119,7 @@ def export_features(
         numbers = len(known) * len(layers) * pool_width(reduce, model.config)
         held = numbers * np.dtype(np.float32).itemsize
         require_memory(held, "fewer layers, or a coarser pool")
-        bases = _fit_bases(make(_read(known, codec, fit, say)), components)
+        bases = _fit_bases(make(_read(known, codec, transform, say)), components)
         width = bases[0].width
     else:
         width = pool_width(reduce, model.config) * len(layers) // columns
@@ -127,7 +127,7 @@ def export_features(
     # A .npz is put together from a file of its rows.
     copies = 2 if write is _write_npz else 1
     on_first(lambda: _require_space(out, copies * len(pictures) * layout.row_bytes))
-    rows = make(_read(pictures, codec, fit, say), bases=bases)
+    rows = make(_read(pictures, codec, transform, say), bases=bases)
     count = 0
 
     def write_rows(temporary: Path) -> None:
@@ -181,10 +181,10 @@ def _extract_rows(
         first += len(batch)
 
 
-def _read(pictures: Pictures, codec: Codec, fit: Fit, say: Say) -> Iterator[Picture]:
+def _read(pictures: Pictures, codec: Codec, transform: Transform, say: Say) -> Iterator[Picture]:
     """The readable pictures in turn."""
     done = 0
-    for part in decode_parts(pictures, codec.image_size, fit):
+    for part in decode_parts(pictures, codec.image_size, transform):
         tokens = torch.from_numpy(codec.encode(part.images))
         for row, i in zip(tokens, part.kept.tolist(), strict=True):
             label = -1 if pictures.labels is None else int(pictures.labels[i])
