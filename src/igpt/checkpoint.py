@@ -69,9 +69,10 @@ class Checkpoint:
 
     def load(self, model: ImageGPT, optimizer: torch.optim.Optimizer) -> None:
         """Fill a model and its optimizer; UserError when it is another model's."""
-        saved = saved_tensors(self.folder)
         weights = model.state_dict()
-        require_fit(weights, saved, self.folder)
+        with together():
+            saved = saved_tensors(self.folder)
+            require_fit(weights, saved, self.folder)
         load_tensors(self.folder, weights | _new_moments(model, optimizer, saved))
 
     def loader_states(self) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from igpt.config import Ensemble, UserError
-from igpt.device import autocast
+from igpt.device import autocast, to_device
 from igpt.evaluate import in_batches
 from igpt.model import ImageGPT
 from igpt.order import Codec
@@ -137,7 +137,7 @@ class HeadClassifier(Classifier):
         model, device = self.model, self.model.wte.device
 
         def logits(part: Tensor, start: int) -> Tensor:
-            part = part.to(device)
+            part = to_device(part, device)
             with autocast(device, dtype):
                 n = model.trunk(part, draw_mask(model, part, start, mask))
                 return model.classify(n).float()

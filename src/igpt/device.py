@@ -72,9 +72,15 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 def ready_to_copy(tensor: Tensor) -> Tensor:
     """`tensor` in pinned memory, so that copying it to the GPU overlaps with computing.
 
-    Unchanged without a GPU.
+    Unchanged without a GPU, and where it is there already.
     """
-    return tensor.pin_memory() if default_device().type == "cuda" else tensor
+    waits = default_device().type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory() if waits else tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, by a copy that overlaps with computing."""
+    return ready_to_copy(tensor).to(device, non_blocking=True)
 
 
 def replays_steps(device: torch.device) -> bool:

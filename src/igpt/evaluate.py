@@ -14,7 +14,7 @@ import torch
 
 from igpt.config import ModelConfig
 from igpt.data import Batch
-from igpt.device import autocast
+from igpt.device import autocast, to_device
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, require_likelihood, token_nats
 from igpt.parallel.processes import in_turn, share_of
@@ -87,9 +87,10 @@ def picture_nats(
     def nats(part: torch.Tensor, start: int) -> torch.Tensor:
         step, first = divmod(start, mask_batch or batch_size)
         rows = range(first, first + len(part))
-        batch = Batch(tokens=part.to(device), labels=None, step=step, rows=rows)
+        batch = Batch(tokens=part, labels=None, step=step, rows=rows)
+        inputs = [to_device(x, device) for x in objective.inputs(batch)]
         with autocast(device, dtype):
-            return objective(model, *objective.inputs(batch))
+            return objective(model, *inputs)
 
     # To the processor all at once: a copy of each batch would make an accelerator wait.
     return torch.cat(list(in_batches(tokens, nats, batch_size, check))).cpu()
@@ -116,7 +117,7 @@ def pixel_nats(
 
     def nats(part: torch.Tensor, _start: int) -> torch.Tensor:
         with autocast(device, dtype):
-            return _batch_nats(model, part.to(device))
+            return _batch_nats(model, to_device(part, device))
 
     return torch.cat([part.cpu() for part in in_batches(tokens, nats, batch_size)])
 

@@ -77,7 +77,7 @@ class BERT(Generative):
         shape = (batch.rows.stop, batch.tokens.shape[1])
         draws = torch.rand(shape, generator=generator)[batch.rows.start :]
         masked = (draws < self.probability) | (draws == draws.amin(dim=1, keepdim=True))
-        return batch.tokens, masked.to(batch.tokens.device)
+        return batch.tokens, masked
 
     def nats(self, logits: Tensor, *inputs: Tensor) -> Tensor:
         """[B] of logits [B, T, K], tokens [B, T] and their mask [B, T]."""

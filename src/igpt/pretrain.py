@@ -270,13 +270,15 @@ def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pret
     model = _first_model(recipe, codec, start)
     held_out = generative_objective(model.config, config.seed, stream="evaluate")
     dtype = compute_dtype(config.precision, default_device())
+    rows = len(share_of_batch(config.batch_size))
+    at_once = min(config.micro_batch_size or rows, rows)  # as many as in training
 
     def validate(check: Callable[[], None]) -> Validation:
         nats = picture_nats(
             model,
             held_out,
             data.validation,
-            config.micro_batch_size or len(share_of_batch(config.batch_size)),
+            at_once,
             dtype,
             mask_batch=config.batch_size,
             check=check,

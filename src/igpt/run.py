@@ -188,7 +188,7 @@ def _go_on(trainer: Trainer, recipe: Recipe, codec: Codec, say: Say) -> None:
         if begun is not None and not np.array_equal(begun.clusters, codec.palette.clusters):
             was = f"{recipe.init_from} has another palette than when {run.path} began"
             raise UserError(f"cannot resume: {was}")
-    checkpoint = run.latest_checkpoint(say)
+        checkpoint = run.latest_checkpoint(say)
     require_same("checkpoints", checkpoint and checkpoint.progress.step)
     if checkpoint is None:
         say(f"no checkpoint in {run.path} to go on from: beginning at step 0")

@@ -32,12 +32,20 @@ from igpt.checkpoint import (
 )
 from igpt.config import TrainConfig, UserError
 from igpt.data import Batch, Loader, State, prefetch
-from igpt.device import autocast, begin_step, compile_training, compute_dtype, reuse_memory
+from igpt.device import (
+    autocast,
+    begin_step,
+    compile_training,
+    compute_dtype,
+    reuse_memory,
+    to_device,
+)
 from igpt.model import ImageGPT
 from igpt.monitor import Row
 from igpt.objectives import Objective
 from igpt.parallel.gradients import accumulate, average_gradients, clip_gradients
 from igpt.parallel.processes import largest, mean_over_processes_, share_of_batch, size, together
+from igpt.parallel.sharding import compile_parts
 from igpt.parallel.storage import all_finite
 
 WAIT = 0.5  # seconds of waiting for pictures after which signals are looked for
@@ -174,6 +182,7 @@ class Trainer:
         self._averaged = average_gradients(ObjectiveModule(self.model, self.objective))
         self._values: Callable[..., Tensor] = self._averaged
         if self.config.compile:
+            compile_parts(self.model, self.device)
             self._values = compile_training(self._averaged, self.device, alone=size() == 1)
 
     @property
@@ -184,7 +193,9 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint; UserError when it is another model's."""
         checkpoint.load(self.model, self.optimizer)
-        if states := checkpoint.loader_states():
+        with together():
+            states = checkpoint.loader_states()
+        if states:
             self.loader.resume(states)
         self.progress = checkpoint.progress
         self._saved = self.step
@@ -270,7 +281,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         total = torch.zeros((), device=self.device)
-        inputs = [x.to(self.device, non_blocking=True) for x in self.objective.inputs(batch)]
+        inputs = [to_device(x, self.device) for x in self.objective.inputs(batch)]
         rows = len(self._rows)
         micro = min(self.config.micro_batch_size or rows, rows)
         if self.config.compile:

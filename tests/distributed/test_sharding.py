@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,26 @@ def test_a_compiled_step_of_a_split_model_gives_the_same_losses(runs: Path) -> N
     for key in ("loss", "val_loss"):
         expected = rows(runs / "alone" / "ar", key)
         assert rows(runs / "compiled" / "ar", key) == pytest.approx(expected, abs=1e-5)
+
+
+def compile_recomputed_blocks(out: Path) -> None:
+    """Of a split model; what is compiled is only looked at, and computed as it is."""
+    compiled: set[str] = set()
+
+    def look(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
+        compiled.update(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch.compile = partial(torch.compile, backend=look)  # type: ignore[assignment]
+    with processes(ParallelConfig()):
+        words = ("train.compile=true", "train.activation_checkpointing=true", "train.steps=2")
+        pretrain(tiny_recipe("parallel.shard=2", *words), out, resume=False, say=silent)
+    assert any("scaled_dot_product_attention" in name for name in compiled), compiled
+    assert any("sigmoid" in name for name in compiled), compiled  # of the MLP's activation
+
+
+def test_blocks_that_are_split_and_recomputed_are_compiled(tmp_path: Path) -> None:
+    several.call(2, compile_recomputed_blocks, tmp_path / "run")
 
 
 def test_in_mixed_precision_a_split_model_computes_what_a_replicated_one_does(runs: Path) -> None:

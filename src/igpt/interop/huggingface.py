@@ -146,7 +146,7 @@ def weights_to_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "wte" in state:
         start = state.get("start", torch.zeros_like(state["wte"][0]))  # BERT has none
         theirs["transformer.wte.weight"] = torch.cat((state["wte"], start[None]))  # [K + 1, d]
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in theirs.items()}
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in theirs.items()}
 
 
 def _names(blocks: Iterable[int]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The processes of a run: joining them, and what they tell each other.
 
 Small things (a count, a signal, a message) are sent from CPU memory, by gloo, so that they never
-wait for an accelerator. Objects are sent as JSON, never pickled.
+wait for an accelerator. What this module sends is JSON, never pickled.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
 from igpt.config import ModelConfig, ParallelConfig
+from igpt.device import compile_training
 from igpt.model import ImageGPT
 from igpt.parallel.processes import rank, size
 
@@ -115,7 +116,22 @@ def _divide_products(model: ImageGPT, mesh: DeviceMesh) -> None:
 def checkpoint_activations(model: ImageGPT) -> None:
     """Let every block keep its input only, and recompute the rest in the backward pass."""
     for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = partial(  # type: ignore[method-assign]
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+        )  # nothing in a block is random
+
+
+def compile_parts(model: ImageGPT, device: torch.device) -> None:
+    """Compile the parts of a split model between which its weights are gathered, each by itself.
+
+    The compiler cannot trace the gathering. Where activations are checkpointed it would therefore
+    leave out all of a block. Does nothing for a model that every process holds whole.
+    """
+    if not any(map(is_split, model.parameters())):
+        return
+    for block in model.blocks:
+        for part in (block.attn, block.mlp):
+            part.forward = compile_training(part.forward, device, alone=False)  # type: ignore[method-assign]
 
 
 def draw_whole(generator: torch.Generator) -> Callable[[Tensor, float], None]:
@@ -168,14 +184,11 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The whole `tensors`, by name; all processes call it.
 
-    A split tensor is gathered, in CPU memory, for the first process only; the others leave it out.
+    The first process has them, those that were split in CPU memory; the others have none.
     """
     found = {}
     for name, tensor in tensors.items():
-        if not is_split(tensor):
-            found[name] = tensor
-            continue
-        gathered = tensor.full_tensor()
+        gathered = tensor.full_tensor().cpu() if is_split(tensor) else tensor
         if rank() == 0:
-            found[name] = gathered.cpu()
+            found[name] = gathered
     return found

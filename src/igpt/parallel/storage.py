@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from igpt.config import UserError
-from igpt.parallel.processes import background_group, largest, size
-from igpt.parallel.sharding import local
+from igpt.parallel.processes import background_group, largest, rank, size
+from igpt.parallel.sharding import is_split, local
 
 # A file's largest size, unless one tensor is larger: to write it, the library holds it twice.
 FILE_BYTES = 2**28
@@ -44,9 +44,10 @@ class Writing:
 
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         writer = HuggingFaceStorageWriter(str(folder), _files(contiguous), save_distributed=True)
+        writer.per_thread_copy_ahead = 0  # all is in memory; its thread would begin work on GPU 0
         _expect_one_process()
         self._written: Future[Any] = async_save(  # type: ignore[assignment]
-            contiguous,
+            _own(contiguous),
             storage_writer=writer,
             process_group=background_group(),
             no_dist=size() == 1,
@@ -59,6 +60,24 @@ class Writing:
     def finish(self) -> None:
         """Wait until all is on the disk; UserError for all when one could not write."""
         _run(self._written.result)
+
+
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What this process writes: its parts of split tensors, and a share of the whole ones.
+
+    The library copies to memory all that it is given, and only then leaves out what others write.
+    """
+    loads = [0] * size()
+    own: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if is_split(tensor):
+            own[name] = tensor
+            continue
+        writer = loads.index(min(loads))
+        loads[writer] += tensor.nbytes
+        if writer == rank():
+            own[name] = tensor
+    return own
 
 
 def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:

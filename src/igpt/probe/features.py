@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from igpt.config import ModelConfig, UserError
-from igpt.device import autocast
+from igpt.device import autocast, to_device
 from igpt.evaluate import BATCH, in_batches
 from igpt.model import ImageGPT
 from igpt.order import Codec, Encoded
@@ -102,7 +102,7 @@ def extract(
     device = model.wte.device
 
     def features(part: Tensor, start: int) -> Tensor:
-        part = part.to(device, torch.int64)
+        part = to_device(part.to(torch.int64), device)
         return pooled_features(model, part, layers, pool, dtype, first + start, mask)
 
     for part in in_batches(tokens, features, check=check):
@@ -145,7 +145,7 @@ def draw_mask(model: ImageGPT, tokens: Tensor, start: int, mask: int = 0) -> Ten
         for block in range(first, start + n, BATCH)
     ]
     masked = torch.cat(draws)[start - first : start - first + n] < model.config.mask_probability
-    return masked.to(tokens.device)
+    return to_device(masked, tokens.device)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Extractor:
     def batch(self, tokens: Tensor, start: int) -> dict[str, Tensor]:
         """[B, F] by name, of a batch [B, T] whose first picture's place is `start`."""
         model, layers, pool, dtype = self.model, self.layers, self.pool, self.dtype
-        shown = tokens.to(model.wte.device)
+        shown = to_device(tokens, model.wte.device)
         parts = [
             pooled_features(model, shown[i : i + BATCH], layers, pool, dtype, start + i)
             for i in range(0, len(shown), BATCH)

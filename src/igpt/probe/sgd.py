@@ -22,8 +22,15 @@ from torch import Tensor
 
 from igpt.config import Say, UserError
 from igpt.data import Batch, Labelled, Loader, Undecoded, prefetch
+from igpt.device import to_device
 from igpt.order import Encoded
-from igpt.parallel.processes import mean_over_processes_, name_skipped, share_of_batch, together
+from igpt.parallel.processes import (
+    mean_over_processes_,
+    name_skipped,
+    share_of_batch,
+    size,
+    together,
+)
 from igpt.probe.features import Extractor, Features
 from igpt.probe.linear import Basis, FittedProbe, LinearProbe, metric_value
 from igpt.probe.unfinished import Unfinished
@@ -206,6 +213,18 @@ def _state(heads: Mapping[str, Classifiers], optimizer: torch.optim.SGD) -> dict
     return {**parameters, **momentum}
 
 
+def _average(head: Classifiers) -> None:
+    """The gradients' means over all processes, by one message for all rates."""
+    if size() == 1:
+        return
+    gradients = [p.grad for p in (*head.weights, *head.biases) if p.grad is not None]
+    flat = mean_over_processes_(torch.cat([gradient.flatten() for gradient in gradients]))
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
+
+
 def _train(
     extractor: Extractor,
     heads: Mapping[str, Classifiers],
@@ -223,12 +242,11 @@ def _train(
             group["lr"] = rate * cosine
         first = batch.step * config.batch_size + batch.rows.start
         features = extractor.batch(batch.tokens, first)
-        labels = batch.labels.to(device)
+        labels = to_device(batch.labels, device)
         own = torch.stack([heads[name].loss(part, labels) for name, part in features.items()])
         own.sum().backward()  # type: ignore[no-untyped-call]
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                mean_over_processes_(parameter.grad)
+        for head in heads.values():
+            _average(head)
         optimizer.step()
         optimizer.zero_grad()
         yield batch.step + 1
