@@ -166,6 +166,7 @@ def test_a_fine_tuning_without_out_goes_beside_other_runs(
 
 
 MISTAKES = [
+    (["probe", "{tmp}/none"], "no run at"),
     (["probe", "{run}", "--layer", "3"], "a layer of 0 to 2"),
     (["probe", "{run}", "--pool", "grid:9"], "grid:G with G up to 8"),
     (["probe", "{run}", "--labels-per-class", "900"], "labelled pictures to train on, 900"),

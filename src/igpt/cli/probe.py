@@ -120,10 +120,10 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     parallel = ParallelConfig(shard=args.shard)
     with processes(parallel):
         _check(args)
+        pipeline, data = load(args.run, parallel=parallel), run_data(args)
         if args.out is None and not args.run.is_dir():
             raise UserError(f"{args.run} is no folder to keep a probe in: give --out FOLDER")
         folder: Path = args.out or args.run / "probe"
-        pipeline, data = load(args.run, parallel=parallel), run_data(args)
         asked = _probing(args, data)
         found = probe_run(args.run, pipeline, data, asked, folder, say)
     text = _text(args.metric, found.fitted, found.subset, found.summaries, folder)
