@@ -37,8 +37,9 @@ from sklearn.utils.validation import (
 )
 
 from igpt.config import UserError
+from igpt.data import as_pixels
 from igpt.order import Encoded
-from igpt.pipeline import Pipeline, as_pixels, load
+from igpt.pipeline import Pipeline, load
 from igpt.probe.features import Features, make_pool, parse_layers, pool_width
 from igpt.probe.linear import STRENGTHS, Basis, LinearProbe, logistic_path, usual_components
 from igpt.types import Floats, Labels, Pixels

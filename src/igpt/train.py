@@ -43,9 +43,13 @@ from igpt.device import (
 from igpt.model import ImageGPT
 from igpt.monitor import Row
 from igpt.objectives import Objective
-from igpt.parallel.gradients import accumulate, average_gradients, clip_gradients
+from igpt.parallel.gradients import (
+    accumulate,
+    average_gradients,
+    clip_gradients,
+    compile_parts,
+)
 from igpt.parallel.processes import largest, mean_over_processes_, share_of_batch, size, together
-from igpt.parallel.sharding import compile_parts
 from igpt.parallel.storage import all_finite
 
 WAIT = 0.5  # seconds of waiting for pictures after which signals are looked for

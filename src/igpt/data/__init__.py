@@ -36,6 +36,7 @@ from igpt.data.loader import (
 from igpt.data.pictures import BROKEN, Pictures, Source, UnreadablePicture, open_files
 from igpt.data.pieces import Cut, Item, cut_source
 from igpt.data.shards import Stream, next_pictures, open_streams
+from igpt.data.shown import Shown, as_pixels
 from igpt.data.sources import data_of, is_gone, is_shards, open_data, open_source, source_name
 from igpt.data.splits import (
     count_split_pictures,
@@ -56,6 +57,7 @@ __all__ = [
     "Loader",
     "PictureLoader",
     "Pictures",
+    "Shown",
     "Source",
     "State",
     "Stream",
@@ -65,6 +67,7 @@ __all__ = [
     "Transform",
     "Undecoded",
     "UnreadablePicture",
+    "as_pixels",
     "count_split_pictures",
     "cut_source",
     "data_of",

@@ -1,4 +1,6 @@
-"""Average gradients over all processes, with PyTorch's own tools (DDP and FSDP)."""
+"""A step over all processes, with PyTorch's own tools (DDP and FSDP): gradients are averaged and
+clipped, and of a split model is compiled what can be.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from igpt.device import compile_training
+from igpt.model import ImageGPT
 from igpt.parallel.processes import size, sum_over_processes_
 from igpt.parallel.sharding import copies_of, is_split, local
 
@@ -28,6 +32,19 @@ def average_gradients(module: nn.Module) -> nn.Module:
     if size() == 1 or any(map(_is_split, module.modules())):
         return module
     return DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
+def compile_parts(model: ImageGPT, device: torch.device) -> None:
+    """Compile the parts of a split model between which its weights are gathered, each by itself.
+
+    The compiler cannot trace the gathering. Where activations are checkpointed it would therefore
+    leave out all of a block. Does nothing for a model that every process holds whole.
+    """
+    if not any(map(is_split, model.parameters())):
+        return
+    for block in model.blocks:
+        for part in (block.attn, block.mlp):
+            part.forward = compile_training(part.forward, device, alone=False)  # type: ignore[method-assign]
 
 
 def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[object]:

@@ -23,7 +23,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
 from igpt.config import ModelConfig, ParallelConfig
-from igpt.device import compile_training
 from igpt.model import ImageGPT
 from igpt.parallel.processes import rank, size
 
@@ -119,19 +118,6 @@ def checkpoint_activations(model: ImageGPT) -> None:
         block.forward = partial(  # type: ignore[method-assign]
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
         )  # nothing in a block is random
-
-
-def compile_parts(model: ImageGPT, device: torch.device) -> None:
-    """Compile the parts of a split model between which its weights are gathered, each by itself.
-
-    The compiler cannot trace the gathering. Where activations are checkpointed it would therefore
-    leave out all of a block. Does nothing for a model that every process holds whole.
-    """
-    if not any(map(is_split, model.parameters())):
-        return
-    for block in model.blocks:
-        for part in (block.attn, block.mlp):
-            part.forward = compile_training(part.forward, device, alone=False)  # type: ignore[method-assign]
 
 
 def draw_whole(generator: torch.Generator) -> Callable[[Tensor, float], None]:
