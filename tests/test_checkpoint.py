@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,7 +22,6 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from conftest import load_model, newest, silent, tiny_recipe
 from igpt.checkpoint import Progress, RunDirectory
 from igpt.config import UserError
-from igpt.disk import write_text
 from igpt.pretrain import pretrain
 
 
@@ -331,16 +329,6 @@ def test_a_checkpoint_that_does_not_say_which_files_it_has_is_not_taken_for_whol
     (run.checkpoints / "step-00000005" / "state.json").write_text(json.dumps(asdict(Progress(5))))
     with pytest.raises(UserError, match="no checkpoint is whole"):
         run.latest_checkpoint()
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    write_text(path, "old")
-    np.save(tmp_path / "other.npy", np.zeros(1))
-    with pytest.raises(UserError, match="cannot write"):
-        write_text(tmp_path / "file.txt" / "below", "new")  # a file is no folder
-    assert path.read_text() == "old"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file.txt", "other.npy"]
 
 
 def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path) -> None:

@@ -42,7 +42,11 @@ def test_the_report_is_scikit_learns() -> None:
     assert result.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert result.precision == pytest.approx(precision_score(labels, predicted, average=None))
     assert result.recall == pytest.approx(recall_score(labels, predicted, average=None))
-    assert result.confusion.sum() == 200
+    expected = [
+        [int(((labels == true) & (predicted == taken)).sum()) for taken in range(4)]
+        for true in range(4)
+    ]
+    assert result.confusion.tolist() == expected  # rows are the true classes
     assert result.support.tolist() == np.bincount(labels).tolist()
 
 

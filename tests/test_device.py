@@ -58,10 +58,22 @@ def test_a_precision_is_one_of_those_that_there_are() -> None:
     cpu = torch.device("cpu")
     assert compute_dtype("float32", cpu) == torch.float32
     assert compute_dtype("bfloat16", cpu) == torch.bfloat16
-    assert compute_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
     for word in ("float8", "int8", "Float32", ""):
         with pytest.raises(UserError, match=f"one of {', '.join(PRECISIONS)}, got '{word}'"):
             compute_dtype(word, cpu)
+
+
+@pytest.mark.parametrize("has", [True, False])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_auto_is_bfloat16_where_the_hardware_has_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, has: bool
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has)
+    monkeypatch.setattr(
+        "torch.cuda.is_bf16_supported", lambda including_emulation=True: has or including_emulation
+    )
+    expected = torch.bfloat16 if has else torch.float32
+    assert compute_dtype("auto", torch.device(device)) == expected
 
 
 def test_steps_are_recorded_for_a_gpu_alone() -> None:

@@ -110,12 +110,20 @@ def test_a_model_learns_the_digits_and_the_best_one_is_kept(tiny_run: Path, tmp_
 def test_the_model_that_is_kept_is_that_of_the_best_validation(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worth = iter([0.5, 0.9, 0.7])  # after 4, 8 and 12 steps
-    monkeypatch.setattr("igpt.finetune.metric_value", lambda *_: next(worth))
-    done = finetune(recipe(tiny_run), tmp_path / "whole", resume=False, say=silent)
+    worth, asked = iter([0.5, 0.9, 0.7]), list[str]()  # after 4, 8 and 12 steps
+
+    def value(metric: str, *_: object) -> float:
+        asked.append(metric)
+        return next(worth)
+
+    monkeypatch.setattr("igpt.finetune.metric_value", value)
+    balanced = "finetune.metric=balanced_accuracy"
+    done = finetune(recipe(tiny_run, balanced), tmp_path / "whole", resume=False, say=silent)
     assert (done.outcome.step, done.best) == (12, 0.9)
     worth = iter([0.5, 0.9])
-    finetune(recipe(tiny_run, "train.steps=8"), tmp_path / "short", resume=False, say=silent)
+    short = recipe(tiny_run, balanced, "train.steps=8")
+    finetune(short, tmp_path / "short", resume=False, say=silent)
+    assert set(asked) == {"balanced_accuracy"}
     kept, best = (load_model(tmp_path / run)[0].state_dict() for run in ("whole", "short"))
     assert all(torch.equal(kept[name], best[name]) for name in kept)
 

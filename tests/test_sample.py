@@ -11,6 +11,7 @@ from igpt.attention import KVCache
 from igpt.config import UserError
 from igpt.decode import PlainDecoder
 from igpt.model import ImageGPT
+from igpt.plan import cache_bytes
 from igpt.sample import Sampling, draw, generate, probabilities
 from test_model import AR, BERT, random_model
 
@@ -59,6 +60,16 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size() -> None
             parts = completed(model, given_tokens, n, exact, together=batch_size)
             assert torch.equal(whole, parts)
     assert not torch.equal(whole, completed(model, prefix, 3, Sampling(seed=6)))
+
+
+@pytest.mark.parametrize(("held", "batches"), [(0, [1] * 7), (3, [3, 3, 1]), (9, [7])])
+def test_no_more_pictures_are_decoded_at_once_than_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, held: int, batches: list[int]
+) -> None:
+    free = held * cache_bytes(AR, "float32")
+    monkeypatch.setattr("igpt.sample.decoding_memory", lambda _device: free)
+    painted = generate(random_model(AR), EMPTY, 7, Sampling(precision="float32"))
+    assert [len(batch) for batch in painted] == batches
 
 
 def test_what_is_given_is_computed_once_for_all_its_completions(

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 import igpt
-from conftest import is_sheet, silent, tiny_recipe
+from conftest import is_sheet
 from igpt.order import Codec
 from igpt.palette import Palette
-from igpt.pretrain import pretrain
-from test_model import AR, random_model
+from test_model import AR, BERT, random_model
 
 
 @pytest.fixture
@@ -46,23 +45,29 @@ def test_a_dry_run_writes_all_that_would_be_uploaded(igpt_cli, tiny_run: Path, t
     assert "not empty" in again.err
 
 
-def test_names_of_local_folders_are_not_told(tmp_path: Path) -> None:
+def test_names_of_local_folders_are_not_told(tiny_run: Path, tmp_path: Path) -> None:
     from igpt.share import write_folder
 
-    secret = tmp_path / "secret"
-    secret.mkdir()
-    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
-    np.save(secret / "pictures.npy", images)
-    recipe = tiny_recipe(f"data.source={secret / 'pictures.npy'}", "train.steps=2")
-    pretrain(recipe, tmp_path / "run", resume=False, say=silent)
+    secret, run = tmp_path / "secret", Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    recipe = (run / "recipe.yaml").read_text()
+    for field, plain, name in (
+        ("source", "digits", "pictures.npy"),
+        ("path", "null", "colours.npy"),
+        ("init_from", "null", "start"),
+    ):
+        assert recipe.count(f"{field}: {plain}") == 1
+        recipe = recipe.replace(f"{field}: {plain}", f"{field}: {secret / name}")
+    (run / "recipe.yaml").write_text(recipe)
     told = {"run": str(secret), "data": str(secret / "pictures.npy"), "out": "digits"}
     told |= {"layer": "2", "metric": "accuracy", "summaries": []}
-    (tmp_path / "run" / "probe").mkdir()
-    (tmp_path / "run" / "probe" / "results.json").write_text(json.dumps(told))
-    write_folder(igpt.load(tmp_path / "run"), tmp_path / "shared", "me/run", None)
+    (run / "probe").mkdir(exist_ok=True)
+    (run / "probe" / "results.json").write_text(json.dumps(told))
+    write_folder(igpt.load(run), tmp_path / "shared", "me/run", None)
     for file in (tmp_path / "shared").rglob("*.*"):
         assert str(secret).encode() not in file.read_bytes(), file
-    assert "source: pictures.npy" in (tmp_path / "shared" / "recipe.yaml").read_text()
+    shared = (tmp_path / "shared" / "recipe.yaml").read_text()
+    for line in ("source: pictures.npy", "path: palette.npy", "init_from: start"):
+        assert line in shared
 
 
 def test_the_card_tells_the_steps_that_were_done(tiny_run: Path, tmp_path: Path) -> None:
@@ -116,9 +121,9 @@ def test_transformers_is_recommended_for_what_it_computes(order: str, same: bool
 def test_what_is_shared_of_a_bert_model_has_no_samples(tmp_path: Path) -> None:
     from igpt.share import write_folder
 
-    recipe = tiny_recipe("objective=bert", "train.steps=2")
-    pretrain(recipe, tmp_path / "run", resume=False, say=silent)
-    write_folder(igpt.load(tmp_path / "run"), tmp_path / "shared", "me/bert", None)
+    codec = Codec(Palette(np.linspace(-1, 1, 33, dtype=np.float32).reshape(11, 3)), "raster", 3)
+    pipeline = igpt.Pipeline(random_model(BERT), codec)
+    write_folder(pipeline, tmp_path / "shared", "me/bert", None)
     card = (tmp_path / "shared" / "README.md").read_text()
     assert "samples.png" not in card
     assert "p.features(" in card

@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import check_estimator, estimator_checks_gen
 import igpt
 from igpt.data import imagenet_centre
 from igpt.probe.linear import STRENGTHS
-from igpt.sklearn import ImageGPTClassifier, ImageGPTFeatures
+from igpt.sklearn import ImageGPTClassifier, ImageGPTFeatures, _choose_strength
 
 # scikit-learn's checks make up tables. Some of these cannot be pictures, whatever we do.
 NO_SQUARE = "its rows have 2, 5 or 10 numbers, and no square picture has"
@@ -251,6 +251,29 @@ def test_classes_may_be_words_and_the_strength_is_chosen(
     likeliest = classifier.classes_[probabilities.argmax(axis=1)]
     assert np.array_equal(likeliest, classifier.predict(x[200:]))
     assert classifier.decision_function(x[200:]).shape == (100, 10)
+
+
+class Oracle:
+    """A probe that is always right, or never; a feature is the class."""
+
+    def __init__(self, right: bool) -> None:
+        self.right = right
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        labels = features[:, 0].astype(np.int64)
+        return labels if self.right else 1 - labels
+
+
+@pytest.mark.parametrize("good", [{0.01}, {0.01, 1.0, 10.0}])
+def test_the_best_strength_is_chosen_and_of_equals_the_strongest_penalty(
+    monkeypatch: pytest.MonkeyPatch, good: set[float]
+) -> None:
+    def probes(_x: object, _y: object, _n: int, strengths: list[float]) -> list[Oracle]:
+        return [Oracle(strength in good) for strength in strengths]
+
+    monkeypatch.setattr("igpt.sklearn._probes", probes)
+    labels = np.arange(20) % 2
+    assert _choose_strength(labels[:, None].astype(np.float32), labels) == 0.01
 
 
 def test_two_classes_have_one_decision(

@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from conftest import newest, silent, tiny_recipe, write_pictures
 from igpt.checkpoint import RunDirectory
 from igpt.config import TrainConfig, UserError
 from igpt.data import Batch, TokenLoader, open_data, training_splits
 from igpt.evaluate import picture_nats
-from igpt.pretrain import pretrain
+from igpt.objectives import AR
+from igpt.pretrain import pretrain, training_data
 from igpt.run_data import RunData
 from igpt.train import learning_rate
 from igpt.warm_start import inherited_recipe
@@ -67,10 +69,50 @@ def test_a_run_is_a_function_of_its_seed(tmp_path: Path) -> None:
     assert a != train(tmp_path / "c", "train.seed=1")
 
 
-def test_micro_batches_change_the_memory_and_not_the_loss(tmp_path: Path) -> None:
-    whole = train(tmp_path / "a")
+def test_micro_batches_are_passed_one_by_one_and_do_not_change_the_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, nats, at_once = train(tmp_path / "a"), AR.nats, list[int]()
+
+    def counted(self: AR, logits: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():  # not in validation
+            at_once.append(len(logits))
+        return nats(self, logits, *inputs)
+
+    monkeypatch.setattr(AR, "nats", counted)
     parts = train(tmp_path / "b", "train.micro_batch_size=2")
+    assert at_once == [2] * (12 * 8 // 2)
     assert parts == pytest.approx(whole, abs=1e-5)
+
+
+def norms_of_steps(path: Path, *overrides: str) -> list[float]:
+    """Of all gradients together, as each optimizer step takes them."""
+    found: list[float] = []
+
+    def look(optimizer: torch.optim.Optimizer, _args: object, _options: object) -> None:
+        assert all(group["betas"] == (0.8, 0.9) for group in optimizer.param_groups)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms = [gradient.norm() for gradient in gradients if gradient is not None]
+        found.append(torch.stack(norms).norm().item())
+
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        train(path, "train.steps=4", "train.betas=[0.8,0.9]", *overrides)
+    finally:
+        hook.remove()
+    return found
+
+
+def test_the_optimizer_takes_the_recipes_betas_and_clipped_gradients(tmp_path: Path) -> None:
+    assert min(norms_of_steps(tmp_path / "free")) > 0.02
+    clipped = norms_of_steps(tmp_path / "clipped", "train.grad_clip=0.01")
+    assert clipped == pytest.approx([0.01] * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("word", ["none", "flip", "cifar"])
+def test_pretraining_augments_as_its_recipe_says(word: str) -> None:
+    loader = training_data(tiny_recipe(f"data.augmentation={word}"), None, silent).loader
+    assert loader.augmentation == word
 
 
 @pytest.mark.usefixtures("on_processor")
@@ -97,8 +139,6 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(tmp_path: Path, obje
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from igpt.objectives import AR
-
     original, calls = AR.__call__, []
 
     def breaks_at_step_seven(self: AR, model: Any, *inputs: torch.Tensor) -> torch.Tensor:

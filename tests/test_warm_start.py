@@ -63,11 +63,13 @@ def test_a_run_begins_where_the_model_ended(tmp_path: Path, objective: str) -> N
     assert held_out[0] == held_out[1]
 
 
-def test_it_is_trained_as_it_was_at_a_tenth_of_the_rate_with_other_batches(tmp_path: Path) -> None:
-    start = tmp_path / "start"
+def test_it_is_trained_as_it_was_at_a_tenth_of_the_rate_with_other_batches(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    start, classes = (Path(shutil.copytree(tiny_run, tmp_path / name)) for name in "ab")
     division = ("train.micro_batch_size=4", "train.activation_checkpointing=true")
     first = tiny_recipe("train.seed=3", "train.grad_clip=0.5", *division)
-    pretrain(first, start, resume=False, say=silent)
+    (start / "recipe.yaml").write_text(recipe_yaml(first))
     second = recipe_from(start)
     expected = replace(
         first.train, lr=first.train.lr / 10, seed=4, micro_batch_size=None,
@@ -76,8 +78,8 @@ def test_it_is_trained_as_it_was_at_a_tenth_of_the_rate_with_other_batches(tmp_p
     assert replace(second.train, lr=expected.lr) == expected
     assert second.train.lr == pytest.approx(expected.lr)
     # A fine-tuning's patience and constant rate are not what pretraining takes.
-    finetune(finetuning(start, "train.steps=4"), tmp_path / "c", resume=False, say=silent)
-    third = recipe_from(tmp_path / "c").train
+    (classes / "recipe.yaml").write_text(recipe_yaml(finetuning(start)))
+    third = recipe_from(classes).train
     assert (third.patience, third.schedule, third.precision) == (None, "cosine", "float32")
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from igpt.baselines import fit_neighbours
-from igpt.config import DataConfig
-from igpt.data import few_labels, open_source, open_task
-
-TASK = open_task(open_source("digits"), DataConfig(), 8, seed=0)
 
 
-def test_neighbours_vote_as_many_as_validation_likes() -> None:
-    x = TASK.train.images.reshape(1350, -1).astype(np.float32)
-    held = TASK.validation.images.reshape(150, -1).astype(np.float32)
-    neighbours = fit_neighbours(x, TASK.train.labels, held, TASK.validation.labels, "accuracy")
-    assert neighbours.score(held, TASK.validation.labels) > 0.95
-    few = few_labels(TASK.train.labels, 1, 0)[:2]
-    two = fit_neighbours(x[few], np.array([3, 5]), held, np.full(150, 3), "accuracy")
-    assert two.n_neighbors == 1
+@pytest.mark.parametrize(("labels", "voting"), [([0, 1], 3), ([1, 1], 1)])
+def test_neighbours_vote_as_many_as_validation_likes(labels: list[int], voting: int) -> None:
+    def at(*degrees: float) -> np.ndarray:
+        angles = np.radians(degrees)
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+    x, y = at(0, 1, 2, 3, 4, 90, 91, 92, 93, 94), np.array([0, 0, 1, 0, 0, 1, 1, 1, 1, 1])
+    held_out = at(2.1, 91.1)  # the first lies beside a picture of another class
+    assert fit_neighbours(x, y, held_out, np.array(labels), "accuracy").n_neighbors == voting
+
+
+def test_of_two_labels_one_votes() -> None:
+    x, y = np.eye(2), np.array([0, 1])
+    assert fit_neighbours(x, y, x, y, "accuracy").n_neighbors == 1

@@ -57,6 +57,13 @@ def test_probe_chooses_a_layer_and_predict_uses_it(igpt, run: Path, tmp_path: Pa
     assert rows[0] == {k: str(v) for k, v in predicted["predictions"][0].items()}
     right = [row["label"] == row["true"] for row in rows]
     assert np.mean(right) == pytest.approx(predicted["accuracy"])
+    for name, told in predicted["classes"].items():
+        true = [row for row in rows if row["true"] == name]
+        taken = [row for row in rows if row["label"] == name]
+        hits = sum(row["label"] == name for row in true)
+        assert told["count"] == len(true)
+        assert told["recall"] == pytest.approx(hits / len(true))
+        assert told["precision"] == pytest.approx(hits / len(taken) if taken else 0)
     assert sum(float(rows[0][f"p_{digit}"]) for digit in range(10)) == pytest.approx(1, abs=1e-4)
     assert is_sheet(matrix)
     text = igpt(*words).out

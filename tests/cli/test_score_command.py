@@ -12,8 +12,12 @@ import pytest
 from PIL import Image
 
 import igpt as package
-from conftest import assert_mistake, is_sheet, picture_bytes, silent, tiny_recipe
-from igpt.pretrain import pretrain
+from conftest import assert_mistake, is_sheet, picture_bytes
+from igpt.config import ModelConfig
+from igpt.folder import save_model
+from igpt.order import Codec
+from igpt.palette import Palette
+from test_model import random_model
 
 
 @pytest.fixture
@@ -187,8 +191,9 @@ def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
 
 
 def test_a_bert_run_is_scored_too(igpt, tmp_path: Path, pictures: Path) -> None:
-    overrides = ("objective=bert", "order=hilbert", "train.steps=4")
-    pretrain(tiny_recipe(*overrides), tmp_path / "run", resume=False, say=silent)
+    config = ModelConfig(2, 2, 16, vocab_size=11, n_positions=64, causal=False)
+    palette = Palette(np.linspace(-1, 1, 33, dtype=np.float32).reshape(11, 3))
+    save_model(tmp_path / "run", random_model(config), Codec(palette, "hilbert", 8))
     result = igpt("score", tmp_path / "run", pictures, "--out", tmp_path / "out", "--json")
     assert result.status == 0, result.err
     surprise = package.load(tmp_path / "run").surprise(str(pictures / "0.png"))

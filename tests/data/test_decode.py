@@ -210,12 +210,6 @@ def test_a_very_long_picture_takes_no_more_memory_than_others(
             imagenet_crop(image, 32, np.random.default_rng(seed))
 
 
-def test_the_imagenet_evaluation_is_the_middle_of_the_picture() -> None:
-    image = Image.new("RGB", (448, 224), "black")
-    image.paste("white", (112, 0, 336, 224))
-    assert (imagenet_centre(image, 32) > 250).all()
-
-
 def test_unreadable_pictures_are_skipped_named_and_counted(tmp_path: Path) -> None:
     good = picture_bytes(0)
     (tmp_path / "a.png").write_bytes(good)

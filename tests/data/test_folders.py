@@ -43,11 +43,6 @@ def test_splits_without_class_folders_leave_the_others_their_labels(tmp_path: Pa
     assert test.labels is None
 
 
-def test_split_folders_are_splits(tmp_path: Path) -> None:
-    write_pictures(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png")
-    assert set(open_source(str(tmp_path)).splits) == {"train", "test"}
-
-
 @pytest.mark.parametrize("names", [("Train", "Test"), ("TRAINING", "TESTING"), ("train", "Test")])
 def test_split_folders_may_be_written_in_capitals(tmp_path: Path, names: tuple[str, str]) -> None:
     train, test = names

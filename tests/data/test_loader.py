@@ -21,6 +21,7 @@ from igpt.data import (
     fit_square,
     imagenet_centre,
     imagenet_crop,
+    move_pixels,
     open_files,
     prefetch,
 )
@@ -121,13 +122,22 @@ def test_the_next_batch_is_made_while_the_last_is_used() -> None:
 @pytest.mark.parametrize("augmentation", ["none", "flip", "cifar"])
 def test_moving_tokens_is_moving_pixels(augmentation: str) -> None:
     """Encode then augment equals augment then encode, since both only move pixels."""
-    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
-    palette = Palette.fit(images[..., None].repeat(3, -1), 16)
-    flat = images.reshape(20, -1)
-    rng = lambda: numpy_rng(1, "test")  # noqa: E731
-    tokens = palette.encode(images[..., None].repeat(3, -1))
-    moved_pixels = move_tokens(flat, 8, augmentation, rng()).reshape(20, 8, 8, 1).repeat(3, -1)
-    assert np.array_equal(palette.encode(moved_pixels), move_tokens(tokens, 8, augmentation, rng()))
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    palette = Palette.fit(images, 16)
+    moved = move_pixels(images, augmentation, numpy_rng(1, "test"))
+    tokens = move_tokens(palette.encode(images), 8, augmentation, numpy_rng(1, "test"))
+    assert np.array_equal(palette.encode(moved), tokens)
+
+
+def test_a_picture_is_seen_anew_at_every_step(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(picture_bytes(0, (20, 16)))
+    codec, tokens = Codec(GREYS, "raster", 8), np.arange(64, dtype=np.uint16)[None]
+    for batches in (
+        TokenLoader(tokens, None, codec, 1, 3, "cifar"),
+        PictureLoader(open_files([tmp_path]), codec, 1, 3, imagenet_crop),
+    ):
+        seen = {tuple(batches.batch(step, range(1)).tokens[0].tolist()) for step in range(12)}
+        assert len(seen) > 6
 
 
 def test_flip_mirrors_about_half_and_cifar_shifts_by_up_to_four() -> None:
@@ -148,19 +158,6 @@ def test_flip_mirrors_about_half_and_cifar_shifts_by_up_to_four() -> None:
     found = {tuple(row.ravel()) for row in moved}
     assert found <= windows
     assert len(found) > 100
-
-
-def test_imagenet_crops_lie_inside_the_picture_and_vary() -> None:
-    image = Image.fromarray(
-        np.arange(300 * 400, dtype=np.uint32)
-        .reshape(300, 400)
-        .view(np.uint8)
-        .reshape(300, 400, 4)[..., :3]
-        .copy()
-    )
-    crops = {imagenet_crop(image, 16, numpy_rng(0, i)).tobytes() for i in range(5)}
-    assert len(crops) == 5
-    assert imagenet_crop(Image.new("RGB", (30, 20)), 16, numpy_rng(0)).shape == (16, 16, 3)
 
 
 def test_a_view_is_a_crop_or_the_fitted_picture_moved() -> None:

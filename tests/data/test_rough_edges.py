@@ -20,7 +20,6 @@ from igpt.data import (
     TokenLoader,
     UnreadablePicture,
     decode_all,
-    evaluation_split,
     imagenet_crop,
     open_files,
     open_source,
@@ -259,12 +258,6 @@ def test_a_few_pictures_are_enough_to_hold_one_out(tmp_path: Path) -> None:
     (tmp_path / "3.png").unlink()
     with pytest.raises(UserError, match="too few"):
         training_splits(open_source(str(tmp_path)), DataConfig(), seed=0)
-
-
-def test_evaluating_on_what_may_have_been_trained_on_is_said(tmp_path: Path) -> None:
-    write_pictures(tmp_path, "1.png", "2.png")
-    with pytest.warns(UserWarning, match="has no split 'test'"):
-        evaluation_split(open_source(str(tmp_path)), "test")
 
 
 # --- decoding ------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 import pytest
 
-from conftest import TINY, assert_mistake
+from conftest import TINY, assert_mistake, picture_bytes
 from igpt.config import DataConfig
 from igpt.data import (
     Stream,
@@ -71,6 +71,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("shards")
     for kind in ("tar", "parquet"):
         write_shards(path / kind, kind, (8, 8, 8, 6))
+    (path / "random").mkdir()  # pictures of which no two views are alike
+    for shard in range(4):
+        with tarfile.open(path / "random" / f"{shard}.tar", "w") as archive:
+            for i in range(8 * shard, min(8 * shard + 8, 30)):
+                add(archive, f"{i:04}.png", picture_bytes(i))
     return path
 
 
@@ -105,9 +110,11 @@ def test_shards_and_their_pictures_come_in_another_order_in_every_epoch(folder: 
 # --- resuming ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["tar", "parquet"])
 @pytest.mark.parametrize(("rank", "processes"), [(0, 1), (1, 2), (2, 3)])
-@pytest.mark.parametrize("augmentation", ["none", "cifar", "imagenet"])
+@pytest.mark.parametrize(
+    ("kind", "augmentation"),
+    [("tar", "none"), ("parquet", "none"), ("random", "cifar"), ("random", "imagenet")],
+)
 def test_a_loader_goes_on_from_the_state_that_any_batch_came_with(
     folder: Path, kind: str, rank: int, processes: int, augmentation: str
 ) -> None:
@@ -122,6 +129,21 @@ def test_a_loader_goes_on_from_the_state_that_any_batch_came_with(
             assert resumed.batch(step, rows).tokens.equal(batches[step].tokens)
         resumed.close()
     undisturbed.close()
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "least"), [("none", 1), ("flip", 2), ("cifar", 4), ("imagenet", 4)]
+)
+def test_a_picture_of_a_stream_is_seen_anew_in_every_epoch(
+    tmp_path: Path, augmentation: str, least: int
+) -> None:
+    with tarfile.open(tmp_path / "one.tar", "w") as archive:
+        add(archive, "0.png", picture_bytes(0))
+    batches = loader(tmp_path / "one.tar", augmentation=augmentation)
+    seen = {tuple(batches.batch(step, range(1)).tokens[0].tolist()) for step in range(12)}
+    batches.close()
+    assert len(seen) >= least
+    assert (len(seen) == 1) == (augmentation == "none")
 
 
 def test_on_another_number_of_processes_the_epoch_begins_again_and_says_so(folder: Path) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -42,6 +44,14 @@ def _command(*argv: str) -> None:
     main(list(argv))
 
 
+def _end(processes: list[BaseProcess], logs: Path) -> None:
+    """What a test leaves: a stopped process would keep Python from ending."""
+    for process in processes:
+        process.kill()
+        process.join()
+    shutil.rmtree(logs, ignore_errors=True)
+
+
 @dataclass
 class Several:
     """`n` processes that do the same."""
@@ -54,6 +64,7 @@ class Several:
 
     def __post_init__(self) -> None:
         self._logs = Path(tempfile.mkdtemp(prefix="several-"))
+        weakref.finalize(self, _end, self.processes, self._logs)
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         shared = {
             "CUDA_VISIBLE_DEVICES": "",  # there need not be as many GPUs as processes

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import igpt.pretrain
-from conftest import TINY, load_model, no_gpu, silent, tiny_recipe
+from conftest import TINY, load_model, no_gpu, picture_bytes, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.config import ParallelConfig, UserError
 from igpt.data import Batch, TokenLoader
@@ -325,3 +325,19 @@ def test_evaluation_and_fine_tuning_are_the_same_for_any_number_of_processes(
     for key in ("loss", "val_accuracy"):
         expected = rows(tmp_path / "alone", key)
         assert rows(tmp_path / "shared", key) == pytest.approx(expected, abs=2e-6)
+
+
+def see_different_pictures(folders: list[Path], out: Path) -> None:
+    with processes(ParallelConfig()):
+        recipe = tiny_recipe(f"data.source={folders[rank()]}", "palette.colors=8")
+        with pytest.raises(UserError, match="the processes see different training pictures"):
+            pretrain(recipe, out, resume=False, say=silent)
+
+
+def test_processes_that_read_different_files_are_told(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        for i in range(24):
+            (folder / f"{i:02}.png").write_bytes(picture_bytes(100 * number + i))
+    several.call(2, see_different_pictures, folders, tmp_path / "run")

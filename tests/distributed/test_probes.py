@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import several
 import torch
@@ -35,12 +36,9 @@ SPLIT = ["--shard", 2]  # the model, between the processes
 BASELINES = ("--baselines", "--cnn-minutes", 0.001)
 
 
-@pytest.mark.parametrize("split", [[], SPLIT])
-def test_a_file_of_features_is_the_same(
-    igpt, tiny_run: Path, tmp_path: Path, split: list[object]
-) -> None:
-    for suffix in ("npz", "parquet"):
-        words = ["features", tiny_run, "--limit", 83, "--pool", "grid:2", "--out"]
+def test_a_file_of_features_is_the_same(igpt, tiny_run: Path, tmp_path: Path) -> None:
+    words = ["features", tiny_run, "--limit", 83, "--pool", "grid:2", "--out"]
+    for split, suffix in (([], "npz"), (SPLIT, "parquet")):
         done = several.igpt(2, *words, tmp_path / f"two.{suffix}", *split)
         assert done.wait() == [0, 0], done.err
         assert igpt(*words, tmp_path / f"one.{suffix}").status == 0
@@ -49,9 +47,15 @@ def test_a_file_of_features_is_the_same(
     np.testing.assert_allclose(two["features"], one["features"], atol=1e-5)
     assert one["names"].tolist() == two["names"].tolist()
     assert one["labels"].tolist() == two["labels"].tolist()
+    first, second = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("one", "two"))
+    for column in first.column_names:
+        ours, theirs = first[column].to_pylist(), second[column].to_pylist()
+        if column in ("label", "name"):
+            assert theirs == ours
+        else:
+            np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
-@pytest.mark.parametrize("split", [[], SPLIT])
 @pytest.mark.parametrize(
     "words",
     [
@@ -61,23 +65,23 @@ def test_a_file_of_features_is_the_same(
         ["--solver", "sgd", "--epochs", 2, "--batch-size", 32],
     ],
 )
-def test_a_probe_is_the_same(
-    igpt, tiny_run: Path, tmp_path: Path, words: list[object], split: list[object]
-) -> None:
+def test_a_probe_is_the_same(igpt, tiny_run: Path, tmp_path: Path, words: list[object]) -> None:
     def probe(name: str) -> list[object]:
         return ["probe", tiny_run, "--json", "--out", tmp_path / name, *words]
 
-    done = several.igpt(2, *probe("two"), *split)
-    assert done.wait() == [0, 0], done.err
     alone = json.loads(igpt(*probe("one")).out)
-    shared = json.loads(done.out)
-    for one, two in zip(alone["summaries"], shared["summaries"], strict=True):
-        if "CNN" not in one["method"]:  # which is trained by the clock
-            assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.004)  # a picture of 297
-    assert shared["layer"] == alone["layer"]
-    assert json.loads((tmp_path / "two" / "results.json").read_text()) == shared
-    headers = [read_metadata(tmp_path / n / "probe.safetensors")["probe"] for n in ("one", "two")]
-    assert len({json.loads(header)["made_for"]["weights"] for header in headers}) == 1
+    for name, split in (("two", []), ("split", SPLIT)):
+        done = several.igpt(2, *probe(name), *split)
+        assert done.wait() == [0, 0], done.err
+        shared = json.loads(done.out)
+        for one, two in zip(alone["summaries"], shared["summaries"], strict=True):
+            if "CNN" not in one["method"]:  # which is trained by the clock
+                assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.004)  # 1 of 297
+        assert shared["layer"] == alone["layer"]
+        assert json.loads((tmp_path / name / "results.json").read_text()) == shared
+        files = [tmp_path / folder / "probe.safetensors" for folder in ("one", name)]
+        headers = [json.loads(read_metadata(file)["probe"]) for file in files]
+        assert headers[0]["made_for"]["weights"] == headers[1]["made_for"]["weights"]
 
 
 def test_a_probe_on_crops_is_the_same_and_names_what_any_process_cannot_read(

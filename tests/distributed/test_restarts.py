@@ -67,7 +67,7 @@ def test_a_run_whose_workers_are_killed_goes_on_by_itself_to_the_undisturbed_cur
     rng = random.Random(os.getpid())
     run = tmp_path / "run"
     process = torchrun(run)
-    moments = [rng.randrange(2, 30), rng.randrange(30, STEPS - 10)]
+    moments = [rng.randrange(2, 20), rng.randrange(40, STEPS - 10)]
     for moment in moments:
         wait_for_step(process, run, moment)
         time.sleep(rng.uniform(0, 0.03))

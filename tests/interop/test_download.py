@@ -178,12 +178,11 @@ def test_the_files_of_two_models_never_share_a_folder(
 def test_without_a_network_the_command_says_so_in_one_line(
     igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "STORE", f"http://127.0.0.1:{port}")
-    result = igpt("fetch", "openai", "--model", "s", "--ckpt", 131000, "--out", tmp_path / "x")
+    with socket.socket() as deaf:  # bound, so that nobody else takes it, and not listening
+        deaf.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(download, "STORE", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        result = igpt("fetch", "openai", "--model", "s", "--ckpt", 131000, "--out", tmp_path / "x")
     assert result.status == 2
     assert result.err == (
         "igpt fetch: error: cannot reach 127.0.0.1 (Connection refused): is there a network?\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,16 +73,20 @@ def test_a_classifier_scores_and_classifies(tmp_path: Path, causal: bool) -> Non
 
 def test_the_command_writes_graphs_palette_and_order(igpt, tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "onnx"
-    result = igpt("export", "onnx", tiny_run, "--out", out, "--json")
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    config = json.loads((run / "config.json").read_text())
+    config["igpt"]["order"] = "random:1"
+    (run / "config.json").write_text(json.dumps(config))
+    result = igpt("export", "onnx", run, "--out", out, "--json")
     assert result.status == 0, result.err
     assert max(json.loads(result.out)["differences"].values()) < 1e-4
-    assert {p.name for p in tmp_path.iterdir()} == {"onnx"}
-    pipeline, digits = package.load(tiny_run), np.full((1, 8, 8, 3), 100, np.uint8)
-    assert np.load(out / "palette.npy").shape == (pipeline.palette.n_colors, 3)
-    assert np.load(out / "order.npy").shape == (64,)
-    tokens = pipeline.tokens(digits).numpy()
-    (nats,) = session(out / "score.onnx").run(None, {"tokens": tokens})
-    assert nats.mean() == pytest.approx(pipeline.nll(digits)[0], abs=1e-4)
+    assert {p.name for p in tmp_path.iterdir()} == {"onnx", "run"}
+    picture = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    palette, order = np.load(out / "palette.npy").astype(np.float64), np.load(out / "order.npy")
+    colours = picture.reshape(1, 64, 1, 3) / 127.5 - 1
+    raster = ((colours - palette) ** 2).sum(axis=-1).argmin(axis=-1)  # by these files alone
+    (nats,) = session(out / "score.onnx").run(None, {"tokens": raster[:, order]})
+    assert nats.mean() == pytest.approx(package.load(run).nll(picture)[0], abs=1e-4)
 
 
 def test_a_folder_in_use_is_refused(

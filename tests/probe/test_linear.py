@@ -73,6 +73,16 @@ def test_validation_chooses_the_layer_that_knows_the_class() -> None:
     assert metric_value("accuracy", y[200:], fitted.probe.predict(x[200:])) == fitted.validation
 
 
+@pytest.mark.parametrize(("metric", "layer"), [("accuracy", "one"), ("balanced_accuracy", "both")])
+def test_validation_chooses_by_the_metric_that_is_asked(metric: str, layer: str) -> None:
+    basis = Basis(np.zeros(1, np.float32), np.ones(1, np.float32))
+    train, labels = np.float32([[-1]] * 10 + [[1]] * 10), np.repeat([0, 1], 10)
+    one, both = np.float32([[-1]] * 10), np.float32([[-1]] * 7 + [[1]] * 3)
+    layers = {"one": LayerData(train, one, basis), "both": LayerData(train, both, basis)}
+    held_out = np.array([0] * 9 + [1])  # accuracy 0.9 and 0.8, balanced 0.5 and 0.89
+    assert fit_probe(layers, labels, held_out, 2, metric).layer == layer
+
+
 def test_validation_chooses_the_strength() -> None:
     x, y = clusters(230, 60, seed=1)
     rng = np.random.default_rng(0)

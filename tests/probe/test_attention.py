@@ -1,0 +1,26 @@
+"""The attentive probe."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from igpt.probe.attention import AttentionHead, fit_attention
+
+
+def test_the_head_that_validation_liked_best_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).normal(size=(12, 4 * 8)).astype(np.float32)
+    y, seen, worth = np.arange(12) % 2, list[np.ndarray](), iter([0.2, 0.9, 0.5])
+
+    def predict(self: AttentionHead, features: np.ndarray) -> np.ndarray:
+        seen.append(self.logits(features))
+        return seen[-1].argmax(axis=1)
+
+    monkeypatch.setattr(AttentionHead, "predict", predict)
+    monkeypatch.setattr("igpt.probe.attention.metric_value", lambda *_: next(worth))
+    monkeypatch.setattr("igpt.probe.attention.STEPS", 6)
+    monkeypatch.setattr("igpt.probe.attention.VALIDATIONS", 3)
+    head, best = fit_attention(x, y, x, y, width=8, n_classes=2, metric="accuracy", seed=0)
+    assert best == 0.9
+    assert np.array_equal(head.logits(x), seen[1])
+    assert not np.array_equal(seen[1], seen[2])
