@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from igpt.baselines import predict_cnn, train_cnn
+from igpt.baselines.cnn import ResidualCNN
 from igpt.config import DataConfig, UserError
 from igpt.data import few_labels, open_source, open_task
 
@@ -17,8 +19,7 @@ def train(per_class: int, *, minutes: float = 30, seed: int = 0, augmentation: s
     held = TASK.validation
     return train_cnn(
         part.images, part.labels, held.images, held.labels, 10,
-        minutes=minutes, augmentation=augmentation, seed=seed,
-        metric="accuracy",
+        minutes=minutes, augmentation=augmentation, metric="accuracy", seed=seed,
     )  # fmt: skip
 
 
@@ -35,6 +36,23 @@ def test_it_is_a_function_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     images = TASK.test.images
     assert np.array_equal(predict_cnn(a, images), predict_cnn(b, images))
     assert not np.array_equal(predict_cnn(a, images), predict_cnn(c, images))
+
+
+def test_the_weights_that_validation_liked_best_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, worth = list[torch.Tensor](), iter([0.2, 0.9, 0.5])
+
+    def predict(model: ResidualCNN, images: np.ndarray) -> np.ndarray:
+        seen.append(model.out.weight.detach().clone())
+        return np.zeros(len(images), np.int64)
+
+    for name, value in (("MIN_STEPS", 6), ("EPOCHS", 0), ("VALIDATIONS", 3)):
+        monkeypatch.setattr(f"igpt.baselines.cnn.{name}", value)
+    monkeypatch.setattr("igpt.baselines.cnn.predict_cnn", predict)
+    monkeypatch.setattr("igpt.baselines.cnn.metric_value", lambda *_: next(worth))
+    kept = train(1).out.weight
+    assert len(seen) == 3
+    assert torch.equal(kept, seen[1])
+    assert not torch.equal(seen[1], seen[2])
 
 
 def test_one_label_a_class_and_no_time_are_enough_to_end() -> None:
