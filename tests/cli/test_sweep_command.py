@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -60,8 +61,8 @@ def test_a_signal_ends_it_with_the_line_that_goes_on(
     assert result.status == status, result.err
     (line,) = result.out.splitlines()
     assert line.startswith("stopped at step 2 of colors=3; go on with: igpt sweep digits ")
-    fields = "data.source=digits train.seed=1"
-    assert line.endswith(f"{fields} --grid colors=3,5 --out '{tmp_path / 'a sweep'}'")
+    fields = shlex.join(["data.source=digits", "train.seed=1", *FAST])  # the last of two counts
+    assert line.endswith(f" {fields} --grid colors=3,5 --out '{tmp_path / 'a sweep'}'")
     assert json.loads(igpt(*words, "--json").out)["signal"] == name
 
 
