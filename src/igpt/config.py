@@ -30,7 +30,7 @@ Augmentation = Literal["none", "flip", "cifar", "imagenet"]
 AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
 Metric = Literal["accuracy", "balanced_accuracy"]  # that validation chooses by
 METRICS: tuple[str, ...] = get_args(Metric)
-Ensemble = Literal["modal", "logits"]  # how the masks of a BERT model vote (paper, section 3.6)
+Ensemble = Literal["modal", "logits"]  # how the masks of a BERT model vote (paper, section 4.6)
 ENSEMBLES: tuple[str, ...] = get_args(Ensemble)
 Say = Callable[[str], None]  # how a command tells what it does
 

@@ -43,12 +43,7 @@ from igpt.device import (
 from igpt.model import ImageGPT
 from igpt.monitor import Row
 from igpt.objectives import Objective
-from igpt.parallel.gradients import (
-    accumulate,
-    average_gradients,
-    clip_gradients,
-    compile_parts,
-)
+from igpt.parallel.gradients import accumulate, average_gradients, clip_gradients, compile_parts
 from igpt.parallel.processes import largest, mean_over_processes_, share_of_batch, size, together
 from igpt.parallel.storage import all_finite
 

@@ -8,11 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.cli.arguments import (
-    add_short_flags,
-    number_of_labels,
-    recipe_and_changes,
-)
+from igpt.cli.arguments import add_short_flags, number_of_labels, recipe_and_changes
 from igpt.cli.pretrain import SHORT
 from igpt.cli.report import Report, stopped
 from igpt.config import Say
