@@ -24,9 +24,10 @@ from matplotlib.figure import Figure
 
 from igpt.cli.arguments import add_data, run_data
 from igpt.config import METRICS
-from igpt.disk import write_atomically, write_text
+from igpt.disk import write_text
 from igpt.order import Encoded
 from igpt.pipeline import load
+from igpt.plots import save_figure
 from igpt.plots.curves import CYCLE
 from igpt.study import (
     LinearMethod,
@@ -67,7 +68,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def draw(results: dict[str, Any], metric: str, path: Path) -> None:
+def draw(results: dict[str, Any], metric: str) -> Figure:
     figure = Figure(figsize=(7.8, 4.2), layout="constrained")
     axes = figure.subplots()
     lines: dict[str, list[tuple[int, dict[str, Any]]]] = {}
@@ -88,10 +89,10 @@ def draw(results: dict[str, Any], metric: str, path: Path) -> None:
     axes.set_ylabel(f"probe on test, {metric.replace('_', ' ')}, %")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png", dpi=150)
+    return figure
 
 
-def draw_layers(results: dict[str, Any], path: Path) -> None:
+def draw_layers(results: dict[str, Any]) -> Figure:
     """The probe's accuracy on validation against depth: a line a run, dashed for BERT."""
     figure = Figure(figsize=(7.8, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -106,7 +107,7 @@ def draw_layers(results: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("probe on validation, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, format="png", dpi=150)
+    return figure
 
 
 def best_over_last(row: dict[str, Any]) -> str:
@@ -150,9 +151,9 @@ def main() -> None:
               f"{row['parameters']:,}  {run.name}", flush=True)  # fmt: skip
         means = [f"{100 * np.mean(values):.1f}" for values in row["by_layer"].values()]
         print(f"        validation by layer: {' '.join(means)}", flush=True)
-    write_atomically(args.out.with_suffix(".png"), lambda path: draw(results, args.metric, path))
+    save_figure(draw(results, args.metric), args.out.with_suffix(".png"))
     layers = args.out.with_name(f"{args.out.name}-layers.png")
-    write_atomically(layers, lambda path: draw_layers(results, path))
+    save_figure(draw_layers(results), layers)
 
 
 if __name__ == "__main__":

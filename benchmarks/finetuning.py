@@ -27,9 +27,10 @@ from igpt.cli.arguments import add_data, run_data
 from igpt.config import METRICS, Ensemble
 from igpt.data import open_data
 from igpt.data.labels import labelled
-from igpt.disk import write_atomically, write_text
+from igpt.disk import write_text
 from igpt.finetune import default_recipe, finetune
 from igpt.pipeline import load
+from igpt.plots import save_figure
 from igpt.plots.curves import CYCLE
 from igpt.probe.linear import metric_value
 from igpt.recipes import changed
@@ -102,7 +103,7 @@ def spread(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
 
 
-def draw(results: dict[str, dict[str, list[float]]], axis: str, path: Path) -> None:
+def draw(results: dict[str, dict[str, list[float]]], axis: str) -> Figure:
     """A row for every way to classify, by model: a dot a seed, and their mean."""
     rows = [(model, way, values) for model, ways in results.items() for way, values in ways.items()]
     figure = Figure(figsize=(7.2, 0.8 + 0.3 * len(rows)), layout="constrained")
@@ -117,7 +118,7 @@ def draw(results: dict[str, dict[str, list[float]]], axis: str, path: Path) -> N
     axes.grid(axis="x", color="#eeeeee")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(axis)
-    figure.savefig(path, format="png", dpi=150)
+    return figure
 
 
 def all_results(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
@@ -169,7 +170,7 @@ def main() -> None:
         print(f"| {name} | {' | '.join(spread(values[metric]) for metric in METRICS)} |")
     axis = f"{args.metric.replace('_', ' ')} on test, %; {args.labels_per_class} labels a class"
     target = args.out / "finetuning.png"
-    write_atomically(target, lambda path: draw(all_results(args), axis, path))
+    save_figure(draw(all_results(args), axis), target)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,7 +127,7 @@ def card(
     license: str | None,
     recipe: Recipe | None = None,
     metrics: Sequence[Seen] = (),
-    probed: Mapping[str, Any] = MappingProxyType({}),
+    probed: Mapping[str, Any] | None = None,
 ) -> str:
     """The model card, as Markdown with the Hub's header.
 
@@ -193,7 +192,7 @@ def _validated(metrics: Sequence[Seen]) -> str:
     return ", ".join(reached)
 
 
-def _probed(results: Mapping[str, Any]) -> str:
+def _probed(results: Mapping[str, Any] | None) -> str:
     """What a probe reached on test, by its number of labels; empty without one."""
     if not results:
         return ""
