@@ -80,6 +80,26 @@ def test_the_loss_is_the_sum_of_both_and_each_can_be_left_out(
     assert torch.allclose(smooth, 0.9 * picked + 0.1 * even, atol=1e-6)
 
 
+def test_every_option_of_the_loss_reaches_it(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[Joint]()
+
+    class Noted(Joint):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr("igpt.finetune.Joint", Noted)
+    options = {"gen_weight": 0.5, "clf_weight": 2.0, "label_smoothing": 0.1}
+    changes = [f"finetune.{name}={value}" for name, value in options.items()]
+    changes += ["finetune.class_weights=balanced", "train.steps=1"]
+    finetune(recipe(tiny_run, *changes), tmp_path / "classes", resume=False, say=silent)
+    (joint,) = made
+    assert {name: getattr(joint, name) for name in options} == options
+    assert joint.class_weights.unique().numel() > 1  # the digits' classes differ in size
+
+
 def test_balanced_weights_make_rare_classes_count_as_much() -> None:
     labels = np.array([0, 0, 0, 1, 0, 0, 0, 3])
     train = Labelled(np.zeros((8, 2, 2, 3), np.uint8), labels, ("a", "b", "never", "c"))

@@ -225,7 +225,10 @@ def test_it_works_in_a_pipeline_and_in_cross_validation(
         StandardScaler(),
         LogisticRegression(),
     )
-    assert cross_val_score(model, *digits, cv=3, error_score="raise").mean() > 0.7  # chance: 0.1
+    classifier = ImageGPTClassifier(tiny_run, pool="grid:4", white=16, C=0.1)
+    for classifies in (model, classifier, make_pipeline(classifier)):
+        accuracies = cross_val_score(classifies, *digits, cv=3, error_score="raise")
+        assert accuracies.mean() > 0.7  # chance: 0.1
 
 
 def test_a_grid_search_goes_over_layers_and_pools(

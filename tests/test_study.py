@@ -22,7 +22,14 @@ from igpt.study import (
     subsets,
     summarise,
 )
-from igpt.study.methods import PIXEL_COMPONENTS, Fit, pixel_features, untrained
+from igpt.study.methods import (
+    PIXEL_COMPONENTS,
+    AttentionMethod,
+    Fit,
+    NeighbourMethod,
+    pixel_features,
+    untrained,
+)
 
 
 def random_pictures(n: int, seed: int) -> Labelled:
@@ -116,13 +123,40 @@ def test_test_is_predicted_at_the_layer_that_validation_chose(task: Task) -> Non
     def represent(images: np.ndarray) -> dict[str, np.ndarray]:
         signal = images.reshape(len(images), -1).astype(np.float32)
         noise = np.random.default_rng(len(images)).normal(size=(len(images), 5))
-        return {"noise": noise.astype(np.float32), "signal": signal}
+        noise = noise.astype(np.float32)
+        return {"noise": noise, "signal": signal, "more noise": -noise}
 
-    method = linear(task, represent)
-    del method.test["noise"]  # a look at it would be an error
-    fit = method.fit(Subset(None, 0, np.arange(120)))
+    method, every = linear(task, represent), Subset(None, 0, np.arange(120))
+    del method.test["noise"], method.test["more noise"]  # a look at them would be an error
+    fit = method.fit(every)
     assert fit.layer == "signal"
     assert np.array_equal(fit.predicted, fit.probe.probe.predict(method.test["signal"]))
+    neighbours = NeighbourMethod(method).fit(every)
+    assert neighbours.layer == "signal"
+    assert (neighbours.predicted == task.test.labels).mean() > 0.9
+
+
+def test_an_attentive_probe_is_tested_at_the_layer_that_validation_chose(
+    task: Task, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worth, seen = iter([0.3, 0.9, 0.5]), list[np.ndarray]()
+
+    class Head:
+        def predict(self, positions: np.ndarray) -> np.ndarray:
+            seen.append(positions)
+            return task.test.labels
+
+    def fit(*_: object, **__: object) -> tuple[Head, float]:
+        return Head(), next(worth)
+
+    monkeypatch.setattr("igpt.study.methods.fit_attention", fit)
+    features = ModelFeatures(igpt.load(tiny_run), ["0", "1", "2"], "mean", "float32")
+    fitted = AttentionMethod(features, task, "accuracy").fit(Subset(None, 0, np.arange(120)))
+    assert (fitted.layer, fitted.validation) == ("1", 0.9)
+    assert fitted.probe.by_layer == {"0": 0.3, "1": 0.9, "2": 0.5}
+    (positions,) = seen
+    whole = ModelFeatures(features.pipeline, ["1"], "flatten", "float32")
+    assert np.array_equal(positions, whole(task.test.images)["1"])
 
 
 class Fixed:

@@ -55,8 +55,19 @@ def test_the_weights_that_validation_liked_best_are_kept(monkeypatch: pytest.Mon
     assert not torch.equal(seen[1], seen[2])
 
 
-def test_one_label_a_class_and_no_time_are_enough_to_end() -> None:
-    assert predict_cnn(train(1, minutes=1e-6), TASK.test.images).shape == (297,)
+def test_its_pictures_are_augmented_as_told_until_its_minutes_are_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moved = list[str]()
+
+    def move(images: np.ndarray, augmentation: str, rng: np.random.Generator) -> np.ndarray:
+        moved.append(augmentation)
+        return np.zeros_like(images)
+
+    monkeypatch.setattr("igpt.baselines.cnn.move_pixels", move)
+    learned = train(1, minutes=1e-6, augmentation="cifar")
+    assert moved == ["cifar"]  # a step, of the 400 that there would be time for
+    assert predict_cnn(learned, TASK.test.images).shape == (297,)
 
 
 def test_one_class_is_refused() -> None:

@@ -4,8 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from igpt.probe.attention import AttentionHead, fit_attention
+
+
+def test_queries_learn_where_to_look() -> None:
+    """The class stands at one position, which is marked; the others say anything."""
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2
+    x = rng.normal(scale=0.1, size=(400, 16, 4)).astype(np.float32)
+    x[..., 1] += rng.choice([-1, 1], (400, 16))
+    here = (range(400), rng.integers(16, size=400))
+    x[*here, 0] += 1
+    x[*here, 1] = 2 * y - 1
+    train, validation = x[:300].reshape(300, -1), x[300:].reshape(100, -1)
+    options = {"width": 4, "n_classes": 2, "metric": "accuracy", "seed": 0}
+    head, reached = fit_attention(train, y[:300], validation, y[300:], **options)
+    assert reached > 0.95
+    assert reached == (head.predict(validation) == y[300:]).mean()
+    with torch.no_grad():
+        head.query.zero_()  # the mean over positions
+    assert (head.predict(validation) == y[300:]).mean() < 0.8
 
 
 def test_the_head_that_validation_liked_best_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

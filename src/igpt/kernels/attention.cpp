@@ -27,44 +27,64 @@ struct Head {
 using Packed = std::vector<bf16>;
 using PackedTiles = std::vector<uint32_t>;
 
-// A head padded, row by row: [Tp, Dp].
-Packed pack_rows(Head head, int T, int D, int Tp, int Dp) {
-  Packed out(size_t(Tp) * Dp, 0);
-  for (int t = 0; t < T; t++) std::memcpy(&out[size_t(t) * Dp], head.data + t * head.row, 2 * D);
-  return out;
-}
+// A head padded, row by row: [Tp, Dp]. It is copied only where there is something to pad.
+struct Rows {
+  Packed copy;
+  const bf16* data;
+  long row;
+
+  Rows(Head head, int T, int D, int Tp, int Dp) : data(head.data), row(head.row) {
+    if (T == Tp && D == Dp) return;
+    copy.resize(size_t(Tp) * Dp);
+    for (int t = 0; t < T; t++) std::memcpy(&copy[size_t(t) * Dp], data + t * row, 2 * D);
+    data = copy.data(), row = Dp;
+  }
+  Rows(const Rows&) = delete;
+
+  const bf16* at(int t) const { return data + t * row; }
+};
 
 // The transpose [Dp, Tp] as operand B of a product (`wide.h`): tile (token / 16, dimension / 32)
 // has pairs of dimensions, by token.
-PackedTiles pack_transposed(const Packed& rows, int Tp, int Dp) {
+PackedTiles pack_transposed(const Rows& rows, int Tp, int Dp) {
   PackedTiles out(size_t(Tp) * Dp / 2);
-  for (int t = 0; t < Tp; t++) {
-    const auto* pairs = reinterpret_cast<const uint32_t*>(&rows[size_t(t) * Dp]);
-    uint32_t* tiles = &out[size_t(t / TILE) * (Dp / 32) * TILE_DWORDS + t % TILE];
-    for (int p = 0; p < Dp / 2; p++) tiles[p / 16 * TILE_DWORDS + p % 16 * 16] = pairs[p];
-  }
+  uint32_t* tile = out.data();
+  for (int t = 0; t < Tp; t += TILE)
+    for (int d = 0; d < Dp; d += 32, tile += TILE_DWORDS) {
+      __m512i pairs[16];
+      load_transposed(rows.at(t) + d, 2 * rows.row, pairs);
+      for (int p = 0; p < 16; p++) _mm512_storeu_si512(tile + 16 * p, pairs[p]);
+    }
   return out;
 }
 
 // [Tp, Dp] as operand B of a product: tile (dimension / 16, token / 32) has pairs of tokens, by
 // dimension.
-PackedTiles pack_pairs(const Packed& rows, int Tp, int Dp) {
+PackedTiles pack_pairs(const Rows& rows, int Tp, int Dp) {
   PackedTiles out(size_t(Tp) * Dp / 2);
-  for (int t = 0; t < Tp; t += 2) {
-    const bf16 *even = &rows[size_t(t) * Dp], *odd = even + Dp;
-    for (int d = 0; d < Dp; d++) {
-      const size_t tile = size_t(d / 16) * (Tp / 32) + t / 32;
-      out[tile * TILE_DWORDS + t % 32 / 2 * 16 + d % 16] = even[d] | uint32_t(odd[d]) << 16;
-    }
-  }
+  const auto words = [&](int t, int d) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(rows.at(t) + d)));
+  };
+  for (int d = 0; d < Dp; d += 16)
+    for (int t = 0; t < Tp; t += 2)
+      _mm512_storeu_si512(&out[size_t(d) * Tp / 2 + t / 2 * 16],
+                          _mm512_or_si512(words(t, d), _mm512_slli_epi32(words(t + 1, d), 16)));
   return out;
 }
 
 // The transpose [Dp, Tp], its rows `W` elements apart.
-Packed transpose(const Packed& rows, int Tp, int Dp, int W) {
+Packed transposed(const Rows& rows, int Tp, int Dp, int W) {
   Packed out(size_t(Dp) * W);
-  for (int t = 0; t < Tp; t++)
-    for (int d = 0; d < Dp; d++) out[size_t(d) * W + t] = rows[size_t(t) * Dp + d];
+  for (int t = 0; t < Tp; t += TILE)
+    for (int d = 0; d < Dp; d += 32) {
+      __m512i pairs[16];
+      load_transposed(rows.at(t) + d, 2 * rows.row, pairs);
+      for (int p = 0; p < 16; p++) {
+        bf16* even = &out[size_t(d + 2 * p) * W + t];
+        _mm256_storeu_si256((__m256i*)even, _mm512_cvtepi32_epi16(pairs[p]));
+        _mm256_storeu_si256((__m256i*)(even + W), _mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs[p], 16)));
+      }
+    }
   return out;
 }
 
@@ -137,9 +157,9 @@ float softmax_row(const float* scores, int seen, int width, float scale, bf16* o
 
 void forward_head(Head query, Head key, Head value, Head out, float* log_sum, Shape s) {
   const int steps = s.Dp / 32;  // of a product over a head's width
-  const Packed q = pack_rows(query, s.T, s.D, s.Tp, s.Dp);
-  const PackedTiles k = pack_transposed(pack_rows(key, s.T, s.D, s.Tp, s.Dp), s.Tp, s.Dp);
-  const PackedTiles v = pack_pairs(pack_rows(value, s.T, s.D, s.Tp, s.Dp), s.Tp, s.Dp);
+  const Rows q(query, s.T, s.D, s.Tp, s.Dp);
+  const PackedTiles k = pack_transposed(Rows(key, s.T, s.D, s.Tp, s.Dp), s.Tp, s.Dp);
+  const PackedTiles v = pack_pairs(Rows(value, s.T, s.D, s.Tp, s.Dp), s.Tp, s.Dp);
   std::vector<float> scores(size_t(BLOCK) * s.W), mixed(size_t(BLOCK) * s.Dp);
   Packed weights(size_t(BLOCK) * s.W);
   float sums[BLOCK];
@@ -147,7 +167,7 @@ void forward_head(Head query, Head key, Head value, Head out, float* log_sum, Sh
     const int width = s.causal ? i + BLOCK : s.Tp;  // keys that this block may see
     for (int j = 0; j < width; j += BLOCK) {
       const uint32_t* tiles = &k[size_t(j / TILE) * steps * TILE_DWORDS];
-      multiply(&q[size_t(i) * s.Dp], s.Dp, tiles, tiles + steps * TILE_DWORDS, steps, &scores[j],
+      multiply(q.at(i), q.row, tiles, tiles + steps * TILE_DWORDS, steps, &scores[j],
                s.W);
     }
     const int rows = std::min(BLOCK, s.T - i);
@@ -155,8 +175,9 @@ void forward_head(Head query, Head key, Head value, Head out, float* log_sum, Sh
       float top;
       sums[r] = softmax_row(&scores[size_t(r) * s.W], s.causal ? i + r + 1 : s.T, width, s.scale,
                             &weights[size_t(r) * s.W], &top);
-      log_sum[i + r] = top * s.scale + std::log(sums[r]);
+      log_sum[i + r] = top * s.scale;
     }
+    for (int r = 0; r < rows; r++) log_sum[i + r] += std::log(sums[r]);
     for (int d = 0; d < s.Dp; d += BLOCK) {
       const uint32_t* tiles = &v[size_t(d / TILE) * (s.Tp / 32) * TILE_DWORDS];
       multiply(weights.data(), s.W, tiles, tiles + s.Tp / 32 * TILE_DWORDS, width / 32, &mixed[d],
@@ -221,13 +242,13 @@ void add_query_gradient(const bf16* key_transposed, const uint32_t* ds, int from
 
 // dQ [T, D] from dQ^T in tiles.
 void store_query_gradient(const float* tiles, Shape s, Head out) {
-  const __m512i column = _mm512_slli_epi32(
-      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 4);
   for (int d = 0; d < s.D; d += TILE)
-    for (int t = 0; t < s.T; t++) {
-      const float* tile = tiles + (size_t(d / TILE) * (s.Tp / TILE) + t / TILE) * TILE_DWORDS;
-      const __m512 values = _mm512_i32gather_ps(column, tile + t % TILE, 4);
-      _mm256_mask_storeu_epi16(out.data + t * out.row + d, lanes_below(d, s.D), to_bf16(values));
+    for (int t = 0; t < s.T; t += TILE) {
+      __m512i rows[16];
+      load_transposed(tiles + size_t(d) * s.Tp + t * TILE, 64, rows);
+      for (int r = 0; r < std::min(TILE, s.T - t); r++)
+        _mm256_mask_storeu_epi16(out.data + (t + r) * out.row + d, lanes_below(d, s.D),
+                                 to_bf16((__m512)rows[r]));
     }
 }
 
@@ -246,18 +267,16 @@ void store_block_gradient(const Packed& weights, const PackedTiles& rows, int bl
 void backward_head(Head query, Head key, Head value, Head out, Head out_gradient,
                    const float* log_sum, Gradients gradients, Shape s) {
   const int steps = s.Dp / 32;
-  const Packed q = pack_rows(query, s.T, s.D, s.Tp, s.Dp);
-  const Packed k = pack_rows(key, s.T, s.D, s.Tp, s.Dp);
-  const Packed v = pack_rows(value, s.T, s.D, s.Tp, s.Dp);
-  const Packed g = pack_rows(out_gradient, s.T, s.D, s.Tp, s.Dp);
+  const Rows q(query, s.T, s.D, s.Tp, s.Dp), k(key, s.T, s.D, s.Tp, s.Dp);
+  const Rows v(value, s.T, s.D, s.Tp, s.Dp), g(out_gradient, s.T, s.D, s.Tp, s.Dp);
   const PackedTiles q_columns = pack_transposed(q, s.Tp, s.Dp), q_pairs = pack_pairs(q, s.Tp, s.Dp);
   const PackedTiles g_columns = pack_transposed(g, s.Tp, s.Dp), g_pairs = pack_pairs(g, s.Tp, s.Dp);
-  const Packed k_transposed = transpose(k, s.Tp, s.Dp, s.W);
+  const Packed k_transposed = transposed(k, s.Tp, s.Dp, s.W);
   // Padded queries get probabilities of zero, 2^-1e30.
   std::vector<float> log2_sum(s.Tp, 1e30f), delta(s.Tp, 0.0f);
   for (int t = 0; t < s.T; t++) {
     log2_sum[t] = log_sum[t] * LOG2E;
-    delta[t] = dot(out.data + t * out.row, &g[size_t(t) * s.Dp], s.D);
+    delta[t] = dot(out.data + t * out.row, g.at(t), s.D);
   }
   const size_t block_size = size_t(BLOCK) * s.W;
   std::vector<float> scores(block_size), products(block_size), buffer(size_t(BLOCK) * s.Dp);
@@ -268,9 +287,9 @@ void backward_head(Head query, Head key, Head value, Head out, Head out_gradient
     const int from = s.causal ? j : 0;  // queries that see these keys
     for (int i = from; i < s.Tp; i += BLOCK) {
       const size_t tile = size_t(i / TILE) * steps * TILE_DWORDS, next = steps * TILE_DWORDS;
-      multiply(&k[size_t(j) * s.Dp], s.Dp, &q_columns[tile], &q_columns[tile + next], steps,
+      multiply(k.at(j), k.row, &q_columns[tile], &q_columns[tile + next], steps,
                &scores[i], s.W);
-      multiply(&v[size_t(j) * s.Dp], s.Dp, &g_columns[tile], &g_columns[tile + next], steps,
+      multiply(v.at(j), v.row, &g_columns[tile], &g_columns[tile + next], steps,
                &products[i], s.W);
     }
     score_gradients(scores.data(), products.data(), j, from, s, log2_sum.data(), delta.data(),

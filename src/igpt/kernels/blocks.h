@@ -21,7 +21,7 @@ inline void multiply(const bf16* a, long a_row, const uint32_t* b0, const uint32
   store_product(c, 4 * c_row);
 }
 
-// C [32, 16 n] += A [32, 32] B [32, 16 n]: B is n tiles, C two rows of them.
+// C [32, 16 n] += A [32, 32] B [32, 16 n]: B is n tiles, an even number, and C two rows of them.
 inline void add_products(const bf16* a, long a_row, const uint32_t* b, int n, float* upper,
                          float* lower) {
   written();
@@ -53,40 +53,43 @@ inline __m512 add_pair(__m512 sum, const bf16* pair, __m512i pairs) {
   return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(both), (__m512bh)pairs);
 }
 
-inline void multiply(const bf16* a, long a_row, const uint32_t* b0, const uint32_t* b1, int k,
-                     float* c, long c_row) {
-  for (int row = 0; row < BLOCK; row += ROWS, a += ROWS * a_row, c += ROWS * c_row) {
-    __m512 left[ROWS], right[ROWS];
-    for (int r = 0; r < ROWS; r++) left[r] = right[r] = _mm512_setzero_ps();
-    for (int pair = 0; pair < 16 * k; pair++) {
-      const __m512i x = _mm512_loadu_si512(b0 + 16 * pair), y = _mm512_loadu_si512(b1 + 16 * pair);
+// Eight rows of two tiles of C, `c_row` elements apart, += those rows of A [8, 32 k] times B; or,
+// unless they are ADDED, instead of what was there.
+template <bool ADDED>
+inline void multiply_rows(const bf16* a, long a_row, const uint32_t* b0, const uint32_t* b1, int k,
+                          float* c0, float* c1, long c_row) {
+  __m512 left[ROWS], right[ROWS];
+  for (int r = 0; r < ROWS; r++) {
+    left[r] = ADDED ? _mm512_loadu_ps(c0 + r * c_row) : _mm512_setzero_ps();
+    right[r] = ADDED ? _mm512_loadu_ps(c1 + r * c_row) : _mm512_setzero_ps();
+  }
+  for (int pair = 0; pair < 16 * k; pair++) {
+    const __m512i x = _mm512_loadu_si512(b0 + 16 * pair), y = _mm512_loadu_si512(b1 + 16 * pair);
 #pragma GCC unroll 8
-      for (int r = 0; r < ROWS; r++) {
-        left[r] = add_pair(left[r], a + r * a_row + 2 * pair, x);
-        right[r] = add_pair(right[r], a + r * a_row + 2 * pair, y);
-      }
-    }
     for (int r = 0; r < ROWS; r++) {
-      _mm512_storeu_ps(c + r * c_row, left[r]);
-      _mm512_storeu_ps(c + r * c_row + 16, right[r]);
+      left[r] = add_pair(left[r], a + r * a_row + 2 * pair, x);
+      right[r] = add_pair(right[r], a + r * a_row + 2 * pair, y);
     }
   }
+  for (int r = 0; r < ROWS; r++) {
+    _mm512_storeu_ps(c0 + r * c_row, left[r]);
+    _mm512_storeu_ps(c1 + r * c_row, right[r]);
+  }
+}
+
+inline void multiply(const bf16* a, long a_row, const uint32_t* b0, const uint32_t* b1, int k,
+                     float* c, long c_row) {
+  for (int row = 0; row < BLOCK; row += ROWS, a += ROWS * a_row, c += ROWS * c_row)
+    multiply_rows<false>(a, a_row, b0, b1, k, c, c + TILE, c_row);
 }
 
 inline void add_products(const bf16* a, long a_row, const uint32_t* b, int n, float* upper,
                          float* lower) {
-  for (int i = 0; i < n * TILE_DWORDS; i += TILE_DWORDS)
-    for (int half = 0; half < 2; half++) {
-      const bf16* rows = a + half * TILE * a_row;
-      float* c = (half ? lower : upper) + i;
-      __m512 sums[TILE];
-      for (int r = 0; r < TILE; r++) sums[r] = _mm512_loadu_ps(c + 16 * r);
-      for (int pair = 0; pair < 16; pair++) {
-        const __m512i x = _mm512_loadu_si512(b + i + 16 * pair);
-#pragma GCC unroll 16
-        for (int r = 0; r < TILE; r++) sums[r] = add_pair(sums[r], rows + r * a_row + 2 * pair, x);
-      }
-      for (int r = 0; r < TILE; r++) _mm512_storeu_ps(c + 16 * r, sums[r]);
+  for (int i = 0; i < n * TILE_DWORDS; i += 2 * TILE_DWORDS)
+    for (int row = 0; row < BLOCK; row += ROWS) {
+      float* c = (row < TILE ? upper : lower) + i + row % TILE * 16;
+      multiply_rows<true>(a + row * a_row, a_row, b + i, b + i + TILE_DWORDS, 1, c, c + TILE_DWORDS,
+                          TILE);
     }
 }
 

@@ -1,0 +1,75 @@
+"""The campaigns of docs/reproduction.md, each on a small run: scripts that nobody runs decay."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import is_sheet
+from igpt.cli import main
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+QUICK = ["train.steps=2", "train.batch_size=8", "train.warmup_steps=1", "train.eval_every=1"]
+Campaign = Callable[..., str]
+
+
+@pytest.fixture
+def campaign(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Campaign:
+    """Runs a script in an empty folder and returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+    def run(script: str, *words: object) -> str:
+        path = BENCHMARKS / f"{script}.py"
+        monkeypatch.setattr("sys.argv", [str(path), *map(str, words)])
+        runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_probes_beside_density(campaign: Campaign, tiny_run: Path, tmp_path: Path) -> None:
+    earlier = tmp_path / "tiny-step2"
+    shutil.copytree(tiny_run, earlier)
+    printed = campaign("density", earlier, tiny_run, "--labels-per-class", 2)
+    rows = json.loads((tmp_path / "density.json").read_text())
+    assert list(rows) == ["tiny-step2", "tiny"]
+    assert rows["tiny"] == rows["tiny-step2"]
+    assert f"{rows['tiny']['nats_per_pixel']:.4f}" in printed
+    assert is_sheet(tmp_path / "density.png")
+    assert is_sheet(tmp_path / "density-layers.png")
+
+
+def test_fine_tunings_beside_each_other(
+    campaign: Campaign, tiny_run: Path, tmp_path: Path
+) -> None:
+    words = [tiny_run, "--labels-per-class", 2, "--seeds", 2, "--tested", 40, "--out", "ft", *QUICK]
+    printed = campaign("finetuning", *words, "--rates", 0.001, 0.01, "--variants", "L_GEN + L_CLF")
+    rows = json.loads((tmp_path / "ft" / "tiny.json").read_text())
+    assert len(rows["L_GEN + L_CLF"]["accuracy"]) == 2
+    assert "| L_GEN + L_CLF |" in printed
+    assert len([path for path in (tmp_path / "ft").iterdir() if path.is_dir()]) == 3
+    assert is_sheet(tmp_path / "ft" / "finetuning.png")
+
+
+def test_a_search_of_probes(campaign: Campaign, tiny_run: Path) -> None:
+    few = ["--labels-per-class", 2, 4, "--seeds", 2]
+    printed = campaign("probe_search", tiny_run, "--layer", 1, "--grid", 4, *few)
+    rows = [line for line in printed.splitlines() if "±" in line]
+    assert len(rows) > 12
+    assert all(row.count("±") == 2 for row in rows)
+
+
+def test_few_labels_of_two_probes(campaign: Campaign, tiny_run: Path, tmp_path: Path) -> None:
+    for out, sizes in (("few", ["1", "2"]), ("more", ["4"])):
+        few = ["--labels-per-class", *sizes, "--seeds", "2", "--out", str(tmp_path / out)]
+        assert main(["probe", str(tiny_run), "--layer", "1", *few]) == 0
+    campaign("few_labels", tmp_path / "few", tmp_path / "more", "--out", tmp_path / "both.png")
+    assert is_sheet(tmp_path / "both.png")
