@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from conftest import is_sheet
-from igpt.cli import main
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 QUICK = ["train.steps=2", "train.batch_size=8", "train.warmup_steps=1", "train.eval_every=1"]
@@ -47,9 +46,7 @@ def test_probes_beside_density(campaign: Campaign, tiny_run: Path, tmp_path: Pat
     assert is_sheet(tmp_path / "density-layers.png")
 
 
-def test_fine_tunings_beside_each_other(
-    campaign: Campaign, tiny_run: Path, tmp_path: Path
-) -> None:
+def test_fine_tunings_beside_each_other(campaign: Campaign, tiny_run: Path, tmp_path: Path) -> None:
     words = [tiny_run, "--labels-per-class", 2, "--seeds", 2, "--tested", 40, "--out", "ft", *QUICK]
     printed = campaign("finetuning", *words, "--rates", 0.001, 0.01, "--variants", "L_GEN + L_CLF")
     rows = json.loads((tmp_path / "ft" / "tiny.json").read_text())
@@ -67,9 +64,9 @@ def test_a_search_of_probes(campaign: Campaign, tiny_run: Path) -> None:
     assert all(row.count("±") == 2 for row in rows)
 
 
-def test_few_labels_of_two_probes(campaign: Campaign, tiny_run: Path, tmp_path: Path) -> None:
-    for out, sizes in (("few", ["1", "2"]), ("more", ["4"])):
-        few = ["--labels-per-class", *sizes, "--seeds", "2", "--out", str(tmp_path / out)]
-        assert main(["probe", str(tiny_run), "--layer", "1", *few]) == 0
+def test_few_labels_of_two_probes(campaign: Campaign, igpt, tiny_run: Path, tmp_path: Path) -> None:
+    for out, sizes in (("few", (1, 2)), ("more", (4,))):
+        few = ["--labels-per-class", *sizes, "--seeds", 2, "--out", tmp_path / out]
+        igpt("probe", tiny_run, "--layer", 1, *few)
     campaign("few_labels", tmp_path / "few", tmp_path / "more", "--out", tmp_path / "both.png")
     assert is_sheet(tmp_path / "both.png")

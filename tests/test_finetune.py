@@ -150,12 +150,16 @@ def test_the_model_that_is_kept_is_that_of_the_best_validation(
 
 @pytest.mark.usefixtures("on_processor")
 def test_a_run_that_was_stopped_goes_on_to_the_bit(tiny_run: Path, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    same = ("data.augmentation=cifar",)
+    whole, parts, start = (tmp_path / name for name in ("whole", "parts", "start"))
+    same = ("data.augmentation=cifar", "finetune.freeze=1", "finetune.layer_decay=0.5")
     finetune(recipe(tiny_run, *same), whole, resume=False, say=silent)
-    finetune(recipe(tiny_run, *same, "train.steps=8"), parts, resume=False, say=silent)
-    (parts / "recipe.yaml").write_text(recipe_yaml(recipe(tiny_run, *same)))
-    finetune(None, parts, resume=True, say=silent)
+    shutil.copytree(tiny_run, start)
+    finetune(recipe(start, *same, "train.steps=8"), parts, resume=False, say=silent)
+    (parts / "recipe.yaml").write_text(recipe_yaml(recipe(start, *same)))
+    with pytest.raises(UserError, match="another init_from"):
+        finetune(recipe(tiny_run, *same), parts, resume=True, say=silent)
+    shutil.rmtree(start)  # it was moved, to where the whole run found it
+    finetune(recipe(tiny_run, *same), parts, resume=True, say=silent)
     assert losses(whole) == losses(parts)
     for a, b in zip(load_model(whole)[0].parameters(), load_model(parts)[0].parameters(),
                     strict=True):  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -165,5 +166,16 @@ def test_asking_for_wandb_without_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"pip install 'igpt\[wandb\]'"):
+    with pytest.raises(UserError, match="pip install wandb"):
+        Monitor(tmp_path, 0, 10, wandb=True)
+
+
+def test_wandb_that_does_not_start_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        raise RuntimeError("api_key not configured\nlog in first")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(UserError, match=r"cannot start Weights & Biases: api_key not configured$"):
         Monitor(tmp_path, 0, 10, wandb=True)

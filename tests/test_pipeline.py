@@ -156,6 +156,7 @@ def test_completions_keep_the_given_part(
     ("pictures", "complaint"),
     [
         ([], "no pictures"),
+        (iter(()), "no pictures"),
         (np.zeros((0, 8, 8, 3), np.uint8), "no pictures"),
         (np.zeros((8, 8), np.float32), "uint8"),
         (np.zeros((2, 3, 8, 8, 3), np.uint8), "shape"),

@@ -242,7 +242,7 @@ def write_measures(path: Path) -> None:
         (["--data", "memory://nowhere/*.tar"], "no file memory://nowhere/*.tar"),
         (["--data", "memory://nowhere/0.tar"], "no stream of pictures at memory://nowhere/0.tar"),
         (["--data", "memory://nowhere"], "no stream at 'memory://nowhere'"),
-        (["--data", "dropbox://nowhere/0.tar"], "pip install 'igpt[remote]'"),
+        (["--data", "dropbox://nowhere/0.tar"], "pip install 'fsspec[s3,gcs,http]'"),
         (["--data", "texts.tar"], "expected one column of pictures"),
         (
             ["--data", "measures.parquet", "--label-column", "label"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -168,5 +169,8 @@ def test_a_pipeline_pushes_its_folder_to_a_branch(
     uploaded = calls["upload_folder"]
     assert (uploaded["repo_id"], uploaded["revision"]) == ("me/digits", "v1")
     assert uploaded["commit_message"] == "first"
+    # What an earlier push left would be loaded with this one's weights.
+    for old in ("lm_head.safetensors", "model-1.safetensors", "recipe.yaml", "probe/results.json"):
+        assert any(fnmatch(old, pattern) for pattern in uploaded["delete_patterns"]), old
     files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     assert files < uploaded["files"]

@@ -342,6 +342,7 @@ def test_a_wrong_option_is_told_by_fit(
         (Image.new("L", (8, 8)), "one picture: put it into a list"),
         ("picture.png", "one picture: put it into a list"),
         ([], "array"),
+        (iter([Image.new("L", (8, 8))] * 2), "a list, not an iterator"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )

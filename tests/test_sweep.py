@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY, newest, silent
+from conftest import TINY, newest, silent, write_pictures
 from igpt.checkpoint import RunDirectory
 from igpt.config import UserError
 from igpt.data import decode_all, open_source
@@ -209,6 +209,15 @@ def test_pictures_without_labels_have_no_accuracy(data: Path, tmp_path: Path) ->
         sweep(grid, tmp_path, 3, silent)
     save_figure(sweep_figure(swept.results), tmp_path / "sweep.png")  # of one panel
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_tested_is_found_before_anything_is_trained(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "set", *(f"{s}/{i}.png" for s in ("train", "val") for i in range(4)))
+    changes = [*TINY[1:], f"data.source={tmp_path / 'set'}"]
+    grid = make_points("digits", ["colors=4,5"], changes, tmp_path / "out")
+    with pytest.raises(UserError, match="no split 'test', only: train, val"):
+        sweep(grid, tmp_path / "out", None, silent)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -311,15 +311,24 @@ def test_a_run_whose_pictures_were_moved_goes_on_and_is_tested_on_what_it_held_o
         train(run, f"data.source={tmp_path / 'other'}", *words, resume=True)
 
 
-def test_pictures_that_were_moved_are_not_known_again_where_no_number_tells(tmp_path: Path) -> None:
+def test_other_pictures_are_not_gone_on_with_though_there_is_a_validation_split(
+    tmp_path: Path,
+) -> None:
     files = [f"{split}/{i}.png" for split in ("train", "val") for i in range(9)]
     write_pictures(tmp_path / "here", *files)
-    write_pictures(tmp_path / "others", *files)
+    write_pictures(tmp_path / "others", *files, "train/more.png")
     words = ("data.image_size=4", "train.steps=4")
     train(tmp_path / "run", f"data.source={tmp_path / 'here'}", *words)
+    write_pictures(tmp_path / "here", "train/more.png")
+    with pytest.raises(
+        UserError, match="had 9 pictures to train on when the run began, and has 10"
+    ):
+        train(tmp_path / "run", f"data.source={tmp_path / 'here'}", *words, resume=True)
+    (tmp_path / "here" / "train" / "more.png").unlink()
     (tmp_path / "here").rename(tmp_path / "there")
-    with pytest.raises(UserError, match=r"another data\.source"):
+    with pytest.raises(UserError, match="has 10 now"):
         train(tmp_path / "run", f"data.source={tmp_path / 'others'}", *words, resume=True)
+    train(tmp_path / "run", f"data.source={tmp_path / 'there'}", *words, resume=True)
 
 
 def test_there_is_nothing_to_resume_in_an_empty_directory(tmp_path: Path) -> None:

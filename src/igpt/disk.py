@@ -46,7 +46,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.touch(exist_ok=False)
         usual = stat.S_IMODE(temporary.stat().st_mode)  # the permissions that the umask leaves
         write(temporary)
-        temporary.chmod(usual)  # safetensors' own writer permits the owner alone
+        # safetensors' own writer permits the owner alone; some disks know no permissions.
+        if stat.S_IMODE(temporary.stat().st_mode) != usual:
+            temporary.chmod(usual)
         flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from igpt.config import UserError
+from igpt.config import UserError, first_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -188,14 +188,14 @@ def _start_wandb(run_dir: Path) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise UserError(
-            "train.wandb asks for Weights & Biases: pip install 'igpt[wandb]'"
-        ) from error
+        raise UserError("train.wandb asks for Weights & Biases: pip install wandb") from error
     # The same id for the same directory, so that a resumed run continues its W&B run.
     identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
-    return wandb.init(
-        project="igpt", dir=str(run_dir), name=run_dir.name, id=identity, resume="allow"
-    )
+    options = {"dir": str(run_dir), "name": run_dir.name, "id": identity}
+    try:
+        return wandb.init(project="igpt", resume="allow", **options)
+    except Exception as error:  # without a login or a network, errors of its own
+        raise UserError(f"cannot start Weights & Biases: {first_line(error)}") from error
 
 
 def _start_progress() -> Progress:

@@ -14,6 +14,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ UNKNOWN = 65535  # marks a colour whose cell is not filled yet; so K is at most 
 RANGE_SLACK = 1e-3  # rounding may leave k-means centres slightly outside [-1, 1]
 SLACK = 1e-9  # added to bounds on squared distances; far above float64's error
 # More distinct colours than EXACT are first averaged in bins of 4x4x4: k-means on the millions in a
-# photo collection takes minutes longer and gives no better palette (docs/results.md).
+# photo collection takes minutes longer.
 EXACT, BIN = 50_000, 4
 SEEDS = 1 << 32  # scikit-learn takes seeds below this
 GATHER = 1 << 16  # pixels looked up at a time, so that their indexes stay in the cache
@@ -177,7 +178,7 @@ class Palette:
             clusters = np.load(path, allow_pickle=False)
         except FileNotFoundError as error:
             raise UserError(f"no palette file {path}") from error
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise UserError(f"{path} is not a .npy file of colour clusters") from error
         try:
             return cls(clusters)

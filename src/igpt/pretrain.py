@@ -65,7 +65,7 @@ class TrainingData:
     validation: torch.Tensor  # int64 [N, T] in the model's order
     codec: Codec
     skipped: list[str]  # unreadable pictures, by name
-    split_pictures: int | None = None  # that the held-out ones were drawn of
+    split_pictures: int | None = None  # of the train split; None of a stream
 
 
 def training_data(

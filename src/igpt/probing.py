@@ -236,11 +236,13 @@ def _write(
     """The probe of the most labels, all numbers, and the figures that they make."""
     save_probe(folder, saved)
     write_json(folder / RESULTS, values)
-    metric = values["metric"]
-    figures = [folder / "accuracy_by_layer.png", folder / "few_labels.png"]
-    for figure in figures:  # an earlier probe's
-        figure.unlink(missing_ok=True)
+    metric, by_layer, by_labels = values["metric"], None, None
     if len(fitted.by_layer) > 1:
-        save_figure(layers_figure(fitted.by_layer, metric), figures[0])
+        by_layer = layers_figure(fitted.by_layer, metric)
     if len({summary.labels_per_class for summary in summaries}) > 1:
-        save_figure(few_labels_figure(summaries, metric), figures[1])
+        by_labels = few_labels_figure(summaries, metric)
+    for name, figure in (("accuracy_by_layer.png", by_layer), ("few_labels.png", by_labels)):
+        if figure is None:
+            (folder / name).unlink(missing_ok=True)  # an earlier probe's
+        else:
+            save_figure(figure, folder / name)

@@ -88,9 +88,12 @@ def settle_recipe(
         return saved
     recipe = with_split_pictures(recipe, saved.data.split_pictures)
     differing = differing_fields(recipe, _with_whole_path(saved))
-    # Pictures that were moved are known again by their number (`require_same_split`).
+    # Pictures that were moved are known again by their number (`require_same_split`), and a model
+    # by what of it is kept in the run.
     moved = saved.data.split_pictures is not None and is_gone(saved.data.source)
-    manner = (*MANNER, "data.source") if moved else MANNER
+    started_elsewhere = saved.init_from is not None and is_gone(saved.init_from)
+    where = (("data.source", moved), ("init_from", started_elsewhere))
+    manner = (*MANNER, *(name for name, may_differ in where if may_differ))
     changed = [name for name in differing if not name.startswith(manner)]
     if changed:
         fields = ", ".join(changed)
@@ -119,7 +122,7 @@ def with_split_pictures(recipe: Recipe, pictures: int | None) -> Recipe:
 
 
 def require_same_split(recipe: Recipe, pictures: int | None, resume: bool) -> None:
-    """UserError when a run to resume began with more or fewer: others would be held out."""
+    """UserError when a run to resume began with more or fewer: others would come in each batch."""
     known, source = recipe.data.split_pictures, recipe.data.source
     if resume and known not in (None, pictures):
         raise UserError(

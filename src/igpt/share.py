@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 
 SAMPLES = 16  # pictures of the card's sheet
 SHEET = "samples.png"
+# Of an earlier push to the same model, which this one may not have; other files there stay.
+STALE = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "recipe.yaml",
+    "metrics.jsonl",
+    "palette.npy",
+    "probe/*",
+    SHEET,
+]
 PATHS = ("run", "data", "out")  # what the results of a probe tell of folders
 
 
@@ -88,6 +98,7 @@ def push(
                     folder_path=folder,
                     revision=revision,
                     commit_message=commit_message,
+                    delete_patterns=STALE,
                 )
             )
         except Exception as error:  # the Hub's own, and those of whatever HTTP library it uses

@@ -14,7 +14,7 @@ UserError.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any, Self
@@ -227,8 +227,10 @@ class ImageGPTClassifier(ClassifierMixin, _PictureEstimator):  # type: ignore[mi
 
 def _is_list_of_pictures(X: Any) -> bool:
     """Whether X is a list or column of PIL images, paths, or arrays of several sizes; else it must
-    be numbers.
+    be numbers. Raises InvalidInput for what can be looked at only once.
     """
+    if isinstance(X, Iterator):
+        raise InvalidInput("X must be a list, not an iterator: list(X)")
     if not isinstance(X, Iterable) or getattr(X, "ndim", 1) != 1:
         return False
     first = next(iter(X), None)

@@ -226,10 +226,11 @@ def _accuracies(
 
 
 def _require_data(points: Sequence[Point], per_class: int | None) -> None:
-    """UserError for a source that cannot be opened, and for fewer labels than are asked for."""
+    """UserError for a source that cannot be opened or tested, and for too few labels."""
     sets = {replace(point.recipe.data, image_size=1): point.recipe for point in points}
     for recipe in sets.values():
         source = open_data(recipe.data)
+        pictures_to_test(source, recipe.data, recipe.split_seed)
         if per_class is None:
             continue
         train, _ = task_training_splits(source, recipe.data, recipe.split_seed)

@@ -22,7 +22,7 @@ MISTAKES = [
     ),
     (
         ["import", "openai", "{tmp}/m", "--clusters", "{tmp}/clusters.npy", "--out", "{tmp}/r"],
-        "pip install 'igpt[openai]'",
+        "pip install tensorflow-cpu",
     ),
     (["import", "openai", "{tmp}/m", "--out", "{tmp}"], "is not empty"),
     (["import", "openai", "{tmp}/m", "--out", "{tmp}/flat.npy"], "flat.npy is a file"),

@@ -2,9 +2,8 @@
 
 Three stages of one residual block (He et al., 2016), then a linear layer that sees a coarse grid;
 SGD with Nesterov momentum, strong weight decay, smoothed labels and a cosine over its steps or its
-minutes, whichever end first; the best weights on validation are kept. docs/reproduction.md measures
-which of these choices help with few labels. It has a training loop of its own because it knows
-neither tokens nor checkpoints.
+minutes, whichever end first; the best weights on validation are kept. It has a training loop of its
+own because it knows neither tokens nor checkpoints.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=ENSEMBLES,
         help="how the masks of a BERT model vote; default modal",
     )
-    parser.add_argument("--masks", type=positive, help="of a BERT model; default 5")
+    masks = "that vote, of a BERT model; default 5 (probes were tested with one)"
+    parser.add_argument("--masks", type=positive, help=masks)
     add_precision(parser, "auto")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all predictions there")
     parser.add_argument("--confusion", type=Path, metavar="PNG", help="draw the confusion matrix")

@@ -95,6 +95,8 @@ def _load(path: Path) -> dict[str, npt.NDArray[Any]]:
             return dict(loaded)
     except FileNotFoundError as error:
         raise UserError(f"no file {path}") from error
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:  # a broken zip file can make the reader raise anything
         raise UserError(
             f"{path} is not a whole {path.suffix} file of pictures or tokens"

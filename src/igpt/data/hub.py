@@ -112,6 +112,7 @@ def _split_pictures(
     """A split of a `datasets` data set, its pictures left encoded until they are looked at."""
     import datasets
     import pyarrow
+    import pyarrow.compute
 
     dataset, name = splits[split], f"{spec}/{split}"
     column = image_column_of(dataset.features, name, image_column)
@@ -123,9 +124,10 @@ def _split_pictures(
         raise UserError(f"{name}: column '{column}' does not hold pictures") from error
     # The Arrow column is mapped from disk, and reads rows several times faster than the data set.
     rows = encoded.with_format("arrow")[:][column]
+    paths = pyarrow.compute.struct_field(rows, "path")  # a name does not read its picture
 
     def name_of(i: int) -> str:
-        return as_text((rows[i].as_py() or {}).get("path") or f"{name}[{i}]")
+        return as_text(paths[i].as_py() or f"{name}[{i}]")
 
     def open_image(i: int) -> Image.Image:
         item = rows[i].as_py()

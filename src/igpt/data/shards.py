@@ -300,6 +300,6 @@ def _named(name: str, act: Callable[[], Any]) -> Any:
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(f"{name}: {reason(error)} (pip install 'igpt[remote]')") from error
+        raise UserError(f"{name}: {reason(error)} (pip install 'fsspec[s3,gcs,http]')") from error
     except Exception as error:  # builders raise anything on data that they cannot read
         raise UserError(f"no stream of pictures at {name}: {reason(error)}") from error

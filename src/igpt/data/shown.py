@@ -30,7 +30,10 @@ def as_pixels(images: Shown, size: int, transform: Transform) -> Pixels:
         unchanged = images.shape[1:] == (size, size, 3) and transform is fit_square
         if unchanged:  # one by one, as below, a large set would take longer
             return images
-    return np.stack([transform(image, size) for image in _as_rgb(images)])
+    pictures = _as_rgb(images)
+    if not pictures:
+        raise UserError("no pictures given")
+    return np.stack([transform(picture, size) for picture in pictures])
 
 
 def _as_rgb(images: Shown) -> list[Image.Image]:
@@ -44,8 +47,6 @@ def _as_rgb(images: Shown) -> list[Image.Image]:
         return _array_as_rgb(images)
     if not isinstance(images, Iterable):
         raise UserError(f"expected pictures, got {type(images).__name__}")
-    if not images:
-        raise UserError("no pictures given")
     return [picture for image in images for picture in _as_rgb(image)]
 
 

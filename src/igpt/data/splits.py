@@ -45,10 +45,8 @@ def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pict
 
 
 def count_split_pictures(source: Source, config: DataConfig) -> int | None:
-    """How many pictures `training_splits` draws the held-out ones from; None if it draws none."""
-    if config.streaming or validation_name(source.splits, config) is not None:
-        return None
-    return len(source.split(config.train_split))
+    """How many pictures are trained on and, in a single split, held out; None of a stream."""
+    return None if config.streaming else len(source.split(config.train_split))
 
 
 def task_training_splits(

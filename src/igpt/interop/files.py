@@ -93,10 +93,11 @@ def local_folder(path: str | Path, **options: Any) -> Path:
     `owner/name` is a Hub model unless there is such a folder, or a folder `owner`.
     """
     folder = Path(path)
-    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) is not None
+    model_id = folder.as_posix()  # `str` of a path has backslashes on Windows
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", model_id) is not None
     if folder.exists() or not is_id or folder.parent.exists():
         return folder
-    return fetch_folder(str(path), **options)
+    return fetch_folder(model_id, **options)
 
 
 def fetch_folder(

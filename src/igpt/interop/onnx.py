@@ -130,7 +130,7 @@ def export_onnx(model: ImageGPT, folder: Path) -> dict[str, float]:
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise UserError(f"{', '.join(missing)} not installed: pip install 'igpt[onnx]'")
+        raise UserError(f"{', '.join(missing)} not installed: pip install {' '.join(missing)}")
     if model.wte.device.type != "cpu":  # where the runtime computes, and the example inputs lie
         model = copy.deepcopy(model).cpu()
     differences = {}

@@ -64,6 +64,6 @@ def _tensorflow() -> Any:
         import tensorflow
     except ImportError as error:
         raise UserError(
-            "OpenAI's checkpoints are read by TensorFlow: pip install 'igpt[openai]'"
+            "OpenAI's checkpoints are read by TensorFlow: pip install tensorflow-cpu"
         ) from error
     return tensorflow
