@@ -19,7 +19,7 @@ Campaign = Callable[..., str]
 
 @pytest.fixture
 def campaign(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Campaign:
     """Runs a script in an empty folder and returns what it prints."""
     monkeypatch.chdir(tmp_path)
@@ -29,7 +29,7 @@ def campaign(
         path = BENCHMARKS / f"{script}.py"
         monkeypatch.setattr("sys.argv", [str(path), *map(str, words)])
         runpy.run_path(str(path), run_name="__main__")
-        return capsys.readouterr().out
+        return capfd.readouterr().out
 
     return run
 
