@@ -16,8 +16,9 @@ import tempfile
 import time
 
 PRETRAIN = "pretrain digits --steps 1 --out NEW"
-FIRST_STEPS = (PRETRAIN, "finetune RUN --steps 1 --out NEW")  # timed until it is told of
 COMPILED = f"{PRETRAIN} train.compile=true"
+# Timed until it is told of.
+FIRST_STEPS = (PRETRAIN, COMPILED, "finetune RUN --steps 1 --out NEW")
 SAMPLE = "sample RUN -n 1 --out NEW.png"
 NEVER_RUN = ((PRETRAIN, True), (COMPILED, True), (SAMPLE, False))  # and whether to the first step
 CACHES = ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")  # where the kernels and PyTorch's code lie
@@ -29,6 +30,7 @@ COMMANDS = (
     SAMPLE,
     "score RUN --limit 8 --out NEW",
     "features RUN --limit 8 --layer 1 --out NEW.npz",
+    "probe RUN --layer 1 --labels-per-class 1 --out NEW",
 )
 
 

@@ -322,7 +322,8 @@ class Recipe:
     init_from: str | None = None  # a trained model to go on from: a run, a model folder, a Hub id
     data: DataConfig = field(default_factory=DataConfig)
     palette: PaletteConfig = field(default_factory=PaletteConfig)
-    order: str = "raster"  # the permutation pi of the pixels (paper, section 2.1)
+    # The permutation pi of the pixels (paper, 2.1): raster, column, snake, hilbert or random:SEED.
+    order: str = "raster"
     objective: Objective = "ar"
     mask_probability: float = ModelConfig.mask_probability  # BERT only
     model: ModelChoice = field(default_factory=ModelChoice)

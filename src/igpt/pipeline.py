@@ -39,6 +39,8 @@ Images = Shown | Encoded
 class Pipeline:
     """A model and all that stands between it and pictures.
 
+    `images` are, everywhere, one or several PIL images, paths, or uint8 arrays or tensors: [H, W],
+    [H, W, 3], [B, H, W] or [B, H, W, 3]; they may be of any size, and are brought to the model's.
     Where pictures become numbers, `precision` is that of the model's products: float32; bfloat16,
     which is faster where the device has it in hardware; or "auto", bfloat16 on such a device.
     """
@@ -192,7 +194,7 @@ class Pipeline:
         *,
         precision: str = "float32",
     ) -> npt.NDArray[np.float32]:
-        """What the layers know of the pictures: n^l, pooled over positions.
+        """What the layers know of the pictures: the paper's n^l, pooled over positions.
 
         Layer l is what enters block l, normalised; n_layer is the output after the final norm.
         `layer` is one of 0 to n_layer, giving [B, F]; "a:b", those side by side, [B, (b-a+1) F]; or

@@ -119,7 +119,7 @@ class ImageGPTFeatures(TransformerMixin, _PictureEstimator):  # type: ignore[mis
     `run` is a run, a model folder, or what `igpt.load` gave. `layer` and `pool` are those of
     `Pipeline.features`; several layers stand side by side. `white` is the value of full brightness
     where X is numbers: 255 for integers and 1 for floats unless it is given (16 for scikit-learn's
-    digits). fit learns nothing from the pictures; it loads the run. Of a BERT model, which pixels
+    digits). fit only loads the run and checks X. Of a BERT model, which pixels
     are hidden depends on a picture's place in X.
 
     Raises UserError for a broken run and for layers and pools that the model does not have.
@@ -166,7 +166,7 @@ class ImageGPTFeatures(TransformerMixin, _PictureEstimator):  # type: ignore[mis
 class ImageGPTClassifier(ClassifierMixin, _PictureEstimator):  # type: ignore[misc]
     """A linear probe: logistic regression on a model's standardised features.
 
-    Where they outnumber the pictures, on their 256 principal components, as `igpt probe`.
+    Where they outnumber the pictures, on their 256 principal components, as `igpt probe` does.
 
     `run`, `layer`, `pool` and `white` are those of `ImageGPTFeatures`. `C` is the inverse of the
     L2 penalty; None lets the accuracy in stratified cross-validation choose it.

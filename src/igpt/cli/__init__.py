@@ -24,7 +24,7 @@ from igpt.config import UserError, first_line
 from igpt.parallel import launch
 
 COMMANDS = {
-    "demo": "the whole tour on handwritten digits, in a few minutes",
+    "demo": "the whole tour on handwritten digits, in 1 to 2 minutes",
     "pretrain": "train an Image GPT on your pictures, from a recipe",
     "eval": "likelihood of held-out pictures under a model",
     "sample": "paint new pictures",
