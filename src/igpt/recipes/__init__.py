@@ -1,7 +1,7 @@
 """The shipped recipes, and how to read any: YAML files with the sections of `config.Recipe`.
 
 A recipe is merged as defaults < file < command line, and the result is saved with the run, so that
-the run can be repeated. `igpt pretrain --help` reads this module, so it imports nothing heavy at load.
+the run can be repeated. `igpt pretrain --help` reads this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
