@@ -48,7 +48,7 @@ from start_up import table as start_up_table
 
 from igpt.config import ModelConfig
 from igpt.kernels import roads
-from igpt.plan import cache_bytes, weight_bytes
+from igpt.plan import BYTES, cache_bytes, parameters, weight_bytes
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 BASE, BASE_16 = "transformers, float32", "transformers, bfloat16"
@@ -133,11 +133,14 @@ def sampling(batch: int, quick: bool = False) -> Row:
 
 
 def step_bytes(batch: int) -> tuple[float, float]:
-    """That a step of iGPT-S must read, in bfloat16 and in 8 bits: all weights, and the cache as far
-    as it is filled, which stays in bfloat16 on some roads.
+    """That a step of iGPT-S must read, in bfloat16 and in 8 bits: all weights but the embeddings, of
+    which it looks up one each, and the cache as far as it is filled, which stays in bfloat16 on some
+    roads.
     """
     filled = (GIVEN + STEPS / 2) / IGPT_S.n_positions
-    weights = weight_bytes(IGPT_S, "bfloat16")
+    counts = parameters(IGPT_S)
+    embeddings = (counts["token_embedding"] + counts["positions"]) * BYTES["bfloat16"]
+    weights = weight_bytes(IGPT_S, "bfloat16") - embeddings
     cache = batch * filled * cache_bytes(IGPT_S, "bfloat16")
     packed = not ON_GPU and any(road.packs_cache for road in roads()[:1])
     return weights + cache, weights / 2 + (cache / 2 if packed else cache)
