@@ -133,9 +133,9 @@ def sampling(batch: int, quick: bool = False) -> Row:
 
 
 def step_bytes(batch: int) -> tuple[float, float]:
-    """That a step of iGPT-S must read, in bfloat16 and in 8 bits: all weights but the embeddings, of
-    which it looks up one each, and the cache as far as it is filled, which stays in bfloat16 on some
-    roads.
+    """That a step of iGPT-S must read, in bfloat16 and in 8 bits: all weights but the embeddings,
+    of which it looks up one each, and the cache as far as it is filled, which stays in bfloat16 on
+    some roads.
     """
     filled = (GIVEN + STEPS / 2) / IGPT_S.n_positions
     counts = parameters(IGPT_S)
