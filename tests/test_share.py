@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +170,11 @@ def test_a_pipeline_pushes_its_folder_to_a_branch(
     assert (uploaded["repo_id"], uploaded["revision"]) == ("me/digits", "v1")
     assert uploaded["commit_message"] == "first"
     # What an earlier push left would be loaded with this one's weights.
-    for old in ("lm_head.safetensors", "model-1.safetensors", "recipe.yaml", "probe/results.json"):
-        assert any(fnmatch(old, pattern) for pattern in uploaded["delete_patterns"]), old
+    stale = ["lm_head.safetensors", "model-0123abcd-00001.safetensors", "model.safetensors"]
+    stale += ["model.safetensors.index.json", "recipe.yaml", "probe/results.json"]
+    others = ["checkpoints/8/model.safetensors", "adapter.safetensors", "notes.md"]
+    patterns = uploaded["delete_patterns"]
+    matched = [f for f in stale + others if any(fnmatchcase(f, p) for p in patterns)]
+    assert matched == stale
     files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     assert files < uploaded["files"]

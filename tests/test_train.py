@@ -307,7 +307,7 @@ def test_a_run_whose_pictures_were_moved_goes_on_and_is_tested_on_what_it_held_o
     with pytest.warns(UserWarning, match="'train', its only one, is taken"):
         assert len(RunData.of(run, str(tmp_path / "other")).pictures()) == 21
     assert len(RunData.of(run, str(tmp_path / "tests")).pictures()) == 20
-    with pytest.raises(UserError, match="had 20 pictures to train on when the run began"):
+    with pytest.raises(UserError, match="had 20 pictures to train and validate on when the run"):
         train(run, f"data.source={tmp_path / 'other'}", *words, resume=True)
 
 
@@ -321,12 +321,12 @@ def test_other_pictures_are_not_gone_on_with_though_there_is_a_validation_split(
     train(tmp_path / "run", f"data.source={tmp_path / 'here'}", *words)
     write_pictures(tmp_path / "here", "train/more.png")
     with pytest.raises(
-        UserError, match="had 9 pictures to train on when the run began, and has 10"
+        UserError, match="had 18 pictures to train and validate on when the run began, and has 19"
     ):
         train(tmp_path / "run", f"data.source={tmp_path / 'here'}", *words, resume=True)
     (tmp_path / "here" / "train" / "more.png").unlink()
     (tmp_path / "here").rename(tmp_path / "there")
-    with pytest.raises(UserError, match="has 10 now"):
+    with pytest.raises(UserError, match="has 19 now"):
         train(tmp_path / "run", f"data.source={tmp_path / 'others'}", *words, resume=True)
     train(tmp_path / "run", f"data.source={tmp_path / 'there'}", *words, resume=True)
 

@@ -142,8 +142,8 @@ class DataConfig:
     validation_split: str | None = None  # None: the source's, else a seeded part of train
     validation_fraction: float = 0.1  # of train, when the source has no validation split
     split_seed: int | None = None  # that this part is drawn from; None: train.seed
-    # How many pictures train had; a run writes it, since of more or fewer another part would be
-    # drawn, and other batches.
+    # How many pictures there were to train and to validate on; a run writes it, since of more or
+    # fewer another part would be drawn, and other batches.
     split_pictures: int | None = None
     test_split: str = "test"
     augmentation: Augmentation = "none"

@@ -65,7 +65,7 @@ class TrainingData:
     validation: torch.Tensor  # int64 [N, T] in the model's order
     codec: Codec
     skipped: list[str]  # unreadable pictures, by name
-    split_pictures: int | None = None  # of the train split; None of a stream
+    split_pictures: int | None = None  # to train and to validate on; None of a stream
 
 
 def training_data(

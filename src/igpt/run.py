@@ -88,10 +88,11 @@ def settle_recipe(
         return saved
     recipe = with_split_pictures(recipe, saved.data.split_pictures)
     differing = differing_fields(recipe, _with_whole_path(saved))
-    # Pictures that were moved are known again by their number (`require_same_split`), and a model
-    # by what of it is kept in the run.
+    # Pictures that were moved are known again by their number (`require_same_split`), and of the
+    # model that the run started from nothing is needed but its shape, once there is a checkpoint.
     moved = saved.data.split_pictures is not None and is_gone(saved.data.source)
-    started_elsewhere = saved.init_from is not None and is_gone(saved.init_from)
+    started = saved.init_from is not None and run.checkpoints.exists()
+    started_elsewhere = started and is_gone(str(saved.init_from))
     where = (("data.source", moved), ("init_from", started_elsewhere))
     manner = (*MANNER, *(name for name, may_differ in where if may_differ))
     changed = [name for name in differing if not name.startswith(manner)]
@@ -117,7 +118,7 @@ def _goes_on_with_its_data(recipe: Recipe) -> bool:
 
 
 def with_split_pictures(recipe: Recipe, pictures: int | None) -> Recipe:
-    """The recipe that says of how many pictures the held-out ones are drawn."""
+    """The recipe that says how many pictures there were to train and to validate on."""
     return replace(recipe, data=replace(recipe.data, split_pictures=pictures))
 
 
@@ -126,8 +127,8 @@ def require_same_split(recipe: Recipe, pictures: int | None, resume: bool) -> No
     known, source = recipe.data.split_pictures, recipe.data.source
     if resume and known not in (None, pictures):
         raise UserError(
-            f"cannot resume: {source} had {known:,} pictures to train on when the run began, and "
-            f"has {pictures or 0:,} now"
+            f"cannot resume: {source} had {known:,} pictures to train and validate on when the run "
+            f"began, and has {pictures or 0:,} now"
         )
 
 

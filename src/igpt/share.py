@@ -14,7 +14,7 @@ import numpy as np
 from igpt.checkpoint import RunDirectory
 from igpt.config import METRICS, Recipe, UserError, first_line
 from igpt.disk import new_folder, read_json, write_json, write_text
-from igpt.folder import save_model
+from igpt.folder import GENERATIVE_HEAD, INDEX, STEM, WEIGHTS, save_model
 from igpt.monitor import Seen, best_value, last_step, read_metrics
 from igpt.plots import picture_sheet, save_image
 from igpt.probe.store import RESULTS
@@ -29,8 +29,10 @@ SAMPLES = 16  # pictures of the card's sheet
 SHEET = "samples.png"
 # Of an earlier push to the same model, which this one may not have; other files there stay.
 STALE = [
-    "*.safetensors",
-    "*.safetensors.index.json",
+    WEIGHTS,
+    INDEX,
+    GENERATIVE_HEAD,
+    f"{STEM}.safetensors",
     "recipe.yaml",
     "metrics.jsonl",
     "palette.npy",

@@ -156,8 +156,8 @@ def _check(point: Point) -> None:
 def sweep(points: Sequence[Point], out: Path, labels_per_class: int | None, say: Say) -> Swept:
     """Train and measure every point that `out`/sweep.json lacks; a signal ends it early.
 
-    Runs go on where they are. Raises UserError when a class has too few labels, and what
-    `pretrain` raises.
+    Runs go on where they are. Raises UserError when there is nothing to test on or a class has too
+    few labels, and what `pretrain` raises.
     """
     _require_data(points, labels_per_class)
     path = out / "sweep.json"

@@ -292,7 +292,7 @@ def test_a_folder_that_grows_does_not_test_in_silence_on_what_was_learned(
     for i in range(20, 23):
         (folder / f"{i:02}.png").write_bytes(picture_bytes(i))
     assert "20 pictures when the run began and has 23 now" in igpt("eval", run).err
-    assert_mistake(igpt(*words, "--resume"), "had 20 pictures to train on when the run began")
+    assert_mistake(igpt(*words, "--resume"), "had 20 pictures to train and validate on")
     (folder / "more.png").write_bytes(picture_bytes(99))  # a warning is said once a process
     onward = ("pretrain", "--init-from", run, "--out", tmp_path / "next")
     assert "has 24 now" in igpt(*onward).err

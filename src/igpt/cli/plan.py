@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 EXAMPLE = "igpt plan igpt-xl-imagenet64 --gpus 64 --gpu h100"
 
 UTILISATION = 0.4  # part of a GPU's products a second that a run reaches
-# What iGPT-L took, by its authors (openai.com/index/image-gpt), who do not tell the precision.
+# What an iGPT-L took, as OpenAI told (openai.com/index/image-gpt), without size or precision.
 REPORTED = {("igpt-l", 32): 2_500}  # V100-days, by preset and size of the pictures
 SECONDS_A_DAY = 86_400
 
@@ -185,7 +185,7 @@ def _text(
 
 
 def _v100_row(days: dict[str, Any]) -> str:
-    """The line of V100-days, with those that the authors reported, if they did."""
+    """The line of V100-days, with those that OpenAI reported, if it did."""
     reported = f"  ({days['reported']:,} reported)" if days["reported"] else ""
     return _row("V100-days, in float32", f"{days['planned']:,.0f}") + reported
 

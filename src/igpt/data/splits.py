@@ -45,8 +45,11 @@ def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pict
 
 
 def count_split_pictures(source: Source, config: DataConfig) -> int | None:
-    """How many pictures are trained on and, in a single split, held out; None of a stream."""
-    return None if config.streaming else len(source.split(config.train_split))
+    """How many pictures there are to train and to validate on; None of a stream."""
+    if config.streaming:
+        return None
+    names = {config.train_split, validation_name(source.splits, config) or config.train_split}
+    return sum(len(source.split(name)) for name in names)
 
 
 def task_training_splits(

@@ -93,7 +93,8 @@ def local_folder(path: str | Path, **options: Any) -> Path:
     `owner/name` is a Hub model unless there is such a folder, or a folder `owner`.
     """
     folder = Path(path)
-    model_id = folder.as_posix()  # `str` of a path has backslashes on Windows
+    # `str` of a path has backslashes on Windows, and `./` is no part of a path.
+    model_id = path.as_posix() if isinstance(path, Path) else path
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", model_id) is not None
     if folder.exists() or not is_id or folder.parent.exists():
         return folder

@@ -28,25 +28,26 @@ using Packed = std::vector<bf16>;
 using PackedTiles = std::vector<uint32_t>;
 
 // A head padded, row by row: [Tp, Dp]. It is copied only where there is something to pad.
-struct Rows {
+struct PaddedHead {
   Packed copy;
   const bf16* data;
   long row;
 
-  Rows(Head head, int T, int D, int Tp, int Dp) : data(head.data), row(head.row) {
+  PaddedHead(Head head, int T, int D, int Tp, int Dp) : data(head.data), row(head.row) {
     if (T == Tp && D == Dp) return;
     copy.resize(size_t(Tp) * Dp);
     for (int t = 0; t < T; t++) std::memcpy(&copy[size_t(t) * Dp], data + t * row, 2 * D);
     data = copy.data(), row = Dp;
   }
-  Rows(const Rows&) = delete;
+  PaddedHead(const PaddedHead&) = delete;
+  PaddedHead& operator=(const PaddedHead&) = delete;
 
   const bf16* at(int t) const { return data + t * row; }
 };
 
 // The transpose [Dp, Tp] as operand B of a product (`wide.h`): tile (token / 16, dimension / 32)
 // has pairs of dimensions, by token.
-PackedTiles pack_transposed(const Rows& rows, int Tp, int Dp) {
+PackedTiles pack_transposed(const PaddedHead& rows, int Tp, int Dp) {
   PackedTiles out(size_t(Tp) * Dp / 2);
   uint32_t* tile = out.data();
   for (int t = 0; t < Tp; t += TILE)
@@ -60,7 +61,7 @@ PackedTiles pack_transposed(const Rows& rows, int Tp, int Dp) {
 
 // [Tp, Dp] as operand B of a product: tile (dimension / 16, token / 32) has pairs of tokens, by
 // dimension.
-PackedTiles pack_pairs(const Rows& rows, int Tp, int Dp) {
+PackedTiles pack_pairs(const PaddedHead& rows, int Tp, int Dp) {
   PackedTiles out(size_t(Tp) * Dp / 2);
   const auto words = [&](int t, int d) {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(rows.at(t) + d)));
@@ -73,16 +74,17 @@ PackedTiles pack_pairs(const Rows& rows, int Tp, int Dp) {
 }
 
 // The transpose [Dp, Tp], its rows `W` elements apart.
-Packed transposed(const Rows& rows, int Tp, int Dp, int W) {
+Packed transposed(const PaddedHead& rows, int Tp, int Dp, int W) {
   Packed out(size_t(Dp) * W);
   for (int t = 0; t < Tp; t += TILE)
     for (int d = 0; d < Dp; d += 32) {
       __m512i pairs[16];
       load_transposed(rows.at(t) + d, 2 * rows.row, pairs);
       for (int p = 0; p < 16; p++) {
-        bf16* even = &out[size_t(d + 2 * p) * W + t];
-        _mm256_storeu_si256((__m256i*)even, _mm512_cvtepi32_epi16(pairs[p]));
-        _mm256_storeu_si256((__m256i*)(even + W), _mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs[p], 16)));
+        auto* even = (__m256i*)&out[size_t(d + 2 * p) * W + t];
+        auto* odd = (__m256i*)&out[size_t(d + 2 * p + 1) * W + t];
+        _mm256_storeu_si256(even, _mm512_cvtepi32_epi16(pairs[p]));
+        _mm256_storeu_si256(odd, _mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs[p], 16)));
       }
     }
   return out;
@@ -157,9 +159,9 @@ float softmax_row(const float* scores, int seen, int width, float scale, bf16* o
 
 void forward_head(Head query, Head key, Head value, Head out, float* log_sum, Shape s) {
   const int steps = s.Dp / 32;  // of a product over a head's width
-  const Rows q(query, s.T, s.D, s.Tp, s.Dp);
-  const PackedTiles k = pack_transposed(Rows(key, s.T, s.D, s.Tp, s.Dp), s.Tp, s.Dp);
-  const PackedTiles v = pack_pairs(Rows(value, s.T, s.D, s.Tp, s.Dp), s.Tp, s.Dp);
+  const PaddedHead q(query, s.T, s.D, s.Tp, s.Dp);
+  const PackedTiles k = pack_transposed({key, s.T, s.D, s.Tp, s.Dp}, s.Tp, s.Dp);
+  const PackedTiles v = pack_pairs({value, s.T, s.D, s.Tp, s.Dp}, s.Tp, s.Dp);
   std::vector<float> scores(size_t(BLOCK) * s.W), mixed(size_t(BLOCK) * s.Dp);
   Packed weights(size_t(BLOCK) * s.W);
   float sums[BLOCK];
@@ -167,17 +169,15 @@ void forward_head(Head query, Head key, Head value, Head out, float* log_sum, Sh
     const int width = s.causal ? i + BLOCK : s.Tp;  // keys that this block may see
     for (int j = 0; j < width; j += BLOCK) {
       const uint32_t* tiles = &k[size_t(j / TILE) * steps * TILE_DWORDS];
-      multiply(q.at(i), q.row, tiles, tiles + steps * TILE_DWORDS, steps, &scores[j],
-               s.W);
+      multiply(q.at(i), q.row, tiles, tiles + steps * TILE_DWORDS, steps, &scores[j], s.W);
     }
     const int rows = std::min(BLOCK, s.T - i);
     for (int r = 0; r < rows; r++) {
       float top;
       sums[r] = softmax_row(&scores[size_t(r) * s.W], s.causal ? i + r + 1 : s.T, width, s.scale,
                             &weights[size_t(r) * s.W], &top);
-      log_sum[i + r] = top * s.scale;
+      log_sum[i + r] = top * s.scale + std::log(sums[r]);
     }
-    for (int r = 0; r < rows; r++) log_sum[i + r] += std::log(sums[r]);
     for (int d = 0; d < s.Dp; d += BLOCK) {
       const uint32_t* tiles = &v[size_t(d / TILE) * (s.Tp / 32) * TILE_DWORDS];
       multiply(weights.data(), s.W, tiles, tiles + s.Tp / 32 * TILE_DWORDS, width / 32, &mixed[d],
@@ -267,8 +267,8 @@ void store_block_gradient(const Packed& weights, const PackedTiles& rows, int bl
 void backward_head(Head query, Head key, Head value, Head out, Head out_gradient,
                    const float* log_sum, Gradients gradients, Shape s) {
   const int steps = s.Dp / 32;
-  const Rows q(query, s.T, s.D, s.Tp, s.Dp), k(key, s.T, s.D, s.Tp, s.Dp);
-  const Rows v(value, s.T, s.D, s.Tp, s.Dp), g(out_gradient, s.T, s.D, s.Tp, s.Dp);
+  const PaddedHead q(query, s.T, s.D, s.Tp, s.Dp), k(key, s.T, s.D, s.Tp, s.Dp);
+  const PaddedHead v(value, s.T, s.D, s.Tp, s.Dp), g(out_gradient, s.T, s.D, s.Tp, s.Dp);
   const PackedTiles q_columns = pack_transposed(q, s.Tp, s.Dp), q_pairs = pack_pairs(q, s.Tp, s.Dp);
   const PackedTiles g_columns = pack_transposed(g, s.Tp, s.Dp), g_pairs = pack_pairs(g, s.Tp, s.Dp);
   const Packed k_transposed = transposed(k, s.Tp, s.Dp, s.W);
@@ -287,10 +287,8 @@ void backward_head(Head query, Head key, Head value, Head out, Head out_gradient
     const int from = s.causal ? j : 0;  // queries that see these keys
     for (int i = from; i < s.Tp; i += BLOCK) {
       const size_t tile = size_t(i / TILE) * steps * TILE_DWORDS, next = steps * TILE_DWORDS;
-      multiply(k.at(j), k.row, &q_columns[tile], &q_columns[tile + next], steps,
-               &scores[i], s.W);
-      multiply(v.at(j), v.row, &g_columns[tile], &g_columns[tile + next], steps,
-               &products[i], s.W);
+      multiply(k.at(j), k.row, &q_columns[tile], &q_columns[tile + next], steps, &scores[i], s.W);
+      multiply(v.at(j), v.row, &g_columns[tile], &g_columns[tile + next], steps, &products[i], s.W);
     }
     score_gradients(scores.data(), products.data(), j, from, s, log2_sum.data(), delta.data(),
                     p.data(), ds.data(), ds_pairs.data());
