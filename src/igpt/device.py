@@ -171,7 +171,7 @@ def reuse_memory() -> None:
     """Ask the C library to keep what is freed, instead of handing it back to the system.
 
     A step frees and takes the same hundreds of megabytes; pages that are handed back come in anew,
-    zeroed one by one, which is up to a third of a training step's time (docs/performance.md). Does
+    zeroed one by one, which takes a seventh of a training step or more (docs/performance.md). Does
     nothing where the C library is not glibc.
     """
     if sys.platform == "win32":
