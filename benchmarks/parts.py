@@ -67,7 +67,7 @@ def where_time_goes() -> str:
     found = {kind: sum(taken.pop(n, 0) for n in names) for kind, names in OPERATORS.items()}
     found["the rest"] = sum(taken.values())
     whole = sum(found.values())
-    lines = [f"| {kind} | {ms:.0f} | {ms / whole:.0%} |" for kind, ms in found.items()]
+    lines = [f"| {kind} | {ms:.0f} | {100 * ms / whole:.0f} % |" for kind, ms in found.items()]
     return "\n".join(["| | ms a step | |", "|---|---|---|", *lines])
 
 

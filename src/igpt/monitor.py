@@ -191,9 +191,10 @@ def _start_wandb(run_dir: Path) -> Any:
         raise UserError("train.wandb asks for Weights & Biases: pip install wandb") from error
     # The same id for the same directory, so that a resumed run continues its W&B run.
     identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
-    options = {"dir": str(run_dir), "name": run_dir.name, "id": identity}
     try:
-        return wandb.init(project="igpt", resume="allow", **options)
+        return wandb.init(
+            project="igpt", dir=str(run_dir), name=run_dir.name, id=identity, resume="allow"
+        )
     except Exception as error:  # without a login or a network, errors of its own
         raise UserError(f"cannot start Weights & Biases: {first_line(error)}") from error
 

@@ -178,7 +178,7 @@ class Palette:
             clusters = np.load(path, allow_pickle=False)
         except FileNotFoundError as error:
             raise UserError(f"no palette file {path}") from error
-        except PermissionError:
+        except PermissionError:  # nothing is wrong with the file
             raise
         except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise UserError(f"{path} is not a .npy file of colour clusters") from error

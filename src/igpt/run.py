@@ -88,14 +88,7 @@ def settle_recipe(
         return saved
     recipe = with_split_pictures(recipe, saved.data.split_pictures)
     differing = differing_fields(recipe, _with_whole_path(saved))
-    # Pictures that were moved are known again by their number (`require_same_split`), and of the
-    # model that the run started from nothing is needed but its shape, once there is a checkpoint.
-    moved = saved.data.split_pictures is not None and is_gone(saved.data.source)
-    started = saved.init_from is not None and run.checkpoints.exists()
-    started_elsewhere = started and is_gone(str(saved.init_from))
-    where = (("data.source", moved), ("init_from", started_elsewhere))
-    manner = (*MANNER, *(name for name, may_differ in where if may_differ))
-    changed = [name for name in differing if not name.startswith(manner)]
+    changed = [name for name in differing if not name.startswith(_may_change(saved, run))]
     if changed:
         fields = ", ".join(changed)
         other = ", where --init-from can go on from its model" if command == "pretrain" else ""
@@ -104,6 +97,16 @@ def settle_recipe(
             f"goes on as it was; or choose another --out{other}"
         )
     return recipe
+
+
+def _may_change(saved: Recipe, run: RunDirectory) -> tuple[str, ...]:
+    """Beginnings of the fields in which a run that goes on may differ from when it began."""
+    fields = list(MANNER)
+    if saved.data.split_pictures is not None and is_gone(saved.data.source):
+        fields.append("data.source")  # moved pictures are known by number: `require_same_split`
+    if saved.init_from is not None and is_gone(saved.init_from) and run.checkpoints.exists():
+        fields.append("init_from")  # with a checkpoint, only the shape of that model is needed
+    return tuple(fields)
 
 
 def _with_whole_path(recipe: Recipe) -> Recipe:

@@ -119,8 +119,8 @@ class ImageGPTFeatures(TransformerMixin, _PictureEstimator):  # type: ignore[mis
     `run` is a run, a model folder, or what `igpt.load` gave. `layer` and `pool` are those of
     `Pipeline.features`; several layers stand side by side. `white` is the value of full brightness
     where X is numbers: 255 for integers and 1 for floats unless it is given (16 for scikit-learn's
-    digits). fit only loads the run and checks X. Of a BERT model, which pixels
-    are hidden depends on a picture's place in X.
+    digits). fit only loads the run and checks X. Of a BERT model, which pixels are hidden depends
+    on a picture's place in X.
 
     Raises UserError for a broken run and for layers and pools that the model does not have.
     """

@@ -95,7 +95,7 @@ def _load(path: Path) -> dict[str, npt.NDArray[Any]]:
             return dict(loaded)
     except FileNotFoundError as error:
         raise UserError(f"no file {path}") from error
-    except (MemoryError, PermissionError):
+    except (MemoryError, PermissionError):  # nothing is wrong with the file
         raise
     except Exception as error:  # a broken zip file can make the reader raise anything
         raise UserError(

@@ -93,7 +93,7 @@ def local_folder(path: str | Path, **options: Any) -> Path:
     `owner/name` is a Hub model unless there is such a folder, or a folder `owner`.
     """
     folder = Path(path)
-    # `str` of a path has backslashes on Windows, and `./` is no part of a path.
+    # A path's own `str` has backslashes on Windows. A string keeps its `./`: it is no id then.
     model_id = path.as_posix() if isinstance(path, Path) else path
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", model_id) is not None
     if folder.exists() or not is_id or folder.parent.exists():

@@ -23,8 +23,8 @@ constexpr int ROWS = LANES == 16 ? 8 : LANES == 8 ? 3 : 2;
 
 // What is read next is fetched into the second-level cache, as the first-level cache can wait for
 // only a few lines at a time. The distances are the best of those measured.
-constexpr int WEIGHTS_AHEAD = 8192;              // bytes
-constexpr int POSITIONS_AHEAD = 2 * TOGETHER;    // of keys and values
+constexpr int WEIGHTS_AHEAD = 8192;            // bytes
+constexpr int POSITIONS_AHEAD = 2 * TOGETHER;  // of keys and values
 void fetch(const char* place) { __builtin_prefetch(place, /*to write*/ 0, /*locality*/ 2); }
 
 // --- rounding -------------------------------------------------------------------------------------
