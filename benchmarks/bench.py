@@ -142,7 +142,7 @@ def step_bytes(batch: int) -> tuple[float, float]:
     embeddings = (counts["token_embedding"] + counts["positions"]) * BYTES["bfloat16"]
     weights = weight_bytes(IGPT_S, "bfloat16") - embeddings
     cache = batch * filled * cache_bytes(IGPT_S, "bfloat16")
-    packed = not ON_GPU and any(road.packs_cache for road in roads()[:1])
+    packed = not ON_GPU and any(road.cache_types[torch.int8] == torch.int8 for road in roads()[:1])
     return weights + cache, weights / 2 + (cache / 2 if packed else cache)
 
 

@@ -25,6 +25,7 @@ from igpt.run_data import RunData, load_named
 def nats_per_pixel(decoder: Decoder, tokens: Tensor) -> float:
     """The mean over pictures `tokens` [B, T] and their pixels."""
     logits = [decoder.prefill(tokens[:, :0])]
+    decoder.select(torch.arange(len(tokens)))
     logits += [decoder.step(tokens[:, i]) for i in range(tokens.shape[1] - 1)]
     return token_nats(torch.stack(logits, dim=1).float(), tokens).mean().item()
 

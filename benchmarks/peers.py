@@ -158,7 +158,6 @@ def sample_ours(
         decoder = new_decoder(model, precision)
         decoder.prefill(pictures[:1, : given - 1])
         decoder.select(torch.zeros(batch, dtype=torch.long, device=DEVICE))
-        decoder.step(pictures[:, given - 1])  # some decoders take their cache only now
 
     @torch.inference_mode()
     def unit() -> None:
@@ -207,7 +206,8 @@ def complete_ours(config: ModelConfig, n: int, together: bool) -> Work:
             decoder.prefill(half)
             decoder.select(torch.zeros(n, dtype=torch.long, device=DEVICE))
         else:
-            decoder.prefill(half[:, :0].expand(n, 0))
+            decoder.prefill(half[:, :0])
+            decoder.select(torch.zeros(n, dtype=torch.long, device=DEVICE))
             for position in range(half.shape[1]):
                 decoder.step(half[:, position].expand(n))
 

@@ -100,6 +100,7 @@ def test_a_gpu_replays_the_steps_of_the_model() -> None:
         expected = model(tokens)
         for start in (4, 6):  # other pictures, in the same place
             decoder.prefill(tokens[:, :start])
+            decoder.select(torch.arange(2).cuda())
             decoder.step(tokens[:, start])
             logits = torch.stack([decoder.step(tokens[:, i]) for i in range(start + 1, 8)], dim=1)
             torch.testing.assert_close(logits, expected[:, start + 2 :], atol=1e-4, rtol=0)

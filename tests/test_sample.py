@@ -92,7 +92,7 @@ def test_what_is_given_is_computed_once_for_all_its_completions(
 
 @pytest.mark.parametrize(
     ("batch_size", "prefixes", "rows"),
-    [(4, [1] * 4, [3] * 4), (7, [2, 2], [6, 6]), (2, [1, 2, 1] * 2, [2] * 6)],
+    [(4, [1] * 4, [3] * 4), (7, [2, 2], [6, 6]), (2, [1] * 4, [2, 1] * 4)],
 )
 def test_a_picture_and_its_completions_share_a_batch_where_they_fit(
     monkeypatch: pytest.MonkeyPatch, batch_size: int, prefixes: list[int], rows: list[int]

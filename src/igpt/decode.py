@@ -1,8 +1,8 @@
 """Decoders: the pixels of several pictures in, a step at a time, the next one's logits out.
 
 `PlainDecoder` is the model with its cache. `ReplayedDecoder` does the same on a GPU in one graph a
-step; `PackedDecoder` on a processor in one call, from weights of 16 or 8 bits. What samples knows
-neither cache nor weights.
+step; `PackedDecoder` on a processor in one call, from weights of 32, 16 or 8 bits. What samples
+knows neither cache nor weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from igpt.attention import FixedCache, KVCache
+from igpt.attention import FixedCache
 from igpt.config import STEP_PRECISIONS, UserError
 from igpt.device import autocast, check_precision, compute_dtype, record_step, replays_steps
 from igpt.kernels import BlockWeights, PackedCache, PackedWeights, Road, packed_step, roads
@@ -30,7 +30,10 @@ class Decoder(Protocol):
         ...
 
     def select(self, pictures: Tensor) -> None:
-        """Before the first step: go on with `pictures` [R] of those there are, which may repeat."""
+        """Before the first step: go on with `pictures` [R] of the prefixes, which may repeat.
+
+        Called again it goes on from the prefixes again, with others of them.
+        """
         ...
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -45,13 +48,12 @@ class PlainDecoder:
         self.model = model
 
     def prefill(self, prefix: Tensor) -> Tensor:
-        self.cache = self.model.new_cache(len(prefix))
-        self.tokens = prefix  # [P, t]
-        return self.model.next_logits(prefix, self.cache)
+        self._started, self._prefix = self.model.new_cache(len(prefix)), prefix
+        return self.model.next_logits(prefix, self._started)
 
     def select(self, pictures: Tensor) -> None:
-        self.cache = self.cache.select(pictures)
-        self.tokens = self.tokens[pictures]
+        self.cache = self._started.select(pictures)
+        self.tokens = self._prefix[pictures]  # [R, t]
 
     def step(self, tokens: Tensor) -> Tensor:
         self.tokens = torch.cat((self.tokens, tokens[:, None]), dim=1)
@@ -75,17 +77,18 @@ class ReplayedDecoder:
         self._steps: dict[int, Callable[[], Tensor]] = {}  # by the positions that they read
 
     def prefill(self, prefix: Tensor) -> Tensor:
-        self._started: KVCache | None = self.model.new_cache(len(prefix))
-        self._pictures = torch.arange(len(prefix), device=prefix.device)
+        self._started = self.model.new_cache(len(prefix))
         return self.model.next_logits(prefix, self._started)
 
     def select(self, pictures: Tensor) -> None:
-        self._pictures = pictures
+        """Take over what was started, in the room of the pictures before if they were as many."""
+        if self.cache is None or self.cache.keys.shape[1] != len(pictures):
+            self._steps.clear()
+            self.cache = FixedCache(self._started, len(pictures))
+            self._tokens = torch.zeros_like(pictures)
+        self.cache.fill(self._started, pictures)
 
     def step(self, tokens: Tensor) -> Tensor:
-        if self._started is not None:
-            self._fill(self._started)
-            self._started = None
         cache = self.cache
         assert cache is not None
         room = min(cache.length // ROOM * ROOM + ROOM, self.model.config.n_positions)
@@ -98,28 +101,22 @@ class ReplayedDecoder:
         cache.length += 1
         return logits
 
-    def _fill(self, started: KVCache) -> None:
-        """What was started, in the room of the pictures before these if they were as many."""
-        if self.cache is None or self.cache.keys.shape[1] != len(self._pictures):
-            self._steps.clear()
-            self.cache = FixedCache(started, len(self._pictures))
-            self._tokens = torch.zeros_like(self._pictures)
-        self.cache.fill(started, self._pictures)
-
 
 class PackedDecoder:
-    """The same with packed weights; the prefix is read by the model itself, in one pass."""
+    """The same with packed weights; prefixes are read by the model itself, each in one pass.
 
-    def __init__(self, model: ImageGPT, road: Road, int8: bool) -> None:
+    What it gives for a picture does not depend on the pictures beside it, to the bit.
+    """
+
+    def __init__(self, model: ImageGPT, road: Road, dtype: torch.dtype) -> None:
         self.model = model
-        self.int8_cache = int8 and road.packs_cache
         self.weights = PackedWeights(
             [_block_weights(block) for block in model.blocks],
             model.ln_f.weight,
             model.head.weight,
             n_head=model.config.n_head,
             eps=NORM_EPS,
-            int8=int8,
+            dtype=dtype,
             road=road,
         )
 
@@ -138,16 +135,20 @@ class PackedDecoder:
         )
 
     def prefill(self, prefix: Tensor) -> Tensor:
-        device = self.model.wte.device
-        dtype = compute_dtype("auto", device)
-        cache = self.model.new_cache(len(prefix), dtype)
-        with autocast(device, dtype):
-            logits = self.model.next_logits(prefix, cache)
-        self.cache = PackedCache.pack(cache.keys, cache.values, cache.length, self.int8_cache)
-        return logits.float()
+        device, stored = self.model.wte.device, self.weights.dtype
+        dtype = compute_dtype("float32" if stored == torch.float32 else "auto", device)
+        kind = self.weights.road.cache_types[stored]
+        self._started: list[PackedCache] = []  # of each prefix
+        logits = []
+        for one in torch.split(prefix, 1):  # sums may be ordered by how many rows a product has
+            cache = self.model.new_cache(1, dtype)
+            with autocast(device, dtype):
+                logits.append(self.model.next_logits(one, cache).float())
+            self._started.append(PackedCache.pack(cache.keys, cache.values, cache.length, kind))
+        return torch.cat(logits)
 
     def select(self, pictures: Tensor) -> None:
-        self.cache = self.cache.select(pictures)
+        self.cache = PackedCache.beside([self._started[i] for i in pictures.tolist()])
 
     def step(self, tokens: Tensor) -> Tensor:
         h = self.model.wte[tokens] + self.model.wpe[self.cache.length]  # [R, d]
@@ -180,8 +181,10 @@ def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
             "weights of 8 bits need a C++ compiler, IGPT_KERNELS other than 0, and a model on the "
             f"processor, without biases, whose heads are a multiple of {UNIT} wide"
         )
-    if precision != "float32" and packed:
-        return PackedDecoder(model, roads()[0], int8=precision == "int8")
+    if packed:
+        stored = torch.bfloat16 if precision == "auto" else getattr(torch, precision)
+        road = next(road for road in roads() if stored in road.cache_types)
+        return PackedDecoder(model, road, stored)
     device = model.wte.device
     dtype = compute_dtype(precision, device)
     if dtype != model.wte.dtype:

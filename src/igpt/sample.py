@@ -88,11 +88,10 @@ def _uniforms(seed: int, pictures: range, n_positions: int) -> Tensor:
 def generate(model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling) -> Iterator[Tensor]:
     """Tokens [R, T] as they are painted: the n completions of the first picture, of the second, ...
 
-    The prefix [B, t] may be empty (t = 0). As many completions are decoded side by side as
-    `decoding_memory` holds, up to MOST_TOGETHER. Those of a picture are in one batch and share one
-    pass over its prefix; where there are more of them than that, each batch computes the prefixes
-    of its own. Raises UserError for a BERT model, which has no order to paint in, and for a prefix
-    that is not shorter than the picture.
+    The prefix [B, t] may be empty (t = 0), and is computed once for all completions of a picture.
+    As many of these are decoded side by side as `decoding_memory` holds, up to MOST_TOGETHER: those
+    of several pictures, or a part of those of one. Raises UserError for a BERT model, which has no
+    order to paint in, and for a prefix that is not shorter than the picture.
     """
     if not model.config.causal:
         raise UserError("a BERT model cannot sample or complete: it has no order to paint in")
@@ -103,25 +102,26 @@ def generate(model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling) -> Ite
     decoder, device = new_decoder(model, sampling.precision), model.wte.device
     hold = decoding_memory(device) // cache_bytes(model.config, "float32")
     most = min(MOST_TOGETHER, max(1, hold))
-    total, together = len(prefix) * n, most // n * n or most
-    for start in range(0, total, together):
-        rows = range(start, min(start + together, total))
-        sources = range(rows.start // n, (rows.stop - 1) // n + 1)
-        which = torch.tensor([row // n - sources.start for row in rows], device=device)
-        part = prefix[sources.start : sources.stop].to(device)
-        uniforms = _uniforms(sampling.seed, rows, n_positions).to(device)
-        yield _paint(decoder, part, which, uniforms, sampling).cpu()
+    pictures = max(1, most // n)  # whose completions fit side by side
+    for first in range(0, len(prefix), pictures):
+        part = prefix[first : first + pictures].to(device)
+        logits = decoder.prefill(part)  # [P, K]
+        every = range(first * n, (first + len(part)) * n)
+        for start in range(0, len(every), most):
+            rows = every[start : start + most]
+            which = torch.tensor([row // n - first for row in rows], device=device)
+            uniforms = _uniforms(sampling.seed, rows, n_positions).to(device)
+            decoder.select(which)
+            yield _paint(decoder, part[which], logits[which], uniforms, sampling).cpu()
 
 
 def _paint(
-    decoder: Decoder, prefix: Tensor, which: Tensor, uniforms: Tensor, sampling: Sampling
+    decoder: Decoder, prefix: Tensor, logits: Tensor, uniforms: Tensor, sampling: Sampling
 ) -> Tensor:
-    """Tokens [R, T]: row r continues prefix[which[r]] with uniforms[r]."""
+    """Tokens [R, T]: row r continues prefix[r], whose next pixel has logits[r], by uniforms[r]."""
     t, n_positions = prefix.shape[1], uniforms.shape[1]
-    logits = decoder.prefill(prefix)[which]  # [R, K]
-    decoder.select(which)
-    tokens = torch.empty(len(which), n_positions, dtype=torch.long, device=prefix.device)
-    tokens[:, :t] = prefix[which]
+    tokens = torch.empty(len(prefix), n_positions, dtype=torch.long, device=prefix.device)
+    tokens[:, :t] = prefix
     for position in range(t, n_positions):
         if position > t:
             logits = decoder.step(tokens[:, position - 1])

@@ -16,8 +16,8 @@
 
 extern "C" {
 
-// y = W x: W [outputs, inputs], both padded to multiples of 32, in the road's layout; in bfloat16
-// or, where there are scales [outputs], in int8.
+// y = W x: W [outputs, inputs], both padded to multiples of 32, in the road's layout. In int8 there
+// are scales [outputs].
 struct Linear {
   const void* weights;
   const float* scales;
@@ -31,6 +31,7 @@ struct Layer {
 
 struct Model {
   int n_layer, d, n_head;
+  int bytes;  // of a weight: 4 in float32, 2 in bfloat16, 1 in int8
   float eps;  // of the norms
   const Layer* layers;
   const float* norm_f;
@@ -38,8 +39,8 @@ struct Model {
 };
 
 // Keys [L, B, H, S / 16, D / P, 16, P] and values [L, B, H, S / P, D, P], where P numbers make 32
-// bits: two in bfloat16 or, where there are scales [L, B, H, S], four in int8, with the second and
-// third swapped. `length` positions are filled, and the step adds one. S, the positions that there
+// bits: one in float32, two in bfloat16 or, where there are scales [L, B, H, S], four in int8, with
+// the second and third swapped. `length` positions are filled, and the step adds one. S, the positions that there
 // is room for, is a multiple of 64, and D of 32.
 struct Cache {
   void *keys, *values;

@@ -8,7 +8,7 @@ are two implementations ("roads") of the step in `decode.h`: `decode_tiles.cpp` 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,14 +25,14 @@ LARGEST_INT8 = 127
 
 @dataclass(frozen=True)
 class Road:
-    """An implementation: its library, how to lay out weights [outputs, inputs] for it, and whether
-    with int8 weights the cache is int8 too.
+    """An implementation: its library, how to lay out weights [outputs, inputs] for it, and in what
+    type it stores the cache for each type of weights that it takes.
     """
 
     name: str
     library: ctypes.CDLL
     pack_weights: Callable[[Tensor], Tensor]
-    packs_cache: bool
+    cache_types: Mapping[torch.dtype, torch.dtype]
 
 
 @cache
@@ -41,9 +41,11 @@ def roads() -> tuple[Road, ...]:
     tiles, vectors = load_for_tiles("decode_tiles"), load("decode_vectors")
     found = []
     if tiles is not None:
-        found.append(Road("tiles", tiles, _in_tiles, packs_cache=False))
+        types = {torch.bfloat16: torch.bfloat16, torch.int8: torch.bfloat16}
+        found.append(Road("tiles", tiles, _in_tiles, types))
     if vectors is not None:
-        found.append(Road("vectors", vectors, _in_panels, packs_cache=True))
+        types = {kind: kind for kind in (torch.float32, torch.bfloat16, torch.int8)}
+        found.append(Road("vectors", vectors, _in_panels, types))
     return tuple(found)
 
 
@@ -98,6 +100,7 @@ class _Model(ctypes.Structure):
         ("n_layer", ctypes.c_int),
         ("d", ctypes.c_int),
         ("n_head", ctypes.c_int),
+        ("bytes", ctypes.c_int),
         ("eps", ctypes.c_float),
         ("layers", ctypes.POINTER(_Layer)),
         ("norm_f", ctypes.c_void_p),
@@ -129,7 +132,10 @@ class BlockWeights:
 
 
 class PackedWeights:
-    """The weights of all blocks and the head, packed; in int8, a scale for each output."""
+    """The weights of all blocks and the head, packed in `dtype`; in int8, a scale for each output.
+
+    `dtype` is one that the road takes: float32, bfloat16 or int8.
+    """
 
     def __init__(
         self,
@@ -139,12 +145,12 @@ class PackedWeights:
         *,
         n_head: int,
         eps: float,
-        int8: bool,
+        dtype: torch.dtype,
         road: Road,
     ) -> None:
         self._kept: list[Tensor] = []  # keeps alive what the addresses point to
         self.road = road
-        self.int8 = int8
+        self.dtype = dtype
         self.n_outputs = len(head)
         layers = (_Layer * len(blocks))(
             *(
@@ -157,7 +163,14 @@ class PackedWeights:
             )
         )
         self.model = _Model(
-            len(blocks), len(norm_f), n_head, eps, layers, self._gain(norm_f), self._linear(head)
+            len(blocks),
+            len(norm_f),
+            n_head,
+            dtype.itemsize,
+            eps,
+            layers,
+            self._gain(norm_f),
+            self._linear(head),
         )
 
     def _gain(self, weight: Tensor) -> int:
@@ -167,8 +180,8 @@ class PackedWeights:
         weight = weight.detach().float()
         weight = F.pad(weight, (0, 0, 0, -len(weight) % UNIT))
         outputs, inputs = weight.shape
-        if not self.int8:
-            return _Linear(self._packed(weight.to(torch.bfloat16)), None, outputs, inputs)
+        if self.dtype != torch.int8:
+            return _Linear(self._packed(weight.to(self.dtype)), None, outputs, inputs)
         rounded, scales = _round_to_int8(weight)
         return _Linear(self._packed(rounded), self._keep(scales), outputs, inputs)
 
@@ -190,8 +203,9 @@ class PackedCache:
         self.tensors, self.length = tuple(tensors), length
 
     @classmethod
-    def pack(cls, keys: Tensor, values: Tensor, length: int, int8: bool) -> PackedCache:
+    def pack(cls, keys: Tensor, values: Tensor, length: int, dtype: torch.dtype) -> PackedCache:
         """Pack keys and values [L, B, H, S, D], of which `length` positions are filled."""
+        int8 = dtype == torch.int8
         room = keys.shape[3] + -keys.shape[3] % TOGETHER - length
         keys, values = keys[..., :length, :], values[..., :length, :]
         scales: tuple[Tensor, ...] = ()
@@ -200,18 +214,18 @@ class PackedCache:
             scales = (F.pad(key_scales, (0, room)), F.pad(value_scales, (0, room)))
         # Rounded before padding, as padding in float32 would take twice the memory. The zeros add
         # nothing to a result.
-        keys, values = (
-            F.pad(x if int8 else x.to(torch.bfloat16), (0, 0, 0, room)) for x in (keys, values)
-        )
+        keys, values = (F.pad(x if int8 else x.to(dtype), (0, 0, 0, room)) for x in (keys, values))
         side = 4 // keys.element_size()  # numbers in 32 bits
         L, B, H, S, D = keys.shape
         keys = keys.view(L, B, H, S // 16, 16, D // side, side).transpose(4, 5)
         values = values.view(L, B, H, S // side, side, D).transpose(4, 5)
         return cls((_in_words(keys), _in_words(values), *scales), length)
 
-    def select(self, pictures: Tensor) -> PackedCache:
-        """The caches of `pictures` [R], which may repeat."""
-        return PackedCache([x.index_select(1, pictures) for x in self.tensors], self.length)
+    @classmethod
+    def beside(cls, caches: Sequence[PackedCache]) -> PackedCache:
+        """A new cache of the pictures of `caches`, which are of one length and may repeat."""
+        parts = zip(*(cache.tensors for cache in caches), strict=True)
+        return cls([torch.cat(same, dim=1) for same in parts], caches[0].length)
 
     @property
     def size(self) -> int:

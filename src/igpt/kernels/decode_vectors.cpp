@@ -1,7 +1,7 @@
 // The decoder's step (`decode.h`) on vectors of any processor.
 //
-// Weights and cache are stored in bfloat16 or int8, since reading them is what a step waits for.
-// Numbers in bfloat16 are multiplied as they are where the processor does that (AVX-512 BF16), and
+// Weights and cache are stored in bfloat16 or int8, since reading them is what a step waits for; or
+// in float32, as they were trained. Numbers in bfloat16 are multiplied as they are where the processor does that (AVX-512 BF16), and
 // else widened to float32 in registers. Numbers in int8 are multiplied with inputs rounded to 16
 // bits, as products of whole numbers are faster than those of floats. Weights are laid out as
 // [outputs / 32, inputs / P, 32, P], P numbers in a word of 32 bits: a vector of words has as many
@@ -86,7 +86,10 @@ float weights_as_factors(const float* x, int n, Element* to) {
 }
 
 // x [D] for the cache; returns its scale.
-float round_all(const float* x, int D, bf16* to) { return as_factors<bf16>(x, D, to); }
+template <class Number>
+float round_all(const float* x, int D, Number* to) {
+  return as_factors<Number>(x, D, to);
+}
 float round_all(const float* x, int D, int8_t* to) {
   return round_to(to, x, D, 127 / magnitude(x, D).largest);
 }
@@ -135,7 +138,7 @@ struct Rows {
   void set(int picture, int i, const Outputs& part) { store(&x[place(picture) + i], part); }
 };
 
-// Inputs to weights in bfloat16.
+// Inputs to weights in bfloat16 or float32.
 template <class Number>
 struct Inputs : Rows<Factor<Number>> {
   using Rows<Factor<Number>>::Rows;
@@ -192,7 +195,7 @@ void multiply(const char* panel, const Factor<Number>* x, int inputs, Outputs* y
       const auto weights = load<Words>(panel + 4 * LANES * v);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++)
-        sums[r][v] = add_products(sums[r][v], weights, x + size_t(r) * inputs + i);
+        sums[r][v] = add_products<Number>(sums[r][v], weights, x + size_t(r) * inputs + i);
     }
   }
   for (int r = 0; r < R; r++)
@@ -266,7 +269,7 @@ void score(const Factor<Number>* query, const char* keys, const float* scales, i
         const int group = i * LANES / GROUP, lane = i * LANES % GROUP;
         const char* place = block + (size_t(group) * D / P + d / P) * 4 * GROUP + 4 * lane;
         if (i % IN_LINE == 0) fetch(ahead + (size_t(d) / P * SUMS + i) * sizeof(Words));
-        sums[i] = add_products(sums[i], load<Words>(place), query + d);
+        sums[i] = add_products<Number>(sums[i], load<Words>(place), query + d);
       }
     for (int i = 0; i < SUMS; i++) {
       const int at = s + i * LANES;
@@ -309,7 +312,7 @@ void mix(const Factor<Number>* weights, const char* values, int D, int count, fl
 #pragma GCC unroll 16
         for (int i = 0; i < n; i++) {
           if (i % IN_LINE == 0) fetch(ahead + 4 * LANES * i);
-          sums[i] = add_products(sums[i], load<Words>(place + 4 * LANES * i), weights + s);
+          sums[i] = add_products<Number>(sums[i], load<Words>(place + 4 * LANES * i), weights + s);
         }
       }
     };
@@ -370,6 +373,8 @@ struct Road {
 
 extern "C" void decode_step(const Model* model, const Cache* cache, float* h, float* logits, int B,
                             int threads) {
-  const auto run = model->head.scales ? &step<Road<int8_t>> : &step<Road<bf16>>;
+  const auto run = model->bytes == 4   ? &step<Road<float>>
+                   : model->bytes == 2 ? &step<Road<bf16>>
+                                       : &step<Road<int8_t>>;
   run(*model, *cache, h, logits, B, threads);
 }

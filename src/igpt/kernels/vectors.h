@@ -25,7 +25,7 @@ typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Words __attribute__((vector_size(4 * LANES)));
 typedef int16_t Halves __attribute__((vector_size(4 * LANES)));
 
-// Numbers in a word of 32 bits: two in bfloat16, four in int8.
+// Numbers in a word of 32 bits: one in float32, two in bfloat16, four in int8.
 template <class Number>
 constexpr int PACK = 4 / sizeof(Number);
 
@@ -72,26 +72,32 @@ using FactorOfBf16 = float;
 template <class Number>
 constexpr bool IS_WHOLE = std::is_same_v<Number, int8_t>;
 template <class Number>
-using Factor = std::conditional_t<IS_WHOLE<Number>, int16_t, FactorOfBf16>;
+constexpr bool IS_BF16 = std::is_same_v<Number, bf16>;
+template <class Number>
+using Factor = std::conditional_t<IS_WHOLE<Number>, int16_t,
+                                  std::conditional_t<IS_BF16<Number>, FactorOfBf16, float>>;
 template <class Number>
 using Sum = std::conditional_t<IS_WHOLE<Number>, Words, Vector>;
 
-// sum + the products of each word's two numbers with two factors, which all words share.
-Vector add_products(Vector sum, Words words, const FactorOfBf16* factors) {
+// sum + the products of each word's numbers with as many factors, which all words share. Of four
+// numbers in int8 the first two are in a word's even bytes and the others in its odd ones, so that a
+// shift or two makes halves of either pair.
+template <class Number>
+Sum<Number> add_products(Sum<Number> sum, Words words, const Factor<Number>* factors) {
+  if constexpr (IS_WHOLE<Number>) {
+    const auto bytes = (Halves)words;
+    sum = add_pair(sum, (Words)((bytes << 8) >> 8), Words{} + load<int32_t>(factors));
+    return add_pair(sum, (Words)(bytes >> 8), Words{} + load<int32_t>(factors + 2));
+  } else if constexpr (IS_BF16<Number>) {
 #if defined(__AVX512BF16__)
-  const auto pair = (__m512bh)(Words{} + load<int32_t>(factors));
-  return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)words, pair);
+    const auto pair = (__m512bh)(Words{} + load<int32_t>(factors));
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)words, pair);
 #else
-  return sum + (Vector)(words << 16) * factors[0] + (Vector)(words & int32_t(0xffff0000)) * factors[1];
+    return sum + (Vector)(words << 16) * factors[0] + (Vector)(words & int32_t(0xffff0000)) * factors[1];
 #endif
-}
-
-// The same for words of four numbers in int8. The first two are in a word's even bytes and the
-// others in its odd ones, so that a shift or two makes halves of either pair.
-Words add_products(Words sum, Words words, const int16_t* factors) {
-  const auto bytes = (Halves)words;
-  sum = add_pair(sum, (Words)((bytes << 8) >> 8), Words{} + load<int32_t>(factors));
-  return add_pair(sum, (Words)(bytes >> 8), Words{} + load<int32_t>(factors + 2));
+  } else {
+    return sum + (Vector)words * factors[0];
+  }
 }
 
 Vector as_floats(Vector x) { return x; }
