@@ -32,6 +32,7 @@ from igpt.plots.curves import CYCLE
 from igpt.study import (
     LinearMethod,
     ModelFeatures,
+    Subset,
     compare,
     needed_pictures,
     subsets,
@@ -41,20 +42,40 @@ from igpt.study import (
 SEEDS, TESTED = 5, 2_000  # subsets of labels; first test pictures
 
 
-def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Nats/pixel on validation, and the probe's accuracy at its best layer on test."""
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def probing(
+    run: Path, args: argparse.Namespace
+) -> tuple[ModelFeatures, LinearMethod, list[Subset]]:
+    """The features of every layer, a probe that chooses one, and the labels that it learns from."""
     pipeline = load(run)
     args.run, args.split = run, None
     task = run_data(args).task(pipeline.image_size)
     task = replace(task, test=task.test.select(np.arange(min(TESTED, len(task.test)))))
     chosen = subsets(task, [args.labels_per_class], SEEDS)
     features = ModelFeatures(pipeline, ["all"], args.pool, "auto")
-    linear = LinearMethod(
-        "probe", features, task, needed_pictures(task, chosen), components=None, metric=args.metric
-    )
-    trials = compare([linear], chosen, lambda line: print(line, file=sys.stderr))
+    needed = needed_pictures(task, chosen)
+    linear = LinearMethod("probe", features, task, needed, components=None, metric=args.metric)
+    return features, linear, chosen
+
+
+def add_probing(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `probing`."""
+    add_data(parser, limit=False)
+    parser.add_argument("--labels-per-class", type=int, default=100)
+    parser.add_argument("--pool", default="mean")
+    parser.add_argument("--metric", choices=METRICS, default="accuracy", help="chosen and drawn by")
+
+
+def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Nats/pixel on validation, and the probe's accuracy at its best layer on test."""
+    features, linear, chosen = probing(run, args)
+    trials = compare([linear], chosen, say)
     (summary,) = summarise(trials)
-    validation = Encoded(pipeline.codec.raster_tokens(task.validation.images))
+    pipeline = features.pipeline
+    validation = Encoded(pipeline.codec.raster_tokens(linear.task.validation.images))
     layers = [trial.fit.probe.by_layer for trial in trials if trial.fit.probe]
     return {
         "nats_per_pixel": pipeline.likelihood(validation, precision="auto").nats_per_pixel,
@@ -92,8 +113,8 @@ def draw(results: dict[str, Any], metric: str) -> Figure:
     return figure
 
 
-def draw_layers(results: dict[str, Any]) -> Figure:
-    """The probe's accuracy on validation against depth: a line a run, dashed for BERT."""
+def draw_layers(results: dict[str, Any], axis: str) -> Figure:
+    """The probe on validation, as `axis` says, against depth: a line a run, dashed for BERT."""
     figure = Figure(figsize=(7.8, 4.2), layout="constrained")
     axes = figure.subplots()
     whole = {name: row for name, row in results.items() if not re.search(r"-step\d+$", name)}
@@ -104,7 +125,7 @@ def draw_layers(results: dict[str, Any]) -> Figure:
         axes.plot(depth, accuracies, style, color=color, marker=".", linewidth=1, label=name)
         axes.plot(depth[best], accuracies[best], color=color, marker="o", markersize=8)
     axes.set_xlabel("layer, of the model's depth (the best one is marked)")
-    axes.set_ylabel("probe on validation, %")
+    axes.set_ylabel(axis)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -130,10 +151,7 @@ def best_over_last(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
-    add_data(parser, limit=False)
-    parser.add_argument("--labels-per-class", type=int, default=100)
-    parser.add_argument("--pool", default="mean")
-    parser.add_argument("--metric", choices=METRICS, default="accuracy", help="chosen and drawn by")
+    add_probing(parser)
     parser.add_argument("--out", type=Path, default=Path("density"))
     args = parser.parse_args()
     saved = args.out.with_suffix(".json")
@@ -149,11 +167,15 @@ def main() -> None:
         )
         print(f"{row['nats_per_pixel']:.4f}  {plain}  balanced {balanced}  {best_over_last(row)}  "
               f"{row['parameters']:,}  {run.name}", flush=True)  # fmt: skip
-        means = [f"{100 * np.mean(values):.1f}" for values in row["by_layer"].values()]
-        print(f"        validation by layer: {' '.join(means)}", flush=True)
+        layers = 100 * np.array(list(row["by_layer"].values()))  # [L + 1, subsets]
+        means = " ".join(f"{mean:.1f}" for mean in layers.mean(axis=1))
+        deviations = layers.std(axis=1, ddof=1)
+        print(f"        validation by layer: {means} (each ± {deviations.min():.1f} to "
+              f"{deviations.max():.1f})", flush=True)  # fmt: skip
     save_figure(draw(results, args.metric), args.out.with_suffix(".png"))
-    layers = args.out.with_name(f"{args.out.name}-layers.png")
-    save_figure(draw_layers(results), layers)
+    axis = f"probe on validation, {args.metric.replace('_', ' ')}, %"
+    by_layer = args.out.with_name(f"{args.out.name}-layers.png")
+    save_figure(draw_layers(results, axis), by_layer)
 
 
 if __name__ == "__main__":

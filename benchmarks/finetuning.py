@@ -103,6 +103,11 @@ def spread(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
 
 
+def less(values: list[float], base: list[float]) -> list[float]:
+    """By how much `values` are above `base`, one by one."""
+    return [value - other for value, other in zip(values, base, strict=True)]
+
+
 def draw(results: dict[str, dict[str, list[float]]], axis: str) -> Figure:
     """A row for every way to classify, by model: a dot a seed, and their mean."""
     rows = [(model, way, values) for model, ways in results.items() for way, values in ways.items()]
@@ -129,7 +134,7 @@ def all_results(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
         rows: Rows = json.loads(path.read_text())
         found[path.stem] = {name: values[args.metric] for name, values in rows.items()}
         if path.stem in probes:
-            found[path.stem]["linear probe (mean)"] = probes[path.stem][args.metric][:1]
+            found[path.stem]["linear probe, mean of five"] = probes[path.stem][args.metric][:1]
     return found
 
 
@@ -168,6 +173,11 @@ def main() -> None:
           f"| {' | '.join(METRICS)} |\n|---|---|---|")  # fmt: skip
     for name, values in rows.items():
         print(f"| {name} | {' | '.join(spread(values[metric]) for metric in METRICS)} |")
+    for variant, way in itertools.product(args.variants, [*VOTES][1:]):
+        if (name := f"{variant}, {way}") in rows:
+            single = rows[f"{variant}, one mask"]
+            gains = [spread(less(rows[name][m], single[m])) for m in METRICS]
+            print(f"| {name}, less one mask, seed by seed | {' | '.join(gains)} |")
     axis = f"{args.metric.replace('_', ' ')} on test, %; {args.labels_per_class} labels a class"
     target = args.out / "finetuning.png"
     save_figure(draw(all_results(args), axis), target)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import is_sheet
+from conftest import is_sheet, silent, tiny_recipe
+from igpt.pretrain import pretrain
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 QUICK = ["train.steps=2", "train.batch_size=8", "train.warmup_steps=1", "train.eval_every=1"]
@@ -68,5 +69,38 @@ def test_few_labels_of_two_probes(campaign: Campaign, igpt, tiny_run: Path, tmp_
     for out, sizes in (("few", (1, 2)), ("more", (4,))):
         few = ["--labels-per-class", *sizes, "--seeds", 2, "--out", tmp_path / out]
         igpt("probe", tiny_run, "--layer", 1, *few)
-    campaign("few_labels", tmp_path / "few", tmp_path / "more", "--out", tmp_path / "both.png")
+    folders = [tmp_path / "few", tmp_path / "more"]
+    assert "| linear probe less | 1 | 2 | 4 |" in campaign(
+        "few_labels", *folders, "--out", tmp_path / "both.png"
+    )
     assert is_sheet(tmp_path / "both.png")
+
+
+def test_margins_are_of_the_same_labels() -> None:
+    margins = runpy.run_path(str(BENCHMARKS / "few_labels.py"))["margins"]
+    outcomes = [
+        {"method": method, "labels_per_class": 4, "seed": seed, "accuracy": value}
+        for method, values in (("ours", (0.5, 0.7, 0.6)), ("theirs", (0.4, 0.4, 0.65)))
+        for seed, value in enumerate(values)
+    ]
+    # 10, 30 and -5 points
+    assert margins(outcomes, "accuracy").splitlines()[-1] == "| theirs | 11.7 ± 17.6 (2 of 3) |"
+
+
+def test_masks_that_vote(campaign: Campaign, tmp_path: Path) -> None:
+    run = tmp_path / "bert"
+    pretrain(tiny_recipe("objective=bert"), run, resume=False, say=silent)
+    printed = campaign("mask_votes", run, "--labels-per-class", 2)
+    rows = [line for line in printed.splitlines() if "±" in line]
+    assert len(rows) == 5  # three ways to vote, and what two of them gain
+    assert rows[0].startswith("| bert, one mask |")
+
+
+@pytest.mark.parametrize("labels", [[], ["--labels-per-class", 2]])
+def test_a_cnn_of_the_same_minutes(
+    campaign: Campaign, tiny_run: Path, labels: list[object]
+) -> None:
+    words = ["--minutes", 0.02, "--seeds", 2, "--least-steps", 3]
+    printed = campaign("same_minutes_cnn", tiny_run, *words, *labels)
+    assert "0.0 minutes at most" in printed
+    assert printed.count("±") == 2
