@@ -184,6 +184,18 @@ def test_auroc_is_the_chance_of_the_right_order() -> None:
     assert Signal(np.array([1.0, 3.0]), np.array([2.0, 4.0])).auroc == 0.75
 
 
+def test_the_standard_error_is_how_far_auroc_strays_over_samples() -> None:
+    rng = np.random.default_rng(0)
+    # Rounded, so that some are equal.
+    signals = [
+        Signal(rng.normal(0, 1, 40).round(1), rng.normal(1, 2, 70).round(1)) for _ in range(400)
+    ]
+    strays = np.std([signal.auroc for signal in signals])
+    errors = [signal.standard_error for signal in signals]
+    assert np.mean([error for error in errors if error]) == pytest.approx(strays, rel=0.1)
+    assert Signal(np.array([1.0]), np.array([2.0, 3.0])).standard_error is None
+
+
 def test_the_correction_rights_a_likelihood_that_follows_complexity() -> None:
     """A model whose bits are half of the compressor's on its own pictures, and equal to them on
     simpler foreign ones: raw likelihood prefers the foreign ones, always."""

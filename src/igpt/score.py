@@ -76,6 +76,27 @@ class Signal:
         is_outside = np.repeat([0, 1], [len(self.inside), len(self.outside)])
         return float(roc_auc_score(is_outside, np.concatenate([self.inside, self.outside])))
 
+    @property
+    def standard_error(self) -> float | None:
+        """Of `auroc`, as the pictures are a sample of each kind; None for a single one of a kind.
+
+        DeLong et al., Comparing the areas under two or more correlated receiver operating
+        characteristic curves, Biometrics 1988.
+        """
+        n, m = len(self.inside), len(self.outside)
+        if min(n, m) < 2:
+            return None
+        below_inside = _part_below(self.inside, self.outside)
+        below_outside = _part_below(self.outside, self.inside)
+        return math.sqrt(below_inside.var(ddof=1) / n + below_outside.var(ddof=1) / m)
+
+
+def _part_below(values: Floats, others: Floats) -> Floats:
+    """For each of the values [N], the part of `others` [M] that is below it; of ties the half."""
+    ordered = np.sort(others)
+    places = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+    return np.asarray(sum(places) / (2 * len(others)))
+
 
 def score(
     pipeline: Pipeline,

@@ -138,6 +138,7 @@ def test_two_sets_are_told_apart_raw_and_corrected(
         *("extremes.png", "ood.png", "scores.csv", "surprise.png"),
     ]
     text = igpt(*words, "--ood-split", "train").out
+    assert f"  {ood['auroc_raw']:.3f} ± " in igpt(*words).out
     assert "3 pictures of black.npz" in text
     assert "below 0.5: the model finds the other pictures likelier than these" in text
     assert "corrected for complexity" in text

@@ -16,6 +16,7 @@ from igpt.cli.arguments import (
     open_pictures,
     positive,
     refuse_two_sources,
+    run_data,
 )
 from igpt.cli.report import Report
 from igpt.config import Say, UserError
@@ -121,12 +122,17 @@ def _figure(
     from igpt.plots import ood_figure, save_figure
 
     figure: Path = args.out / "ood.png"
+    scored = "the pictures given" if args.images else _last_part(run_data(args).config.source)
     labels = (
-        f"the scored pictures ({len(inside.names):,})",
-        f"{Path(args.ood).name or args.ood} ({len(outside.names):,})",
+        f"{scored} ({len(inside.names):,})",
+        f"{_last_part(args.ood)} ({len(outside.names):,})",
     )
     save_figure(ood_figure(*signals, *labels), figure)
     return figure
+
+
+def _last_part(source: str) -> str:
+    return Path(source).name or source
 
 
 def _rows(scores: Scores) -> list[dict[str, Any]]:
@@ -162,7 +168,9 @@ def _ood_values(name: str, outside: Scores, signals: tuple[Signal, Signal]) -> d
         "bits_per_pixel": float(outside.bits_per_pixel.mean()),
         "compressed_bits_per_pixel": float(outside.compressed_bits_per_pixel.mean()),
         "auroc_raw": raw.auroc,
+        "auroc_raw_error": raw.standard_error,
         "auroc_corrected": corrected.auroc,
+        "auroc_corrected_error": corrected.standard_error,
     }
 
 
@@ -188,14 +196,19 @@ def _text(values: dict[str, Any], table: Path) -> str:
     return "\n".join([*lines, "", *values["files"]])
 
 
+def _auroc(ood: dict[str, Any], kind: str) -> str:
+    error = ood[f"auroc_{kind}_error"]
+    return f"{ood[f'auroc_{kind}']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+
 def _ood_lines(ood: dict[str, Any]) -> list[str]:
     lines = [
         "",
         f"{ood['count']:,} pictures of {ood['data']}: {ood['bits_per_pixel']:.4f} bits/pixel   "
         f"compressed {ood['compressed_bits_per_pixel']:.4f} bits/pixel",
-        "AUROC of telling them apart (1: always, 0.5: by chance)",
-        f"  {ood['auroc_raw']:.3f}  raw likelihood",
-        f"  {ood['auroc_corrected']:.3f}  corrected for complexity: bits/pixel less compressed",
+        "AUROC of telling them apart (1: always, 0.5: by chance), ± its standard error",
+        f"  {_auroc(ood, 'raw')}  raw likelihood",
+        f"  {_auroc(ood, 'corrected')}  corrected for complexity: bits/pixel less compressed",
     ]
     if round(ood["auroc_raw"], 3) < 0.5:
         lines.append("below 0.5: the model finds the other pictures likelier than these")
