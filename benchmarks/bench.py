@@ -118,7 +118,7 @@ def sampling(batch: int, quick: bool = False) -> Row:
         "igpt": Contender(sample_ours, (*args, "bfloat16")),
         **on_processors({"igpt, int8": Contender(sample_ours, (*args, "int8"))}),
     }
-    read, read_int8 = step_bytes(batch)
+    read, read_int8, flops = step_needs(batch)
     return Row(
         f"sampling, iGPT-S, batch {batch}, from pixel {GIVEN}",
         "pixels",
@@ -126,16 +126,18 @@ def sampling(batch: int, quick: bool = False) -> Row:
         contenders,
         Contender(memory_stream, (), STREAMED / (STEPS * read)),
         read_int8 / read,
-        f"{read / 1e6:.0f} MB a step in bfloat16"
+        f"{flops / 1e9:.2g} GFLOP and {read / 1e6:.0f} MB a step in bfloat16"
         + ("" if ON_GPU else f", {read_int8 / 1e6:.0f} MB in 8 bits"),
         quick,
     )
 
 
-def step_bytes(batch: int) -> tuple[float, float]:
-    """That a step of iGPT-S must read, in bfloat16 and in 8 bits: all weights but the embeddings,
-    of which it looks up one each, and the cache as far as it is filled, which stays in bfloat16 on
-    some roads.
+def step_needs(batch: int) -> tuple[float, float, float]:
+    """Bytes that a step of iGPT-S must read, in bfloat16 and in 8 bits, and its FLOPs.
+
+    It reads all weights but the embeddings, of which it looks up one each, and the cache as far as
+    it is filled, which stays in bfloat16 on some roads. Each weight is multiplied and added for
+    each picture, each number of the cache once.
     """
     filled = (GIVEN + STEPS / 2) / IGPT_S.n_positions
     counts = parameters(IGPT_S)
@@ -143,7 +145,8 @@ def step_bytes(batch: int) -> tuple[float, float]:
     weights = weight_bytes(IGPT_S, "bfloat16") - embeddings
     cache = batch * filled * cache_bytes(IGPT_S, "bfloat16")
     packed = not ON_GPU and any(road.cache_types[torch.int8] == torch.int8 for road in roads()[:1])
-    return weights + cache, weights / 2 + (cache / 2 if packed else cache)
+    flops = (batch * weights + cache) * 2 / BYTES["bfloat16"]
+    return weights + cache, weights / 2 + (cache / 2 if packed else cache), flops
 
 
 def rows() -> list[Row]:
@@ -162,6 +165,7 @@ def rows() -> list[Row]:
                 "igpt": Contender(attend_causally, (HEADS, True)),
             },
             product_limit(IGPT_S, 1, 1e9 * attention),
+            needs=f"{attention:.2g} GFLOP a pass",
         ),
         training("L=8 d=128, 1,024 tokens", SMALL, 8 * more, quick=True),
         training("iGPT-S, 1,024 tokens", IGPT_S, 2 * more),
@@ -179,6 +183,7 @@ def rows() -> list[Row]:
                 "pixel by pixel": Contender(complete_ours, (IGPT_S, 8, False)),
                 "igpt": Contender(complete_ours, (IGPT_S, 8, True)),
             },
+            needs=f"{needed_flops(at_length(IGPT_S, GIVEN)) / 3e9:.3g} GFLOP for the half",
         ),
         Row(
             f"scoring, L=8 d=128, 1,024 tokens, batch {8 * more}",
@@ -243,7 +248,9 @@ def draw(measured: list[dict[str, Any]], path: Path) -> None:
             ratio = result["median"] / base
             colour = "C1" if name.startswith("igpt") else "C0" if name == LIMIT else "C7"
             axes.barh(place, ratio, 0.8, color=colour)
-            axes.text(ratio, place, f" {name}: {ratio:.1f}", va="center", fontsize=7)
+            # In 8 bits half as much is read, so that these may pass it.
+            of = " in bfloat16" if name == LIMIT and "igpt, int8" in row["results"] else ""
+            axes.text(ratio, place, f" {name}{of}: {ratio:.1f}", va="center", fontsize=7)
             place += 1
         ticks.append((place - 0.5 - len(row["results"]) / 2, row["title"]))
         place += 0.7
@@ -284,7 +291,13 @@ def main() -> None:
                 contenders = {n: c for n, c in contenders.items() if n not in ASIDE}
             report(row, contest(contenders, row.amount, rounds))
     for kind in ("noise", "photo-like"):
-        row = Row(f"palette, 512 colours, 32x32 pictures, {kind}", "pictures", ENCODED[0], {})
+        row = Row(
+            f"palette, 512 colours, 32x32 pictures, {kind}",
+            "pictures",
+            ENCODED[0],
+            {},
+            needs="3 KiB read and 2 KiB written a picture",
+        )
         if args.rows in row.title and not args.quick:
             report(row, encoding(kind, *ENCODED, args.rounds))
     started = {} if args.rows or args.quick else start_up()

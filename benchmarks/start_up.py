@@ -30,25 +30,32 @@ COMMANDS = (
     SAMPLE,
     "score RUN --limit 8 --out NEW",
     "features RUN --limit 8 --layer 1 --out NEW.npz",
+    "complete RUN --limit 1 -n 1 --out NEW.png",
+    "palette --data digits --size 8 --colors 16 --out NEW.npy",
+    "predict TUNED --limit 8",
     "probe RUN --layer 1 --labels-per-class 1 --out NEW",
 )
 
 
 def start_up(rounds: int = 5) -> dict[str, list[float]]:
-    """Seconds of each, `rounds` times after once to warm up. RUN is a small model of digits.
+    """Seconds of each, `rounds` times after once to warm up. RUN is a small model of digits, TUNED
+    the same fine-tuned.
 
     Last, twice, those that compile what they need, as when they are run for the first time.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"
+        tuned = f"{folder}/tuned"
         _seconds(PRETRAIN, {"NEW": run})
+        _seconds("finetune RUN --steps 1 --out NEW", {"RUN": run, "NEW": tuned})
 
         def seconds(command: str, first_step: bool, never_run: bool = False) -> float:
             here = tempfile.mkdtemp(dir=folder)
             new = f"{here}/new"
             return _seconds(
                 command,
-                {"RUN": run, "NEW": new, "NEW.png": f"{new}.png", "NEW.npz": f"{new}.npz"},
+                {"RUN": run, "TUNED": tuned, "NEW": new}
+                | {f"NEW.{kind}": f"{new}.{kind}" for kind in ("png", "npz", "npy")},
                 first_step,
                 dict.fromkeys(CACHES, here) if never_run else {},
             )
