@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ from igpt.types import Pixels
 def test_imagenets_crops_of_pictures_that_were_made_small_before_are_warned_of() -> None:
     with pytest.warns(UserWarning, match=r"pictures of 32 pixels are enlarged"):
         imagenet_centre(Image.new("RGB", (32, 32)), 32)
+
+
+def test_strips_are_warned_of_and_other_shapes_are_not() -> None:
+    for sides in ((41, 10), (10, 41)):
+        with pytest.warns(UserWarning, match=r"more than 4 times as long as wide are cut"):
+            fit_square(Image.new("RGB", sides), 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_square(Image.new("RGB", (40, 10)), 8)
 
 
 def colour(image: Image.Image) -> list[int]:
@@ -120,6 +130,7 @@ def test_pictures_are_turned_upright(tmp_path: Path) -> None:
     assert upright.getpixel((1, 0)) == (255, 0, 0)
 
 
+@pytest.mark.filterwarnings("ignore:pictures")
 @settings(max_examples=40, deadline=None)
 @given(width=st.integers(1, 60), height=st.integers(1, 60), size=st.integers(1, 40))
 def test_any_shape_becomes_a_square_of_the_size(width: int, height: int, size: int) -> None:
@@ -153,6 +164,7 @@ def noise(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+@pytest.mark.filterwarnings("ignore:pictures")
 @settings(max_examples=60, deadline=None)
 @given(
     short=st.integers(1, 40),
@@ -169,7 +181,7 @@ def test_pictures_that_are_not_very_long_are_resized_whole_to_the_bit(
     assert np.array_equal(fit_square(image, size), middle(image, size))
 
 
-@pytest.mark.filterwarnings("ignore:pictures of")
+@pytest.mark.filterwarnings("ignore:pictures")
 @pytest.mark.parametrize(("width", "height"), [(300, 250), (500, 375), (40, 90), (7, 190)])
 def test_imagenets_crops_are_those_of_the_picture_resized_whole(width: int, height: int) -> None:
     image = noise(0, width, height)
@@ -183,6 +195,7 @@ def test_imagenets_crops_are_those_of_the_picture_resized_whole(width: int, heig
     assert np.array_equal(ours, np.asarray(crop))
 
 
+@pytest.mark.filterwarnings("ignore:pictures")
 @pytest.mark.parametrize("sides", [(3, 120), (3, 500), (20, 900), (8, 999)])
 def test_of_a_very_long_picture_the_same_is_seen(sides: tuple[int, int]) -> None:
     for image in (noise(0, *sides), noise(1, *sides[::-1])):
@@ -192,7 +205,7 @@ def test_of_a_very_long_picture_the_same_is_seen(sides: tuple[int, int]) -> None
         assert np.array_equal(fit_square(image, min(sides)), middle(image, min(sides)))
 
 
-@pytest.mark.filterwarnings("ignore:pictures of")
+@pytest.mark.filterwarnings("ignore:pictures")
 def test_a_very_long_picture_takes_no_more_memory_than_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

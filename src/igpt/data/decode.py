@@ -25,6 +25,7 @@ Transform = Callable[[Image.Image, int], Pixels]  # picture, size -> [size, size
 # With antialiasing, as the Hugging Face ImageGPT processor; the paper does not state its filter.
 FILTER = Image.Resampling.BILINEAR
 LONG = 32  # sides of a picture's short one, beyond which it is cropped before it is resized
+STRIP = 4  # times as long as wide: of such a picture the middle square shows little
 CROP = 224  # ImageNet's crop before the reduction (paper, section 3.1)
 DARK = 16  # a picture below this part of white is nearly black: 12 bits in 16, of microscopes
 NAMED = 3  # unreadable pictures that a warning names
@@ -113,7 +114,13 @@ def imagenet_centre(image: Image.Image, size: int) -> Pixels:
 
 
 def _centre(image: Image.Image, side: int) -> Image.Image:
-    """The middle of the picture once its short side is `side` pixels long."""
+    """The middle of the picture once its short side is `side` pixels long; warns of strips."""
+    if max(image.size) > STRIP * min(image.size):
+        warnings.warn(
+            f"pictures more than {STRIP} times as long as wide are cut to the square in their "
+            "middle: crop or pad them first to choose what is seen",
+            stacklevel=2,
+        )
     width, height = resized(image, side)
     return resized_crop(image, side, (width - side) // 2, (height - side) // 2, side)
 
