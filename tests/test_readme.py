@@ -13,22 +13,35 @@ import pytest
 
 from conftest import picture_bytes, silent
 from igpt.cli import COMMANDS, command_parser
-from igpt.config import TrainConfig
+from igpt.config import Recipe, TrainConfig
 from igpt.finetune import default_recipe, finetune
 from igpt.pipeline import load
+from igpt.recipes import changed
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text()
 
 
+def shell_lines(page: Path) -> list[str]:
+    """The page's lines as a shell reads them: joined at a backslash, its variables filled in."""
+    variables: dict[str, str] = {}
+    lines = []
+    for line in page.read_text().replace("\\\n", " ").splitlines():
+        line = re.sub(r"\$([A-Z]+)", lambda match: variables.get(match[1], match[0]), line)
+        if match := re.fullmatch(r'([A-Z]+)="(.*)"', line):
+            variables[match[1]] = match[2]
+        lines.append(line)
+    return lines
+
+
 def commands() -> list[str]:
-    """Every `igpt ...` of a code block or between backquotes, and each command's example."""
+    """Every `igpt ...` of a code block or between backquotes."""
     found = []
     for page in PAGES:
-        text = page.read_text()
-        found += re.findall(r"^igpt (\S+ .*?)(?:\s+#.*)?$", text.replace("\\\n", " "), re.MULTILINE)
-        found += re.findall(r"`igpt ([^\s`]+ [^`]*)`", text)
+        text = "\n".join(shell_lines(page))
+        found += re.findall(r"^igpt (\S+ .*?)(?:\s+#.*)?$", text, re.MULTILINE)
+        found += re.findall(r"`igpt ([^\s`]+ [^`]*)`", page.read_text())
     return found
 
 
@@ -36,7 +49,26 @@ def commands() -> list[str]:
 def test_every_command_of_the_documents_parses(line: str) -> None:
     name, *argv = shlex.split(line)
     assert name in COMMANDS
-    command_parser(name).parse_intermixed_args(argv)
+    args = command_parser(name).parse_intermixed_args(argv)
+    changed(Recipe(), getattr(args, "overrides", []), "the page")  # names only fields there are
+
+
+def test_every_benchmark_of_the_documents_has_the_options_that_it_is_given() -> None:
+    lines = [line for page in PAGES for line in shell_lines(page)]
+    given = re.findall(r"python (benchmarks/\w+\.py)([^`\n]*)", "\n".join(lines))
+    assert len(given) > 20
+    for script, words in given:
+        text = "".join(path.read_text() for path in imported(ROOT / script))
+        for option in re.findall(r"(?<= )--[a-z-]+", words):
+            assert f'"{option}"' in text, f"{script} {option}"
+
+
+def imported(script: Path) -> list[Path]:
+    """A benchmark, those that it imports, and the arguments that commands share."""
+    names = re.findall(r"^from (\w+) import", script.read_text(), re.MULTILINE)
+    beside = [script.with_name(f"{name}.py") for name in names]
+    shared = ROOT / "src" / "igpt" / "cli" / "arguments.py"
+    return [script, shared, *(path for path in beside if path.is_file())]
 
 
 def example(name: str) -> list[str]:
