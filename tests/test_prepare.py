@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 from conftest import assert_mistake, picture_bytes, write_pictures
 from igpt.data import decode_all, open_source
 from igpt.data.pictures import Pictures
+from igpt.prepare import Finished, Piece, Preparation, _map
 
 BROKEN = "broken.png"
 
@@ -140,6 +142,48 @@ def test_killed_at_a_random_moment_it_goes_on_to_identical_shards(tmp_path: Path
     subprocess.run([*command, str(killed)], check=True, capture_output=True)
     assert shards(killed) == shards(whole), enough
     assert len(shards(killed)) == 90  # 75 to train on, 15 to test on
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    options = ["--data", "digits", "--size", "8", "--shard-pictures", "20", "--workers", "2"]
+    command = [sys.executable, "-m", "igpt", "prepare", *options, "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("out/data/*.parquet")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.kill()  # and not its workers, who have its stderr open
+        process.communicate(timeout=30)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "out" / "manifest.json").exists(), "done before it was killed"
+
+
+class Endless(Preparation):
+    """Its pieces are never done."""
+
+    def write(self, piece: Piece) -> list[Finished]:
+        (self.out / "begun").touch()
+        time.sleep(60)
+        return super().write(piece)
+
+
+def test_who_interrupts_does_not_wait_for_pieces(tmp_path: Path) -> None:
+    began = 0.0
+
+    def interrupted() -> None:
+        nonlocal began
+        with _map(Endless("digits", 8, tmp_path), 2) as run:
+            run([Piece("train", number, 8) for number in range(8)])
+            while not (tmp_path / "begun").exists():
+                time.sleep(0.01)
+            began = time.monotonic()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - began < 30
 
 
 def test_what_was_there_is_told_of_and_nothing_readable_is_a_mistake(igpt, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import signal
 import sys
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -237,12 +240,16 @@ def _map(
     if workers == 1:
         yield lambda pieces: map(work.write, pieces)
         return
-    fresh = replace(work)  # without the source that is open here
+    fresh, context = replace(work), get_context("spawn")  # without the source that is open here
+    parent, hold = context.Pipe(duplex=False)  # workers end once `hold` is closed, as by our end
     pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_start_worker, initargs=(fresh,)
+        workers, context, initializer=_start_worker, initargs=(fresh, parent)
     )
     try:
         yield lambda pieces: pool.map(_write_piece, pieces)
+    except KeyboardInterrupt:
+        hold.close()  # or the pool would wait for the pieces that were handed out
+        raise
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process died, of memory perhaps; finished shards are kept, run it again"
@@ -254,13 +261,20 @@ def _map(
 _worker: Preparation  # of this worker process; its source stays open between pieces
 
 
-def _start_worker(work: Preparation) -> None:
+def _start_worker(work: Preparation, parent: Connection) -> None:
     global _worker
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
     warnings.showwarning = lambda message, *_args, **_kwargs: print(
         f"warning: {message}", file=sys.stderr, flush=True
     )
     _worker = work
+
+
+def _end_with(parent: Connection) -> None:
+    """End this process when the parent process lets go of its workers, or is killed."""
+    wait([parent])
+    os._exit(1)
 
 
 def _write_piece(piece: Piece) -> list[Finished]:
