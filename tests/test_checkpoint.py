@@ -207,6 +207,20 @@ def test_what_killed_processes_left_half_written_goes_with_the_next_checkpoint(
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["latest", "step-00000005"]
 
 
+def test_what_killed_processes_left_of_a_runs_files_goes_when_it_is_trained_again(
+    tmp_path: Path,
+) -> None:
+    left, mine = tmp_path / ".model.safetensors.0123abcd.tmp", tmp_path / ".mine"
+    left.write_bytes(b"half")
+    mine.touch()
+    pretrain(tiny_recipe("train.steps=1"), tmp_path, resume=False, say=silent)
+    assert not left.exists()
+    left.write_bytes(b"half")
+    pretrain(None, tmp_path, resume=True, say=silent)
+    assert not left.exists()
+    assert mine.exists()
+
+
 def test_a_checkpoint_is_the_state_when_it_was_begun_and_is_seen_when_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from igpt.config import Recipe, Say, UserError
-from igpt.disk import flush, read_json, write_json, write_text
+from igpt.disk import flush, read_json, remove_left, write_json, write_text
 from igpt.folder import require_fit
 from igpt.interop.files import local_folder, read_metadata
 from igpt.model import ImageGPT
@@ -127,7 +127,8 @@ class RunDirectory:
             yield
 
     def begin(self, recipe: Recipe, palette: Palette) -> None:
-        """Write what repeats the run."""
+        """Write what repeats the run, beside nothing that a killed process left half-written."""
+        remove_left(self.path)
         write_text(self.path / "recipe.yaml", recipe_yaml(recipe))
         palette.save(self.path / "palette.npy")
 

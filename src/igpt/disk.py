@@ -59,6 +59,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink()
 
 
+def remove_left(folder: Path, name: str = "*") -> None:
+    """Remove what a process that was killed in `write_atomically` left of the files `name`."""
+    for left in folder.glob(f".{name}.*.tmp"):
+        if left.is_file():  # `new_folder` has such names too
+            left.unlink()
+
+
 def require_folder(path: Path) -> None:
     """UserError unless files can be made in a folder, which need not be there yet.
 

@@ -38,7 +38,7 @@ from PIL import Image
 
 from igpt.config import Say, UserError
 from igpt.data import Cut, Item, UnreadablePicture, cut_source, fit_square
-from igpt.disk import read_json, write_atomically, write_json
+from igpt.disk import read_json, remove_left, write_atomically, write_json
 
 MANIFEST, DATA, FINISHED = "manifest.json", "data", ".shards"
 SETTINGS = "settings.json"
@@ -124,8 +124,7 @@ class Preparation:
             picture = {"bytes": _png(Image.fromarray(pixels)), "path": item.name}
             rows.append({"image": picture, "label": item.label})
         path = self.out / DATA / f"{name}.parquet"
-        for left in path.parent.glob(f".{path.name}.*.tmp"):  # left by a call that was killed
-            left.unlink()
+        remove_left(path.parent, path.name)
         write_atomically(path, lambda file: _write_parquet(file, rows, label))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         relative, size = path.relative_to(self.out).as_posix(), path.stat().st_size

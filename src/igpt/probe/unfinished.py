@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from igpt.config import UserError
-from igpt.disk import write_atomically
+from igpt.disk import remove_left, write_atomically
 from igpt.parallel.processes import on_first, require_same, together
 
 UNFINISHED = "unfinished.safetensors"  # in the folder of the probe
@@ -47,7 +47,11 @@ class Unfinished:
             held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             save_file(held, path, told)
 
-        on_first(lambda: write_atomically(self.path, write))
+        def replace() -> None:
+            remove_left(self.path.parent, self.path.name)
+            write_atomically(self.path, write)
+
+        on_first(replace)
 
     @torch.no_grad()
     def _load(self, tensors: Mapping[str, Tensor]) -> int:
