@@ -104,6 +104,7 @@ def test_arrays_are_pictures(tmp_path: Path, shape: tuple[int, ...]) -> None:
         ({"x": np.zeros((2, 4, 0, 3), np.uint8), "y": np.arange(2)}, "expected uint8 pictures"),
         ({"x": np.zeros((0, 4, 4), np.uint8)}, "has no pictures"),
         ({"foo": np.zeros((2, 4, 4), np.uint8)}, "expected images"),
+        (dict.fromkeys(("x", "images"), np.zeros((2, 4, 4), np.uint8)), "x and images are both"),
         ({"x": np.array([{}], dtype=object)}, "not a whole"),
     ],
 )
@@ -113,6 +114,33 @@ def test_arrays_that_are_no_pictures_are_refused(
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(UserError, match=complaint):
         open_source(str(tmp_path / "bad.npz")).split("train")
+
+
+@pytest.mark.parametrize("names", ["{kind}_{split}", "{split}_{kind}"])  # Keras's and MedMNIST's
+def test_every_split_of_a_file_of_arrays_is_read_with_its_labels(
+    tmp_path: Path, names: str
+) -> None:
+    images, labels = ("x", "y") if names.startswith("{kind}") else ("images", "labels")
+    arrays: dict[str, Any] = {}
+    for i, split in enumerate(("train", "val", "test")):
+        arrays[names.format(kind=images, split=split)] = np.full((2, 4, 4), i, np.uint8)
+        arrays[names.format(kind=labels, split=split)] = np.array([[i], [7]], np.uint8)
+    np.savez(tmp_path / "a.npz", **arrays)
+    source = open_source(str(tmp_path / "a.npz"))
+    assert source.splits == ("train", "validation", "test")
+    for i, split in enumerate(source.splits):
+        pictures = source.split(split)
+        assert pictures.labels is not None
+        assert pictures.labels.tolist() == [i, 7]
+        assert np.asarray(pictures.image(0)).max() == i
+
+
+def test_arrays_of_other_names_are_told_of(tmp_path: Path) -> None:
+    images = np.zeros((2, 4, 4), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=images, x_test=images, labels_test=np.arange(2), y=images)
+    with pytest.warns(UserWarning, match="left aside labels_test, y: "):
+        source = open_source(str(tmp_path / "a.npz"))
+    assert source.splits == ("train", "test")
 
 
 @pytest.mark.parametrize("column", ["image_column", "label_column"])

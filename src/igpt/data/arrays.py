@@ -8,7 +8,8 @@ the tokens [N, T] of the training pictures and `imagenet_trY.npy` their classes,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ from igpt.data.pictures import Pictures, Source, array_pictures, encoded_picture
 from igpt.order import Encoded
 from igpt.types import Labels
 
-# Names of pictures and labels in a .npz, and the split that they are.
+# Names of pictures and labels in a .npz, and the split that they are; the last are MedMNIST's.
 ARRAYS = (
     ("x", "y", "train"),
     ("images", "labels", "train"),
     ("x_train", "y_train", "train"),
+    ("x_val", "y_val", "validation"),
     ("x_test", "y_test", "test"),
+    ("train_images", "train_labels", "train"),
+    ("val_images", "val_labels", "validation"),
+    ("test_images", "test_labels", "test"),
 )
 OPENAI_SPLITS = {"tr": "train", "va": "validation", "te": "test"}
 OPENAI_TOKENS = re.compile(r"(.*)_(tr|va|te)X\.npy")
@@ -37,12 +42,31 @@ def open_arrays(path: Path) -> Source:
     arrays = _load(path)
     open_split = {
         split: _split(path, arrays[images], arrays.get(labels))
-        for images, labels, split in ARRAYS
-        if images in arrays
+        for split, (images, labels) in _names(path, arrays).items()
     }
-    if not open_split:
-        raise UserError(f"{path}: expected images, x, or x_train and x_test, not {set(arrays)}")
     return Source(str(path), open_split)
+
+
+def _names(path: Path, arrays: Collection[str]) -> dict[str, tuple[str, str]]:
+    """The names of each split's pictures and labels; a warning tells of arrays that are neither.
+
+    Raises UserError where there are no pictures, and for a split's pictures under two names.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for images, labels, split in ARRAYS:
+        if images in arrays:
+            if split in found:
+                both = f"{found[split][0]} and {images}"
+                raise UserError(f"{path}: {both} are both pictures of split '{split}'")
+            found[split] = images, labels
+    if not found:
+        raise UserError(f"{path}: expected images, x, or x_train and x_test, not {set(arrays)}")
+    if aside := ", ".join(sorted(set(arrays).difference(*found.values()))):
+        warnings.warn(
+            f"{path}: left aside {aside}: neither pictures nor their labels are called so",
+            stacklevel=2,
+        )
+    return found
 
 
 def openai_arrays(path: Path) -> dict[str, Path]:
