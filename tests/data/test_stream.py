@@ -451,6 +451,41 @@ def test_only_pretraining_reads_a_stream(igpt, tmp_path: Path, tiny_run: Path) -
         )
 
 
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """A folder of 5 classes of 100 pictures each."""
+    for i in range(500):
+        path = tmp_path / "classes" / f"{i // 100}" / f"{i % 100:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(i // 100))
+    return tmp_path / "classes"
+
+
+def streamed(folder: Path) -> list[str]:
+    stream, _ = open_streams(DataConfig(source=str(folder), streaming=True))
+    return [row.name for row in stream.read().rows(1000)]
+
+
+def test_what_is_held_out_of_a_folder_of_classes_is_of_all_of_them(classes: Path) -> None:
+    config = DataConfig(source=str(classes), streaming=True, validation_pictures=50)
+    rest, held_out = training_splits(open_data(config), config, seed=0)
+    names = streamed(classes)
+    assert [held_out.name(i) for i in range(50)] == names[:50]
+    assert [rest.name(i) for i in range(450)] == names[50:]
+    assert len(set(names)) == 500
+    for part in (names[:50], names[50:]):
+        assert {Path(name).parent.name for name in part} == {"0", "1", "2", "3", "4"}
+
+
+def test_the_order_of_a_streamed_folder_stays_where_it_is_moved_or_grows(classes: Path) -> None:
+    before = [Path(name).relative_to(classes) for name in streamed(classes)]
+    moved = classes.rename(classes.with_name("moved"))
+    (moved / "0" / "new.png").write_bytes(picture(0))
+    after = [Path(name).relative_to(moved) for name in streamed(moved)]
+    after.remove(Path("0", "new.png"))
+    assert after == before
+
+
 @pytest.mark.parametrize("kind", ["tar", "parquet", "pictures"])
 def test_what_a_stream_held_out_of_a_single_split_is_for_testing(
     folder: Path, tmp_path: Path, kind: str

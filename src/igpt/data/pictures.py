@@ -94,6 +94,8 @@ class Source:
 
     name: str
     open_split: dict[str, Callable[[], Pictures]]
+    # Of a split: the places [N] of its pictures as they are streamed; None: in their own order
+    stream_order: Callable[[str], npt.NDArray[np.int64]] | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
