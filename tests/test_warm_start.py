@@ -13,6 +13,7 @@ import torch
 
 import igpt
 from conftest import load_model, silent, tiny_recipe
+from igpt.checkpoint import RunDirectory
 from igpt.config import ModelConfig, Recipe, UserError
 from igpt.data import open_data, training_splits
 from igpt.finetune import finetune
@@ -22,6 +23,7 @@ from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.pretrain import pretrain, recipe_from
 from igpt.recipes import changed, recipe_yaml
+from igpt.run import settle_recipe
 from test_finetune import names
 from test_finetune import recipe as finetuning
 from test_model import random_model
@@ -143,6 +145,15 @@ def test_what_the_model_settles_cannot_be_changed(
     with pytest.raises(UserError, match="are those of the model that it starts from"):
         go_on(tiny_run, tmp_path / "out", change)
     assert not (tmp_path / "out" / "recipe.yaml").exists()
+
+
+def test_a_run_knows_the_model_it_began_with_from_any_working_directory(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_run.parent)
+    written = replace(recipe_from(tiny_run), init_from=tiny_run.name)
+    settled = settle_recipe(written, RunDirectory(tmp_path / "run"), False, "pretrain")
+    assert settled.init_from == str(tiny_run)
 
 
 def test_a_finished_run_is_trained_on_by_the_command_line(

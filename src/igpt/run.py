@@ -64,7 +64,7 @@ def settle_recipe(
 
     How it is divided over processes and memory, compiled, logged and kept may change on the way.
     """
-    recipe = recipe and _with_whole_path(recipe)
+    recipe = recipe and _with_whole_paths(recipe)
     if not run.exists():
         if recipe is None:
             raise UserError(f"no run at {run.path} to resume, and no recipe to begin one")
@@ -87,7 +87,7 @@ def settle_recipe(
     if recipe is None:
         return saved
     recipe = with_split_pictures(recipe, saved.data.split_pictures)
-    differing = differing_fields(recipe, _with_whole_path(saved))
+    differing = differing_fields(recipe, _with_whole_paths(saved))
     changed = [name for name in differing if not name.startswith(_may_change(saved, run))]
     if changed:
         fields = ", ".join(changed)
@@ -109,9 +109,11 @@ def _may_change(saved: Recipe, run: RunDirectory) -> tuple[str, ...]:
     return tuple(fields)
 
 
-def _with_whole_path(recipe: Recipe) -> Recipe:
-    """The recipe whose data are the same from any working directory."""
-    return replace(recipe, data=replace(recipe.data, source=source_name(recipe.data.source)))
+def _with_whole_paths(recipe: Recipe) -> Recipe:
+    """The recipe whose data and model to start from are the same from any working directory."""
+    start = recipe.init_from and source_name(recipe.init_from)
+    data = replace(recipe.data, source=source_name(recipe.data.source))
+    return replace(recipe, data=data, init_from=start)
 
 
 def _goes_on_with_its_data(recipe: Recipe) -> bool:

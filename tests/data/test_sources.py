@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from conftest import picture_bytes, write_pictures
 from igpt.config import UserError
-from igpt.data import decode_all, is_gone, open_source
+from igpt.data import decode_all, is_gone, open_source, source_name
 from shared_data import shared
 
 
@@ -42,6 +42,24 @@ def test_a_folder_whose_path_is_a_pattern_is_read_or_refused(tmp_path: Path) -> 
         for spec in (tmp_path / name, tmp_path / name / "inside"):
             with pytest.raises(UserError, match="rename that folder"):
                 open_source(str(spec))
+
+
+@pytest.mark.parametrize("spec", ["sets", "sets/*.tar", "sets/a_{0..9}.tar", "sets/imagenet"])
+def test_a_path_has_one_name_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    (tmp_path / "sets").mkdir()
+    np.save(tmp_path / "sets" / "imagenet_trX.npy", np.zeros((4, 64), np.int64))
+    monkeypatch.chdir(tmp_path)
+    whole = source_name(spec)
+    assert whole == str(tmp_path.resolve() / spec)
+    monkeypatch.chdir(tmp_path / "sets")
+    assert source_name(f"../{spec}") == source_name(whole) == whole
+
+
+@pytest.mark.parametrize("spec", ["", "digits", "me/pictures", "s3://bucket/{0..9}.tar"])
+def test_what_is_no_path_is_named_as_it_is(spec: str) -> None:
+    assert source_name(spec) == spec
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "saved"])

@@ -176,6 +176,17 @@ def test_a_run_that_goes_back_to_a_checkpoint_repeats_the_undisturbed_curve(
         assert curve(run) == undisturbed
 
 
+def test_a_run_knows_its_shards_from_any_working_directory(
+    igpt, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    words = [*TINY, *STREAM, "--data", "tar/*.tar", "--out", tmp_path / "run"]
+    assert igpt("pretrain", "digits", *words).status == 0
+    monkeypatch.chdir(tmp_path)
+    resumed = igpt("pretrain", "--out", "run", "--resume")
+    assert resumed.status == 0, resumed.err
+
+
 # --- memory --------------------------------------------------------------------------------------
 
 

@@ -103,9 +103,15 @@ def is_gone(spec: str) -> bool:
 
 
 def source_name(spec: str) -> str:
-    """The one name of a source, however its path is spelled."""
+    """The one name of a source, however its path is spelled, from any working directory.
+
+    A path is also a pattern of shards, or the beginning of the names of OpenAI's files.
+    """
+    if spec in ("", "digits") or "://" in spec:
+        return spec
     path = Path(spec)
-    return str(path.resolve()) if spec not in ("", "digits") and path.exists() else spec
+    here = path.exists() or shard_builder(spec) or openai_arrays(path)
+    return str(path.resolve()) if here else spec
 
 
 def open_data(config: DataConfig) -> Source:
