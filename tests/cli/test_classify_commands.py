@@ -136,6 +136,20 @@ def test_the_masks_of_a_bert_model_vote_for_its_probe_too(igpt, tmp_path: Path) 
     assert "--masks: must be at least 1" in igpt("predict", run, "--masks", 0).err
 
 
+def test_predict_tells_of_pictures_that_it_cannot_score(igpt, run: Path, tmp_path: Path) -> None:
+    probe = tmp_path / "probe"
+    assert igpt("probe", run, "--layer", 1, "--out", probe).status == 0
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    for name, low in (("all", 0), ("some", -1)):
+        labels = np.where(np.arange(40) % 2, 1, low)
+        np.savez(tmp_path / f"{name}.npz", x_test=images, y_test=labels)
+    words = ("predict", run, "--probe", probe, "--data")
+    some = igpt(*words, tmp_path / "some.npz")
+    assert some.status == 0, some.err
+    assert "warning: 20 pictures without a label are left out of the scores" in some.err
+    assert "without a label" not in igpt(*words, tmp_path / "all.npz").err
+
+
 def test_finetune_then_predict_files(igpt, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "classes"
     words = ("finetune", run, "--out", out, *FAST, "--freeze", 1, "finetune.label_smoothing=0.1")

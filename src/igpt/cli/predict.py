@@ -81,6 +81,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     lines = _table(rows)
     if known is not None and (known >= 0).any():
         at = (known >= 0).nonzero()[0]
+        if missing := len(known) - len(at):
+            say(f"warning: {missing:,} pictures without a label are left out of the scores")
         labelled = replace(
             prediction, labels=prediction.labels[at], probabilities=prediction.probabilities[at]
         )
