@@ -160,6 +160,8 @@ def test_completions_keep_the_given_part(
         (np.zeros((0, 8, 8, 3), np.uint8), "no pictures"),
         (np.zeros((8, 8), np.float32), "uint8"),
         (np.zeros((2, 3, 8, 8, 3), np.uint8), "shape"),
+        (np.array(5, np.uint8), "shape"),
+        (torch.tensor(5, dtype=torch.uint8), "shape"),
         (np.zeros((8, 8, 4), np.uint8), "shape"),  # one picture, and not eight grey ones
         (np.zeros((8, 8, 1), np.uint8), "shape"),
         (torch.zeros(8, 8, dtype=torch.bfloat16), "uint8 tensors"),

@@ -26,7 +26,7 @@ def as_pixels(images: Shown, size: int, transform: Transform) -> Pixels:
 
     ImageNet's crop changes those of that size too, whatever form they have.
     """
-    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and len(images) > 0:
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.size > 0:
         unchanged = images.shape[1:] == (size, size, 3) and transform is fit_square
         if unchanged:  # one by one, as below, a large set would take longer
             return images
