@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -21,11 +22,14 @@ from conftest import newest, silent, tiny_recipe, write_pictures
 from igpt.checkpoint import RunDirectory
 from igpt.config import TrainConfig, UserError
 from igpt.data import Batch, TokenLoader, open_data, training_splits
+from igpt.data.decode import PART
 from igpt.evaluate import picture_nats
 from igpt.objectives import AR
+from igpt.palette import Palette
 from igpt.pretrain import pretrain, training_data
 from igpt.run_data import RunData
 from igpt.train import learning_rate
+from igpt.types import Pixels, Tokens
 from igpt.warm_start import inherited_recipe
 
 
@@ -113,6 +117,25 @@ def test_the_optimizer_takes_the_recipes_betas_and_clipped_gradients(tmp_path: P
 def test_pretraining_augments_as_its_recipe_says(word: str) -> None:
     loader = training_data(tiny_recipe(f"data.augmentation={word}"), None, silent).loader
     assert loader.augmentation == word
+
+
+def test_with_a_known_palette_a_set_is_never_held_as_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fitted, at_once = training_data(tiny_recipe(), None, silent), []
+    encode = Palette.encode
+
+    def count(palette: Palette, images: Pixels) -> Tokens:
+        at_once.append(len(images))
+        return encode(palette, images)
+
+    monkeypatch.setattr(Palette, "encode", count)
+    known = training_data(tiny_recipe(), fitted.codec.palette, silent)
+    assert max(at_once) == PART < sum(at_once) == 1500
+    assert torch.equal(known.validation, fitted.validation)
+    assert isinstance(known.loader, TokenLoader)
+    assert isinstance(fitted.loader, TokenLoader)
+    assert np.array_equal(known.loader.tokens, fitted.loader.tokens)
 
 
 @pytest.mark.usefixtures("on_processor")

@@ -16,6 +16,7 @@ import torch
 from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, Say, TrainConfig, UserError
 from igpt.data import (
+    Decoded,
     Loader,
     PictureLoader,
     Pictures,
@@ -23,6 +24,7 @@ from igpt.data import (
     TokenLoader,
     count_split_pictures,
     decode_all,
+    encode_all,
     evaluation_transform,
     imagenet_centre,
     imagenet_crop,
@@ -90,15 +92,20 @@ def training_data(
 def _data_of_pictures(
     recipe: Recipe, train: Pictures, held_out: Pictures, palette: Palette | None, say: Say
 ) -> TrainingData:
-    """All decoded and encoded once."""
+    """All decoded and encoded once: part after part where the palette is known already."""
     data = recipe.data
+    codec = None if palette is None else Codec(palette, recipe.order, data.image_size)
+
+    def read(pictures: Pictures) -> Decoded:
+        return encode_all(pictures, codec) if codec else decode_all(pictures, data.image_size)
+
     with together():
-        decoded = decode_all(train, data.image_size)
-        held_decoded = decode_all(held_out, data.image_size)
+        decoded, held_decoded = read(train), read(held_out)
     counts = f"{len(decoded.images):,} pictures to train on, {len(held_decoded.images):,} held out"
     say(f"{data.source}: {counts}")
-    palette = palette or _settle_palette(recipe, lambda: decoded.images, say)
-    codec = Codec(palette, recipe.order, data.image_size)
+    if codec is None:
+        palette = _settle_palette(recipe, lambda: decoded.images, say)
+        codec = Codec(palette, recipe.order, data.image_size)
     loader = TokenLoader(
         codec.raster_tokens(decoded.images),
         None,

@@ -2,6 +2,7 @@
 
 from igpt.data.augment import imagenet_crop, move_pixels
 from igpt.data.decode import (
+    Decoded,
     Transform,
     decode_all,
     decode_parts,
@@ -51,6 +52,7 @@ __all__ = [
     "BROKEN",
     "Batch",
     "Cut",
+    "Decoded",
     "Item",
     "Labelled",
     "LargeTask",

@@ -192,12 +192,14 @@ def decode_parts(
 
 def encode_all(pictures: Pictures, codec: Codec, transform: Transform = fit_square) -> Decoded:
     """Encode a whole split to tokens; unreadable pictures are met as `decode_all` does."""
-    tokens, kept, skipped = [], [], []
+    tokens = np.empty((len(pictures), codec.n_tokens), dtype=np.uint16)
+    count, kept, skipped = 0, [], []
     for part in decode_parts(pictures, codec.image_size, transform):
-        tokens.append(codec.raster_tokens(part.images))
+        start, count = count, count + len(part.kept)
+        tokens[start:count] = codec.raster_tokens(part.images)
         kept.append(part.kept)
         skipped += part.skipped
-    return Decoded(Encoded(np.concatenate(tokens)), np.concatenate(kept), skipped)
+    return Decoded(Encoded(tokens[:count]), np.concatenate(kept), skipped)
 
 
 def _require_one(skipped: list[str], kept: int) -> None:
