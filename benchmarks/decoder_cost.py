@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from igpt.cli.arguments import limited
-from igpt.decode import Decoder, new_decoder
+from igpt.decoders import Decoder, new_decoder
 from igpt.objectives import token_nats
 from igpt.pipeline import load
 from igpt.run_data import RunData, load_named

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from igpt.attention import attend
 from igpt.config import ModelConfig
-from igpt.decode import PackedDecoder, PlainDecoder, ReplayedDecoder, new_decoder
+from igpt.decoders import PackedDecoder, PlainDecoder, ReplayedDecoder, new_decoder
 from igpt.device import autocast, begin_step, compile_training, compute_dtype, reuse_memory
 from igpt.evaluate import picture_nats
 from igpt.folder import save_model

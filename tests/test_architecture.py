@@ -46,7 +46,7 @@ ROOMS = [
     "run",
     "pretrain",
     "finetune",
-    "decode",
+    "decoders",
     "sample",
     "plots",
     "share",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conftest import silent, tiny_recipe
 from igpt.config import ModelConfig, UserError
-from igpt.decode import Decoder, PackedDecoder, PlainDecoder, ReplayedDecoder, new_decoder
+from igpt.decoders import Decoder, PackedDecoder, PlainDecoder, ReplayedDecoder, new_decoder
 from igpt.kernels import Road, roads
 from igpt.kernels.build import load
 from igpt.model import ImageGPT
@@ -133,14 +133,14 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         results.append(place)
         return lambda: place.copy_(step())
 
-    monkeypatch.setattr("igpt.decode.record_step", record)
+    monkeypatch.setattr("igpt.decoders.record_step", record)
     return results
 
 
 def test_a_replayed_step_gives_the_logits_of_the_whole_model_and_is_recorded_once_a_room(
     recorded: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("igpt.decode.ROOM", 20)
+    monkeypatch.setattr("igpt.decoders.ROOM", 20)
     model = lively(CONFIG)
     decoder = ReplayedDecoder(model)
     generator = torch.Generator().manual_seed(0)
@@ -178,10 +178,10 @@ def test_pictures_of_a_replayed_step_are_those_of_the_plain_one(
 ) -> None:
     model, exact = lively(CONFIG), Sampling(seed=5, precision="float32")
     prefix = torch.randint(27, (3, 40), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("igpt.decode.roads", lambda: ())
+    monkeypatch.setattr("igpt.decoders.roads", lambda: ())
     assert isinstance(new_decoder(model, "float32"), PlainDecoder)
     plain = completed(model, prefix, 4, exact)
-    monkeypatch.setattr("igpt.decode.replays_steps", lambda device: device == model.wte.device)
+    monkeypatch.setattr("igpt.decoders.replays_steps", lambda device: device == model.wte.device)
     assert isinstance(new_decoder(model, "float32"), ReplayedDecoder)
     assert not recorded
     assert torch.equal(completed(model, prefix, 4, exact, together=6), plain)
@@ -359,7 +359,7 @@ def test_an_unknown_precision_is_refused(igpt, tiny_run: Path) -> None:
 SWITCHED_OFF = """
 import torch
 from igpt.config import ModelConfig
-from igpt.decode import PackedDecoder
+from igpt.decoders import PackedDecoder
 from igpt.model import ImageGPT
 print(PackedDecoder.takes(ImageGPT(ModelConfig(n_layer=1, n_embd=32, n_head=1, vocab_size=8,
                                              n_positions=16))))

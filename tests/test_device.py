@@ -12,7 +12,7 @@ from torch import Tensor
 from igpt.checkpoint import RunDirectory
 from igpt.config import PRECISIONS, ModelConfig, TrainConfig, UserError
 from igpt.data import Batch, Loader, prefetch
-from igpt.decode import ReplayedDecoder
+from igpt.decoders import ReplayedDecoder
 from igpt.device import compile_training, compute_dtype, join_device, replays_steps
 from igpt.objectives import AR
 from igpt.train import ParameterGroup, Trainer, Validation

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from igpt.attention import KVCache
 from igpt.config import UserError
-from igpt.decode import PlainDecoder
+from igpt.decoders import PlainDecoder
 from igpt.model import ImageGPT
 from igpt.plan import cache_bytes
 from igpt.sample import Sampling, draw, generate, probabilities

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from igpt.config import STEP_PRECISIONS, UserError
-from igpt.decode import Decoder, new_decoder
+from igpt.decoders import Decoder, new_decoder
 from igpt.device import check_precision, decoding_memory
 from igpt.model import ImageGPT
 from igpt.objectives import require_likelihood
