@@ -303,7 +303,8 @@ def main() -> None:
     started = {} if args.rows or args.quick else start_up()
     if started:
         print(f"\n**start-up**\n\n{start_up_table(started)}")
-    everything = {"machine": about, "rows": measured, "start_up": started}
+    taken = {name: [call._asdict() for call in calls] for name, calls in started.items()}
+    everything = {"machine": about, "rows": measured, "start_up": taken}
     (args.out / "bench.json").write_text(json.dumps(everything, indent=1) + "\n")
     draw(measured, args.out / "bench.png")
 

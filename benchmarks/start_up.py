@@ -1,8 +1,8 @@
-"""How long a command takes when there is next to nothing to do: seconds of whole processes.
+"""How long a command takes when there is next to nothing to do: whole processes.
 
     python benchmarks/start_up.py [--rounds 5]
 
-Medians with their ranges. `bench.py` prints them too.
+Medians with their ranges, and peak memory. `bench.py` prints them too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
+KIB, GIB = 2**10, 2**30
 PRETRAIN = "pretrain digits --steps 1 --out NEW"
 COMPILED = f"{PRETRAIN} train.compile=true"
 # Timed until it is told of.
@@ -37,8 +39,15 @@ COMMANDS = (
 )
 
 
-def start_up(rounds: int = 5) -> dict[str, list[float]]:
-    """Seconds of each, `rounds` times after once to warm up. RUN is a small model of digits, TUNED
+class Taken(NamedTuple):
+    """By one call."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def start_up(rounds: int = 5) -> dict[str, list[Taken]]:
+    """What each takes, `rounds` times after once to warm up. RUN is a small model of digits, TUNED
     the same fine-tuned.
 
     Last, twice, those that compile what they need, as when they are run for the first time.
@@ -46,13 +55,13 @@ def start_up(rounds: int = 5) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"
         tuned = f"{folder}/tuned"
-        _seconds(PRETRAIN, {"NEW": run})
-        _seconds("finetune RUN --steps 1 --out NEW", {"RUN": run, "NEW": tuned})
+        _taken(PRETRAIN, {"NEW": run})
+        _taken("finetune RUN --steps 1 --out NEW", {"RUN": run, "NEW": tuned})
 
-        def seconds(command: str, first_step: bool, never_run: bool = False) -> float:
+        def taken(command: str, first_step: bool, never_run: bool = False) -> Taken:
             here = tempfile.mkdtemp(dir=folder)
             new = f"{here}/new"
-            return _seconds(
+            return _taken(
                 command,
                 {"RUN": run, "TUNED": tuned, "NEW": new}
                 | {f"NEW.{kind}": f"{new}.{kind}" for kind in ("png", "npz", "npy")},
@@ -64,11 +73,11 @@ def start_up(rounds: int = 5) -> dict[str, list[float]]:
         for first_step, commands in ((True, FIRST_STEPS), (False, COMMANDS)):
             for command in commands:
                 name = _title(command, first_step)
-                found[name] = [seconds(command, first_step) for _ in range(rounds + 1)][1:]
+                found[name] = [taken(command, first_step) for _ in range(rounds + 1)][1:]
         for command, first_step in NEVER_RUN:
             name = _title(command, first_step)
             found[f"{name}, nothing compiled"] = [
-                seconds(command, first_step, never_run=True) for _ in range(2)
+                taken(command, first_step, never_run=True) for _ in range(2)
             ]
     return found
 
@@ -77,13 +86,13 @@ def _title(command: str, first_step: bool) -> str:
     return f"igpt {command}" + (", until its first step" if first_step else "")
 
 
-def _seconds(
+def _taken(
     command: str,
     names: dict[str, str],
     first_step: bool = False,
     environment: dict[str, str] | None = None,
-) -> float:
-    """Of a whole command, or until the line that tells the loss of its first step."""
+) -> Taken:
+    """By a whole command; or the seconds until the line that tells the loss of its first step."""
     words = [sys.executable, "-m", "igpt", *(names.get(word, word) for word in command.split())]
     start, told = time.perf_counter(), None
     env = {**os.environ, **(environment or {})}
@@ -94,20 +103,25 @@ def _seconds(
         for line in process.stdout:
             if told is None and line.startswith(b"step 1/"):  # validation's comes later
                 told = time.perf_counter() - start
+        _, status, usage = os.wait4(process.pid, 0)  # which knows its memory
+        process.returncode = os.waitstatus_to_exitcode(status)
     whole = time.perf_counter() - start
     if process.returncode or (first_step and told is None):
         raise RuntimeError(f"igpt {command}: exit status {process.returncode}")
-    return told if first_step and told is not None else whole
+    seconds = told if first_step and told is not None else whole
+    return Taken(seconds, usage.ru_maxrss * KIB)
 
 
-def table(found: dict[str, list[float]]) -> str:
+def table(found: dict[str, list[Taken]]) -> str:
     """Markdown."""
-    lines = ["| | seconds (range) |", "|---|---|"]
-    for name, taken in found.items():
-        median = statistics.median(taken)
+    lines = ["| | seconds (range) | peak memory |", "|---|---|---|"]
+    for name, calls in found.items():
+        seconds, peaks = zip(*calls, strict=True)
         command, comma, condition = name.partition(", ")
-        row = f"`{command}`{comma}{condition}"
-        lines.append(f"| {row} | {median:.2f} ({min(taken):.2f} to {max(taken):.2f}) |")
+        lines.append(
+            f"| `{command}`{comma}{condition} | {statistics.median(seconds):.2f} "
+            f"({min(seconds):.2f} to {max(seconds):.2f}) | {max(peaks) / GIB:.2f} GiB |"
+        )
     return "\n".join(lines)
 
 
