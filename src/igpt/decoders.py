@@ -182,7 +182,7 @@ def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
             f"processor, without biases, whose heads are a multiple of {UNIT} wide"
         )
     if packed:
-        stored = torch.bfloat16 if precision == "auto" else getattr(torch, precision)
+        stored = getattr(torch, "bfloat16" if precision == "auto" else precision)
         road = next(road for road in roads() if stored in road.cache_types)
         return PackedDecoder(model, road, stored)
     device = model.wte.device
