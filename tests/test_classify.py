@@ -82,6 +82,7 @@ def test_labels_are_matched_by_name_and_else_by_number() -> None:
     digits = tuple("0123456789")
     assert as_classes(labels, ("7", "3"), digits, "D").tolist() == [3, 7, -1, 3]
     assert as_classes(labels, None, ("0", "10", "1"), "D").tolist() == [2, 0, -1, 2]
+    assert as_classes(np.array([-2, 1, -9]), None, digits, "D").tolist() == [-1, 1, -1]
     with pytest.raises(UserError, match="does not know 10; it knows 0"):
         as_classes(labels, ("10", "3"), digits, "D")
     with pytest.warns(UserWarning, match="cat is taken for 0"):

@@ -63,7 +63,8 @@ def as_classes(
         names = tuple(map(str, range(present.max(initial=-1) + 1)))
     missing = {} if names is None else {i: names[i] for i in present if names[i] not in place}
     if names is not None and not missing:
-        return np.asarray(np.array([*(place.get(name, -1) for name in names), -1])[labels])
+        places = np.array([*(place.get(name, -1) for name in names), -1])
+        return np.asarray(places[np.maximum(labels, -1)])  # any negative label is a missing one
     by_number = tuple(known) == tuple(map(str, range(len(known)))) and len(missing) == len(present)
     if missing and not by_number:
         unknown = ", ".join([*missing.values()][:5])
