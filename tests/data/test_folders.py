@@ -260,7 +260,7 @@ def test_a_folder_of_pictures_has_no_columns(tmp_path: Path) -> None:
         open_source(str(tmp_path), label_column="diagnosis")
 
 
-def test_a_stream_has_the_pictures_splits_and_order_of_the_set(tmp_path: Path) -> None:
+def test_a_stream_has_the_splits_of_the_set_and_the_order_that_it_tells(tmp_path: Path) -> None:
     flat = [f"{name}_{i}.png" for name in ("train", "tram") for i in "12"]
     write_pictures(tmp_path / "flat", *flat)
     for i in range(3):
@@ -282,7 +282,8 @@ def test_a_stream_has_the_pictures_splits_and_order_of_the_set(tmp_path: Path) -
         streams = [stream for stream in opened if stream is not None]
         with expects:
             source = open_source(str(tmp_path / folder))
-        sets = [source.split(name) for name in source.splits]
+        assert source.stream_order is not None
+        sets = [source.split(name).select(source.stream_order(name)) for name in source.splits]
         read = [[row.name for row in stream.read().rows(20)] for stream in streams]
         assert [len(names) for names in read] == n
         assert read == [[part.name(i) for i in range(len(part))] for part in sets]
