@@ -31,6 +31,7 @@ from igpt.data import (
     pictures_to_test,
     training_splits,
     unlabelled,
+    validation_name,
 )
 from igpt.order import Codec, Encoded
 from igpt.probe.store import source_mark
@@ -46,6 +47,7 @@ class RunData:
     config: DataConfig  # the run's data section, changed as asked
     split: str  # to test on
     recipe: Recipe | None  # of the run; None for a model folder without one
+    option: str = "--split"  # by which a command is told `split`
 
     @classmethod
     def of(
@@ -55,6 +57,7 @@ class RunData:
         split: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        option: str = "--split",
     ) -> RunData:
         """What is not given is taken from the run; UserError when neither names a source."""
         recipe = recipe_of(run)
@@ -66,27 +69,30 @@ class RunData:
             image_column=image_column or own.image_column,
             label_column=label_column or own.label_column,
         )
-        return cls(config, split or config.test_split, recipe)
+        return cls(config, split or config.test_split, recipe, option)
 
     def task(self, size: int) -> Task:
         """Labelled train, validation and test pictures of the size that the model takes.
 
-        The validation pictures are those that were held out when the run was trained.
+        The validation pictures are the source's own, unless those are tested on, or a part of train
+        (`task_training_splits`). UserError where the source lacks the split to test on.
         """
-        return open_task(open_data(self._tested), self._tested, size, self._split_seed)
+        source = self._open()
+        return open_task(source, self._tested(source), size, self._split_seed)
 
     def large_task(self, codec: Codec) -> LargeTask:
         """As `task`, for pictures that need not fit in memory."""
-        return open_large_task(open_data(self._tested), self._tested, codec, self._split_seed)
+        source = self._open()
+        return open_large_task(source, self._tested(source), codec, self._split_seed)
 
     def pictures(self, learned_from: str = "") -> Pictures:
         """The pictures of the split; `pictures_to_test` where the run or a probe used this source.
 
         `learned_from` marks the probe's source (`probe.store.source_mark`).
         """
-        source = open_data(self._tested)
+        source = self._open()
         if self._is_own(source) or learned_from == source_mark(self.config.source):
-            return pictures_to_test(source, self._tested, self._split_seed)
+            return pictures_to_test(source, self._tested(source), self._split_seed)
         if self.recipe is not None and self.recipe.data.streaming:
             warnings.warn(
                 f"the run learned from a stream, {self.recipe.data.source}, which may have had "
@@ -111,9 +117,26 @@ class RunData:
         train, _ = training_splits(open_data(self.config), self.config, self._split_seed)
         return train.select(unlabelled(len(train)))
 
-    @property
-    def _tested(self) -> DataConfig:
-        return replace(self.config, test_split=self.split)
+    def _open(self) -> Source:
+        """The source; UserError, with what --split takes, where it has other splits than that."""
+        source = open_data(self.config)
+        if self.split not in source.splits and len(source.splits) > 1:
+            known = ", ".join(source.splits)
+            others = [name for name in source.splits if name != self.config.train_split]
+            raise UserError(
+                f"{source.name} has no split '{self.split}', only: {known}; give "
+                f"{self.option} {' or '.join(others)}"
+            )
+        return source
+
+    def _tested(self, source: Source) -> DataConfig:
+        """The data section with the split to test on.
+
+        How many pictures there were matters only to a run that drew what it held out from train.
+        """
+        drawn = validation_name(source.splits, self.config) is None
+        pictures = self.config.split_pictures if drawn else None
+        return replace(self.config, test_split=self.split, split_pictures=pictures)
 
     @property
     def _split_seed(self) -> int:

@@ -92,6 +92,21 @@ def test_what_a_probe_learned_from_is_not_what_it_is_tested_on(
     assert json.loads(elsewhere.out)["count"] == 12
 
 
+def test_a_folder_of_train_and_val_is_probed_on_val_without_a_false_alarm(
+    igpt, tmp_path: Path
+) -> None:
+    pictures, run = write_classes(tmp_path / "pictures", 30, 8), tmp_path / "run"
+    (pictures / "test").rename(pictures / "val")
+    pretrain(tiny_recipe(f"data.source={pictures}"), run, resume=False, say=silent)
+    assert_mistake(igpt("probe", run), "no split 'test', only: train, validation; give --split val")
+    outside = ("score", run, "--limit", 1, "--split", "validation", "--ood", pictures)
+    assert_mistake(igpt(*outside, "--out", tmp_path / "out"), "give --ood-split validation")
+    probed = igpt("probe", run, "--split", "validation", "--layer", 1)
+    assert probed.status == 0, probed.err
+    assert "27 pictures to train on, 3 to choose with, 8 to test on" in probed.err
+    assert "when the run began" not in probed.err
+
+
 def test_few_labels_beside_every_baseline(igpt, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "few"
     words = ("--labels-per-class", 1, 5, "all", "--seeds", 2, "--baselines")

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     given = load_named(open_pictures(args), pipeline)
     other = None
     if args.ood:
-        source = RunData.of(args.run, args.ood, args.ood_split)
+        source = RunData.of(args.run, args.ood, args.ood_split, option="--ood-split")
         other = load_named(limited(source.pictures(), args.limit), pipeline)
     say(f"{len(given.images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
     measure = partial(score, pipeline, precision=args.precision)

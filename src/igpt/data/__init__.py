@@ -45,6 +45,7 @@ from igpt.data.splits import (
     pictures_to_test,
     task_training_splits,
     training_splits,
+    validation_name,
 )
 from igpt.data.stream import StreamLoader
 
@@ -102,5 +103,6 @@ __all__ = [
     "to_rgb",
     "training_splits",
     "unlabelled",
+    "validation_name",
     "warn_skipped",
 ]
