@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,22 @@ def test_pictures_are_cropped_once_as_the_run_crops_them(
     expected = cropping.features(few).reshape(3, -1)
     for form in (few, [Image.fromarray(pixels) for pixels in few]):
         assert np.array_equal(ImageGPTFeatures(cropping).fit_transform(form), expected)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+def test_integers_of_another_white_are_not_black_in_silence(
+    pipeline: igpt.Pipeline, digits: tuple[np.ndarray, np.ndarray], kind: type
+) -> None:
+    rows = digits[0].astype(kind)  # 0 to 16
+    with pytest.warns(UserWarning, match="up to 16 only, and 255 was taken .* give `white`"):
+        ImageGPTFeatures(pipeline).fit(rows)
+    with pytest.warns(UserWarning, match="and 1 was taken for white"):
+        ImageGPTFeatures(pipeline).fit(digits[0] / 256)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ImageGPTFeatures(pipeline, white=16).fit(rows)
+        ImageGPTFeatures(pipeline).fit(rows + 1)
+        ImageGPTFeatures(pipeline).fit(rows * 0)
 
 
 def test_each_feature_has_a_name(pipeline: igpt.Pipeline, images: np.ndarray) -> None:

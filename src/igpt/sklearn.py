@@ -14,6 +14,7 @@ UserError.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from math import isqrt
 from pathlib import Path
@@ -38,6 +39,7 @@ from sklearn.utils.validation import (
 
 from igpt.config import UserError
 from igpt.data import as_pixels
+from igpt.data.decode import DARK
 from igpt.order import Encoded
 from igpt.pipeline import Pipeline, load
 from igpt.probe.features import Features, make_pool, parse_layers, pool_width
@@ -102,11 +104,19 @@ class _PictureEstimator(BaseEstimator):  # type: ignore[misc]
         """Numbers of any shape as uint8, full brightness at 255."""
         assert_all_finite(numbers)  # which was checked of all but lists of arrays
         check_non_negative(numbers, type(self).__name__)
-        white = self.white or (255 if np.issubdtype(numbers.dtype, np.integer) else 1)
-        if numbers.max() > white:
+        integers, high = np.issubdtype(numbers.dtype, np.integer), numbers.max()
+        white = self.white or (255 if integers else 1)
+        if high > white:
             raise InvalidInput(
-                f"X has values up to {numbers.max()}, above {white}: give `white`, the value of "
-                "full brightness"
+                f"X has values up to {high}, above {white}: give `white`, the value of full "
+                "brightness"
+            )
+        # Up to 16 of 256 levels, the white of scikit-learn's digits.
+        if self.white is None and 0 < high <= (256 if integers else 1) / DARK:
+            warnings.warn(
+                f"X has values up to {high} only, and {white} was taken for white, so the pictures "
+                "are nearly black: give `white`, the value of full brightness",
+                stacklevel=2,
             )
         if white == 255 and numbers.dtype == np.uint8:
             return numbers
