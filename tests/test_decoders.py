@@ -315,6 +315,18 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size(precision
 
 
 @needs_compiler
+def test_the_callers_default_type_changes_no_picture() -> None:
+    model, sampling = lively(CONFIG), Sampling(seed=5)
+    prefix = torch.randint(27, (2, 40), generator=torch.Generator().manual_seed(0))
+    expected = completed(model, prefix, 3, sampling)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(completed(model, prefix, 3, sampling), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@needs_compiler
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_logits_are_the_same_to_the_bit_whatever_the_batch_size(precision: str) -> None:
     """At the sizes of a real model, where a draw that falls between two logits is no rarity."""

@@ -239,9 +239,9 @@ class PackedCache:
 
 
 def packed_step(weights: PackedWeights, cache: PackedCache, h: Tensor) -> Tensor:
-    """Logits [B, K] after the pixels embedded as h [B, d] float32; extends the cache by one."""
-    h = h.contiguous().clone()
-    logits = torch.empty(len(h), weights.model.head.outputs)
+    """Logits [B, K] after the pixels embedded as h [B, d]; extends the cache by one."""
+    h = h.to("cpu", torch.float32, copy=True).contiguous()  # the kernel computes in it
+    logits = h.new_empty(len(h), weights.model.head.outputs)  # not of the caller's default type
     weights.road.library.decode_step(
         ctypes.byref(weights.model),
         ctypes.byref(cache.struct()),
