@@ -307,14 +307,16 @@ def test_two_classes_have_one_decision(
     np.testing.assert_allclose(classifier.predict_proba(x)[:, 1], 1 / (1 + np.exp(-decision)))
 
 
-def test_a_clone_shares_nothing_but_parameters(
+def test_a_clone_shares_parameters_only_and_copies_no_model(
     tiny_run: Path, pipeline: igpt.Pipeline, images: np.ndarray
 ) -> None:
     transformer = ImageGPTFeatures(tiny_run).set_params(layer=1, pool="last").fit(images)
     copy = clone(transformer)
     assert copy.get_params() == transformer.get_params()
     assert not hasattr(copy, "pipeline_")
-    copies = clone(ImageGPTFeatures(pipeline, 1, "last")).fit_transform(images[:3])
+    shared = clone(ImageGPTFeatures(pipeline, 1, "last"))
+    assert shared.run is pipeline  # not a model for each fold
+    copies = shared.fit_transform(images[:3])
     assert np.array_equal(copies, transformer.transform(images[:3]))
 
 

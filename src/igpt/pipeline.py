@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,10 @@ class Pipeline:
             f"Pipeline({config.kind}, L={config.n_layer}, d={config.n_embd}, "
             f"{size}x{size} pixels of {self.palette.n_colors} colours{classes}, {self.folder})"
         )
+
+    def __sklearn_clone__(self) -> Self:
+        """Itself: scikit-learn copies estimators for every fold, and none changes its pipeline."""
+        return self
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Pipeline:
