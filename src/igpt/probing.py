@@ -6,8 +6,9 @@ Several processes each compute their share of the features, and all repeat the f
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def probe_run(
 
 def _streamed(
     features: ModelFeatures, data: RunData, asked: Probing, config: SGD, folder: Path, say: Say
-) -> tuple[Method, list[Method], list[Subset]]:
+) -> tuple[Method, Iterable[Method], list[Subset]]:
     """The probe by SGD on all labels of a set that memory need not hold, and nothing beside it."""
     share_of_batch(config.batch_size, "--batch-size")  # a mistake is told before all is decoded
     unfinished, resume = folder / UNFINISHED, asked.resume or is_restart()
@@ -143,7 +144,7 @@ def _streamed(
 
 def _kept(
     run: Path, features: ModelFeatures, data: RunData, asked: Probing, say: Say
-) -> tuple[Method, list[Method], list[Subset]]:
+) -> tuple[Method, Iterable[Method], list[Subset]]:
     """The probe on features that are kept, what it is compared with, and the labels they learn."""
     with together():
         task = data.task(features.pipeline.image_size)
@@ -168,7 +169,7 @@ def _kept(
     if minutes is None:
         return linear, [], chosen
     cnn = CnnMethod(task, minutes, asked.augmentation, asked.metric)
-    return linear, [*make_baselines(features, linear), cnn], chosen
+    return linear, chain(make_baselines(features, linear), [cnn]), chosen
 
 
 def _introduce(task: AnyTask, say: Say) -> None:

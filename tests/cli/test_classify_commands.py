@@ -260,18 +260,21 @@ def test_features_that_no_memory_holds_are_refused_before_they_are_computed(
     assert_mistake(igpt(*attention, "--out", tmp_path / "out"), "fewer labels")
 
 
+@pytest.mark.parametrize(
+    ("baseline", "before"), [("pixel_features", 1), ("untrained", 3), ("train_cnn", 5)]
+)
 def test_a_probe_is_there_before_its_baselines_are(
-    igpt, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    igpt, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, baseline: str, before: int
 ) -> None:
     def interrupted(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("igpt.study.methods.train_cnn", interrupted)
+    monkeypatch.setattr(f"igpt.study.methods.{baseline}", interrupted)
     words = ["--baselines", "--cnn-minutes", 1, "--labels-per-class", 2, "--seeds", 1]
     assert igpt("probe", run, *words, "--out", tmp_path).status == 130
     assert igpt("predict", run, "--probe", tmp_path, "--limit", 3).status == 0
     summaries = json.loads((tmp_path / "results.json").read_text())["summaries"]
-    assert len(summaries) == 5  # all but the network
+    assert len(summaries) == before  # the probe, and what came before
 
 
 @pytest.mark.parametrize(

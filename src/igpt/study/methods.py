@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -314,25 +314,21 @@ def needed_pictures(task: Task, chosen: Sequence[Subset]) -> Indices:
     return np.unique(np.concatenate([unlabelled(len(task.train)), *labelled]))
 
 
-def make_baselines(features: ModelFeatures, linear: LinearMethod) -> list[Method]:
+def make_baselines(features: ModelFeatures, linear: LinearMethod) -> Iterator[Method]:
     """What the probe `linear` on `features` is compared with, on the same labels.
 
     Pixels, their principal components, the features of the untrained network, and the nearest
-    neighbours on the trained one's.
+    neighbours on the trained one's. Each computes its features when it is its turn.
     """
     task, needed, metric = linear.task, linear.needed, linear.metric
     make = partial(LinearMethod, task=task, needed=needed, metric=metric)
-    same = replace(features, pipeline=untrained(features.pipeline, seed=1))
     parts = (task.train.pixels, task.validation.pixels, task.test.pixels)
     grey = all((pixels == pixels[..., :1]).all() for pixels in parts)
     pixels = partial(pixel_features, grey=grey)
-    return [
-        make("logistic regression on pixels", pixels, components=0),
-        make(
-            f"logistic regression on {PIXEL_COMPONENTS} components",
-            pixels,
-            components=PIXEL_COMPONENTS,
-        ),
-        make("probe of the untrained network", same, components=linear.components),
-        NeighbourMethod(linear),
-    ]
+    yield make("logistic regression on pixels", pixels, components=0)
+    yield make(
+        f"logistic regression on {PIXEL_COMPONENTS} components", pixels, components=PIXEL_COMPONENTS
+    )
+    same = replace(features, pipeline=untrained(features.pipeline, seed=1))
+    yield make("probe of the untrained network", same, components=linear.components)
+    yield NeighbourMethod(linear)
