@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import assert_mistake
@@ -30,6 +32,17 @@ def test_the_command_that_it_ends_with_is_of_the_recipe_that_was_planned(igpt) -
     division = json.loads(igpt(*plan, "--json").out)["fitting"]["division"]
     assert train.batch_size == 1024
     assert train.activation_checkpointing == division["checkpointing"]
+
+
+def test_a_palette_that_is_given_is_planned_with(igpt, tmp_path: Path) -> None:
+    np.save(tmp_path / "p16.npy", np.linspace(-1, 1, 48, dtype=np.float32).reshape(16, 3))
+    plan = ["plan", "igpt-s-imagenet32", "--gpus", 8, "--gpu", "h100", "--json"]
+    of_512, of_16 = (
+        json.loads(igpt(*plan, *words).out)["parameters"]
+        for words in ([], ["--palette", tmp_path / "p16.npy"])
+    )
+    assert of_512 - of_16 == 2 * (512 - 16) * 512  # embeddings and head, of width 512
+    assert_mistake(igpt(*plan, "--palette", tmp_path / "none.npy"), "no palette file")
 
 
 @pytest.mark.parametrize("size", [32, 48, 64])
