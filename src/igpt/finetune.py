@@ -18,7 +18,7 @@ import torch
 
 from igpt.checkpoint import RunDirectory
 from igpt.classify import HeadClassifier
-from igpt.config import FinetuneConfig, Recipe, Say, TrainConfig, UserError
+from igpt.config import DataConfig, FinetuneConfig, Recipe, Say, TrainConfig, UserError
 from igpt.data import (
     Labelled,
     Source,
@@ -51,6 +51,7 @@ class Finetuned:
     outcome: Outcome
     metric: str
     best: float | None  # of the metric on validation
+    test_split: str | None  # of its pictures; None where there is nothing to test on
 
 
 def default_recipe(start: Path, source: str | None = None) -> Recipe:
@@ -129,7 +130,15 @@ def _finetune(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Fine
     with closing(loader):
         outcome = train_run(trainer, recipe, codec, resume=resume, say=say)
     name_skipped(loader.skipped, say)
-    return Finetuned(outcome, options.metric, None if outcome.best is None else -outcome.best)
+    best = None if outcome.best is None else -outcome.best
+    return Finetuned(outcome, options.metric, best, _test_split(source, recipe.data))
+
+
+def _test_split(source: Source, config: DataConfig) -> str | None:
+    """The name of the split to test on, which a single one serves for too; None without one."""
+    name = config.test_split
+    single = len(source.splits) == 1 and name == DataConfig.test_split
+    return name if single or name in source.splits else None
 
 
 def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[ParameterGroup]:

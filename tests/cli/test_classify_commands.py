@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -190,6 +191,31 @@ def test_finetune_then_predict_files(igpt, run: Path, tmp_path: Path) -> None:
     assert [p["picture"] for p in predictions] == [str(file) for file in files[:3]]
     assert all(p["label"] in "0123456789" for p in predictions)
     assert "skipped 1 unreadable" in result.err
+
+
+@pytest.mark.parametrize(
+    ("split", "words", "hint"),
+    [
+        ("test", [], ["--split", "test"]),
+        ("val", ["data.test_split=validation"], ["--split", "validation"]),
+        ("val", [], ["IMAGES"]),  # it has nothing to test on
+        ("train", [], ["--split", "test"]),  # what was held out of its only split
+    ],
+)
+def test_the_hint_after_fine_tuning_is_a_command_that_works(
+    igpt, run: Path, tmp_path: Path, split: str, words: list[str], hint: list[str]
+) -> None:
+    pictures, out = write_classes(tmp_path / "pictures", 40, 8), tmp_path / "my classes"
+    if split == "train":
+        shutil.rmtree(pictures / "test")
+    else:
+        (pictures / "test").rename(pictures / split)
+    start = ("finetune", run, "--data", pictures, "--out", out, "--steps", 2, "--eval-every", 2)
+    then = shlex.split(igpt(*start, *words).out.partition("; then: ")[2])
+    assert then == ["igpt", "predict", str(out), *hint]
+    images = pictures / split / "dark" / "0.png"
+    done = igpt(*(images if word == "IMAGES" else word for word in then[1:]))
+    assert done.status == 0, done.err
 
 
 def test_a_fine_tuning_without_out_goes_beside_other_runs(

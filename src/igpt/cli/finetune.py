@@ -68,8 +68,9 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         return stopped(outcome.signal, f"step {outcome.step}", again, values)
     best = "" if done.best is None else f", best validation {done.metric} {100 * done.best:.1f} %"
     why = ", as validation did not improve any more" if outcome.stopped_early else ""
-    again = f"igpt predict {out} --split test"
-    return Report(f"{out}: {outcome.step} steps{why}{best}; then: {again}", values)
+    tested = ["IMAGES"] if done.test_split is None else ["--split", done.test_split]
+    then = shlex.join(["igpt", "predict", str(out), *tested])
+    return Report(f"{out}: {outcome.step} steps{why}{best}; then: {then}", values)
 
 
 def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:
