@@ -175,16 +175,23 @@ def test_the_files_of_two_models_never_share_a_folder(
     assert server.asked == []
 
 
+@pytest.mark.parametrize("there", ["", ".", "made"])
 def test_without_a_network_the_command_says_so_in_one_line(
-    igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
 ) -> None:
+    """And leaves the folder as it was: not there, or empty."""
+    monkeypatch.chdir(tmp_path)
+    out = Path(there or "new")
+    if there:
+        out.mkdir(exist_ok=True)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with socket.socket() as deaf:  # bound, so that nobody else takes it, and not listening
         deaf.bind(("127.0.0.1", 0))
         monkeypatch.setattr(download, "STORE", f"http://127.0.0.1:{deaf.getsockname()[1]}")
-        result = igpt("fetch", "openai", "--model", "s", "--ckpt", 131000, "--out", tmp_path / "x")
+        result = igpt("fetch", "openai", "--model", "s", "--ckpt", 131000, "--out", out)
     assert result.status == 2
     assert result.err == (
         "igpt fetch: error: cannot reach 127.0.0.1 (Connection refused): is there a network?\n"
     )
-    assert not list(tmp_path.iterdir())
+    assert out.exists() == bool(there)
+    assert not list(tmp_path.rglob("*.*"))

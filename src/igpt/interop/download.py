@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,9 @@ def claim_folder(folder: Path, origin: str) -> Iterator[None]:
     """Note in `folder` that its files are from `origin`; UserError where others are.
 
     The files of two models have the same names, so those of one would pass for the other's. A
-    folder in which nothing has come at the end is removed.
+    folder that was not there, and in which nothing has come at the end, is removed.
     """
-    note = folder / ORIGIN
+    note, ours = folder / ORIGIN, not folder.exists()
     there = note.read_text(encoding="utf-8").strip() if note.is_file() else None
     if there not in (None, origin):
         raise UserError(f"{folder} has files from {there}: give another --out")
@@ -66,7 +66,9 @@ def claim_folder(folder: Path, origin: str) -> Iterator[None]:
     finally:
         if list(folder.iterdir()) == [note]:
             note.unlink()
-            folder.rmdir()
+            if ours:
+                with suppress(OSError):  # what went wrong before is told
+                    folder.rmdir()
 
 
 def fetch_all(urls: Sequence[str], folder: Path) -> None:
