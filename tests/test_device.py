@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,13 @@ from igpt.checkpoint import RunDirectory
 from igpt.config import PRECISIONS, ModelConfig, TrainConfig, UserError
 from igpt.data import Batch, Loader, prefetch
 from igpt.decoders import ReplayedDecoder
-from igpt.device import compile_training, compute_dtype, join_device, replays_steps
+from igpt.device import (
+    compile_training,
+    compute_dtype,
+    join_device,
+    replays_steps,
+    reuse_memory,
+)
 from igpt.objectives import AR
 from igpt.train import ParameterGroup, Trainer, Validation
 from test_model import random_model
@@ -86,6 +93,21 @@ def test_a_process_without_a_gpu_of_its_own_is_told(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match=r"more processes than GPUs on this machine, which has 2"):
         join_device(2)
+
+
+@pytest.mark.parametrize(("switch", "kept"), [(None, True), ("1", True), ("0", False)])
+def test_freed_memory_is_kept_unless_it_is_switched_off(
+    monkeypatch: pytest.MonkeyPatch, switch: str | None, kept: bool
+) -> None:
+    asked: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda name, value: asked.append((name, value)))
+    monkeypatch.setattr("igpt.device.ctypes.CDLL", lambda _: library)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("IGPT_REUSE_MEMORY", raising=False)
+    if switch is not None:
+        monkeypatch.setenv("IGPT_REUSE_MEMORY", switch)
+    reuse_memory()
+    assert [name for name, _ in asked] == [-1, -3] * kept
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -172,9 +173,10 @@ def reuse_memory() -> None:
 
     A step frees and takes the same hundreds of megabytes; pages that are handed back come in anew,
     zeroed one by one, which takes a seventh of a training step or more (docs/performance.md). Does
-    nothing where the C library is not glibc.
+    nothing where the C library is not glibc, and with `IGPT_REUSE_MEMORY=0` in the environment: a
+    server or a notebook may want back what it does not use any more.
     """
-    if sys.platform == "win32":
+    if sys.platform == "win32" or os.environ.get("IGPT_REUSE_MEMORY") == "0":
         return
     trim_threshold, mmap_threshold = -1, -3  # names of mallopt(3)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
