@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from igpt.config import PRESETS, ModelConfig
+from igpt.interop.files import fetch_folder
 from igpt.interop.huggingface import config_to_hf
 from igpt.model import ImageGPT
 from igpt.pipeline import load
@@ -67,28 +68,43 @@ def test_a_run_is_described_as_it_is(igpt, tiny_run: Path) -> None:
     assert "best val loss" in igpt("info", tiny_run).out
 
 
-def test_a_run_on_the_hub_is_described_by_what_is_fetched_of_it(
-    igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uploaded = Path(shutil.copytree(tiny_run, tmp_path / "uploaded"))  # by hand, all of it
-    (uploaded / "probe").mkdir()
-    (uploaded / "probe" / "probe.safetensors").write_text("")
-    files = [str(p.relative_to(uploaded)) for p in uploaded.rglob("*") if p.is_file()]
+@pytest.fixture
+def uploaded(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was uploaded by hand, all of it; what is fetched of it lies in `cache` beside."""
+    folder = Path(shutil.copytree(tiny_run, tmp_path / "uploaded"))
 
     def download(_name: str, **options: Any) -> str:
+        files = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
         patterns = {name: options.get(name) for name in ("allow_patterns", "ignore_patterns")}
         for name in filter_repo_objects(files, **patterns):
             (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(uploaded / name, tmp_path / "cache" / name)
+            shutil.copy(folder / name, tmp_path / "cache" / name)
         return str(tmp_path / "cache")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_a_run_on_the_hub_is_described_by_what_is_fetched_of_it(
+    igpt, tiny_run: Path, uploaded: Path, tmp_path: Path
+) -> None:
+    (uploaded / "probe").mkdir()
+    (uploaded / "probe" / "probe.safetensors").write_text("")
     there, here = (json.loads(igpt("info", run, "--json").out) for run in ("me/mine", tiny_run))
     assert there["training"] == here["training"]
     assert there["training"]["steps"] == "12 of 12"
     assert (tmp_path / "cache" / "probe" / "probe.safetensors").exists()
     assert not (tmp_path / "cache" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("safetensors", ["model.safetensors", "model.safetensors.index.json", None])
+def test_of_weights_in_two_formats_one_is_fetched(uploaded: Path, safetensors: str | None) -> None:
+    (uploaded / "model.safetensors").rename(uploaded / (safetensors or "pytorch_model.bin"))
+    (uploaded / "pytorch_model.bin").touch()
+    fetched = fetch_folder("me/mine")
+    assert (fetched / "pytorch_model.bin").exists() is (safetensors is None)
+    assert (fetched / "recipe.yaml").exists()
 
 
 @pytest.mark.parametrize("change", [{}, {"causal": False}, {"n_classes": 3}, {"bias": True}])

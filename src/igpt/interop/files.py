@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from torch import Tensor
 
 from igpt.config import UserError, first_line
 
+SAFETENSORS = "model.safetensors"
 # The files of a Hub repository that are fetched; a star matches subfolders too, like the probe's.
-PATTERNS = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.yaml", "*.npy", "metrics.jsonl"]
+PATTERNS = ["*.json", "*.safetensors", "*.yaml", "*.npy", "metrics.jsonl"]
+OLDER = "pytorch_model*.bin"  # the same weights again, where there are safetensors
 IGNORED = ["checkpoints/*"]  # in a run uploaded by hand; each is three times the weights
 
 
@@ -49,17 +52,22 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
     Raises UserError when there are none, or one is broken, or holds more than tensors.
     """
     kinds: tuple[tuple[str, Callable[[Path], dict[str, Tensor]]], ...] = (
-        ("model.safetensors", read_tensors),
+        (SAFETENSORS, read_tensors),
         ("pytorch_model.bin", _read_bin),
     )
     for name, read in kinds:
-        path, index = folder / name, folder / f"{name}.index.json"
+        path, index = folder / name, folder / _index(name)
         if path.is_file():
             return read(path), path
         if index.is_file():
             parts = [read(folder / part) for part in _parts(index)]
             return {name: tensor for part in parts for name, tensor in part.items()}, index
-    raise UserError(f"no weights: {folder / 'model.safetensors'} does not exist")
+    raise UserError(f"no weights: {folder / SAFETENSORS} does not exist")
+
+
+def _index(name: str) -> str:
+    """The name of the index of weights that are in several files in place of one called `name`."""
+    return f"{name}.index.json"
 
 
 def _parts(index: Path) -> list[str]:
@@ -122,16 +130,19 @@ def fetch_folder(
         RevisionNotFoundError,
     )
 
+    fetch = partial(
+        snapshot_download,
+        model_id,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        ignore_patterns=IGNORED,
+    )
     try:
-        folder = snapshot_download(
-            model_id,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            allow_patterns=PATTERNS,
-            ignore_patterns=IGNORED,
-        )
+        folder = Path(fetch(allow_patterns=PATTERNS))
+        if not any((folder / name).is_file() for name in (SAFETENSORS, _index(SAFETENSORS))):
+            folder = Path(fetch(allow_patterns=[*PATTERNS, OLDER]))
     except HFValidationError as error:
         raise UserError(f"'{model_id}' is no folder and no id of a Hub model") from error
     except GatedRepoError as error:
@@ -147,4 +158,4 @@ def fetch_folder(
         ) from error
     except Exception as error:  # other errors of the Hub, or of the HTTP library that it uses
         raise UserError(f"cannot fetch {model_id}: {first_line(error)}") from error
-    return Path(folder)
+    return folder
