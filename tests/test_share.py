@@ -132,9 +132,11 @@ def test_what_is_shared_of_a_bert_model_has_no_samples(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "shared" / "config.json").read_text())["igpt"]["causal"] is False
 
 
-def test_an_upload_that_cannot_be_is_one_line(
+def test_an_upload_that_cannot_be_is_one_line_before_anything_is_painted(
     igpt_cli, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    painted: list[object] = []
+    monkeypatch.setattr("igpt.share.write_folder", lambda *_: painted.append(1))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     for name in ("me/digits", "not a name"):
@@ -142,6 +144,7 @@ def test_an_upload_that_cannot_be_is_one_line(
         assert result.status == 2
         (line,) = [line for line in result.err.splitlines() if "error:" in line]
         assert "cannot upload" in line
+    assert not painted
 
 
 def test_a_pipeline_pushes_its_folder_to_a_branch(

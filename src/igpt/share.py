@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,11 +90,12 @@ def push(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        write_folder(pipeline, folder, model_id, license)
-        try:
+        with _one_line(model_id):  # before minutes of painting
             api.create_repo(model_id, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(model_id, branch=revision, exist_ok=True)
+        write_folder(pipeline, folder, model_id, license)
+        with _one_line(model_id):
             return str(
                 api.upload_folder(
                     repo_id=model_id,
@@ -103,8 +105,15 @@ def push(
                     delete_patterns=STALE,
                 )
             )
-        except Exception as error:  # the Hub's own, and those of whatever HTTP library it uses
-            raise UserError(f"cannot upload {model_id}: {first_line(error)}") from error
+
+
+@contextmanager
+def _one_line(model_id: str) -> Iterator[None]:
+    """Errors of the Hub, and of whatever HTTP library it uses, as UserError."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"cannot upload {model_id}: {first_line(error)}") from error
 
 
 def _without_paths(recipe: Recipe) -> Recipe:
