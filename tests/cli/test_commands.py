@@ -150,19 +150,6 @@ def test_pretrain_takes_short_flags_and_dotted_fields(igpt, tmp_path: Path) -> N
     assert json.loads(again.out)["step"] == 4
 
 
-def test_the_demo_shows_all_it_promises(igpt, tmp_path: Path) -> None:
-    out = tmp_path / "demo"
-    result = igpt("demo", "--out", out, "--steps", 30)
-    assert result.status == 0, result.err
-    for name in ("samples", "completions", "palette", "loss"):
-        assert is_sheet(out / "figures" / f"{name}.png")
-        assert str(out / "figures" / f"{name}.png") in result.out
-    assert "bits per pixel on 297 held-out digits" in result.out
-    assert result.out.count("\n  igpt ") == 3
-    values = json.loads(igpt("demo", "--out", out, "--steps", 30, "--json").out)
-    assert 0 < values["context_model"] < values["position_histogram"] < np.log2(17)
-
-
 MISTAKES = [
     (["paint"], "invalid choice: 'paint'"),
     (["pretain"], "did you mean pretrain?"),

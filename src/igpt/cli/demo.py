@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.cli.report import INTERRUPTED, Report
+from igpt.cli.report import Report, stopped
 from igpt.config import Say
 
 if TYPE_CHECKING:
@@ -34,20 +35,30 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.data import decode_all, open_source
     from igpt.pipeline import load
     from igpt.pretrain import pretrain
-    from igpt.recipes import load_recipe
 
-    overrides = [] if args.steps is None else [f"train.steps={args.steps}"]
-    recipe = load_recipe("digits", overrides)
-    resume = RunDirectory(args.out).exists()
+    recipe, resume = _recipe(args), RunDirectory(args.out).exists()
     outcome = pretrain(recipe, args.out, resume=resume, say=say).outcome
     if outcome.signal is not None:
-        return Report(f"stopped at step {outcome.step}: run it again to go on", {}, INTERRUPTED)
+        again = shlex.join(["igpt", "demo", "--out", str(args.out)])
+        reached = {"run": str(args.out), "step": outcome.step}
+        return stopped(outcome.signal, f"step {outcome.step}", again, reached)
     pipeline = load(args.out)
     source = open_source(recipe.data.source)
     test = decode_all(source.split(recipe.data.test_split), pipeline.image_size).images
     values = _scores(pipeline, recipe, source, test)
     figures = _figures(pipeline, args.out, values, test[:COMPLETED])
     return Report(_text(args.out, values, figures), {**values, "figures": list(map(str, figures))})
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """That of the digits; without --steps, a run that goes on keeps its own number."""
+    from igpt.checkpoint import RunDirectory
+    from igpt.recipes import load_recipe
+
+    run, steps = RunDirectory(args.out), args.steps
+    if steps is None and run.exists():
+        steps = run.recipe().train.steps
+    return load_recipe("digits", [] if steps is None else [f"train.steps={steps}"])
 
 
 def _scores(
