@@ -227,7 +227,7 @@ def test_a_truncated_shard_is_made_again(igpt, folder: Path, tmp_path: Path) -> 
         (("--part", "4/4"), "--part must be I/N"),
         (("--workers", "0"), "--workers: must be at least 1"),
         (("--shard-pictures", "0"), "--shard-pictures: must be at least 1"),
-        (("--size", "0"), "image_size"),
+        (("--size", "0"), "--size: must be at least 1"),
         (("--data", "nowhere"), "no data at 'nowhere'"),
     ],
 )

@@ -239,6 +239,8 @@ MISTAKES = [
     (["probe", "{run}", "--head", "attention", "--pool", "last"], "pools by itself"),
     (["probe", "{run}", "--head", "attention", "--pca", "3"], "--pca: not with --head attention"),
     (["probe", "{run}", "--seeds", "0"], "--seeds: must be at least 1"),
+    (["probe", "{run}", "--seeds", "4"], "--seeds: not without numbers of --labels-per-class"),
+    (["probe", "{run}", "--seeds", "4", "--labels-per-class", "all"], "--seeds: not without numb"),
     (["probe", "{run}", "--pca", "-5"], "--pca must not be negative"),
     (["probe", "{run}", "--epochs", "3", "--lr", "1"], "--epochs, --lr: not without --solver sgd"),
     (["probe", "{run}", "--cnn-minutes", "1"], "--cnn-minutes: not without --baselines"),

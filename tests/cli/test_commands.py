@@ -194,7 +194,7 @@ MISTAKES = [
     (["sample", "{run}", "--temperature", "1e-38", "--out", "{tmp}/s.png"], "temperature"),
     (["sample", "{run}", "--out", "{run}"], "is not empty"),
     (["sample", "{run}", "--out", "{tmp}/empty/../text.npy/s.png"], "cannot write into"),
-    (["palette", "--data", "digits", "--size", "0", "--out", "{tmp}/p.npy"], "image_size"),
+    (["palette", "--data", "digits", "--size", "0", "--out", "{tmp}/p.npy"], "--size: must"),
     (["palette", "--data", "digits", "--size", "8", "--seed", "-1", "--out", "{tmp}/p.npy"],
      "--seed must not be negative"),
     (["push", "{run}", "me/x", "--dry-run", "{tmp}/text.npy"], "is a file"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from igpt.cli.arguments import positive
 from igpt.cli.report import Report
 from igpt.config import Say, UserError
 
@@ -17,7 +18,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", default="train", help="default train")
     parser.add_argument("--image-column", metavar="NAME", help="column of the pictures")
-    parser.add_argument("--size", type=int, required=True, help="side of the pictures, in pixels")
+    parser.add_argument(
+        "--size", type=positive, required=True, help="side of the pictures, in pixels"
+    )
     parser.add_argument("--colors", type=int, default=512, help="default 512")
     parser.add_argument("--seed", type=int, default=0, help="of everything random; default 0")
     parser.add_argument("--out", type=Path, required=True, help="clusters, as .npy")
@@ -25,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    from igpt.config import DataConfig, PaletteConfig
+    from igpt.config import PaletteConfig
     from igpt.data import decode_all, evaluation_split, open_source
     from igpt.disk import require_file
     from igpt.order import need_pixels
@@ -38,8 +41,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         meeting()  # or the first would wait for the others when it has a mistake to tell
     if not launch.is_first():  # k-means is the work of one process, and the others end here
         return Report("", {})
-    DataConfig(image_size=args.size)  # these two check the ranges
-    PaletteConfig(colors=args.colors)
+    PaletteConfig(colors=args.colors)  # it checks the range
     if args.seed < 0:
         raise UserError(f"--seed must not be negative, got {args.seed}")
     require_file(args.out)

@@ -26,7 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image-column", metavar="NAME", help="column of the pictures")
     parser.add_argument("--label-column", metavar="NAME", help="column of the labels")
-    parser.add_argument("--size", type=int, required=True, help="side of the pictures, in pixels")
+    parser.add_argument(
+        "--size", type=positive, required=True, help="side of the pictures, in pixels"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder; what --data then takes")
     parser.add_argument(
         "--shard-pictures",
@@ -48,10 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    from igpt.config import DataConfig
     from igpt.prepare import Preparation, prepare
 
-    DataConfig(image_size=args.size)  # it checks the range
     work = Preparation(
         args.data, args.size, args.out, args.image_column, args.label_column, args.shard_pictures
     )

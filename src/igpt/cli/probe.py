@@ -173,6 +173,8 @@ def _check(args: argparse.Namespace) -> None:
     if not sgd and args.augmentation == "imagenet":
         raise UserError("--augmentation imagenet crops pictures anew: it needs --solver sgd")
     refuse_given(args, sgd, "with --solver sgd", "seeds", "baselines", "pca")
+    every = set(args.labels_per_class) == {None}
+    refuse_given(args, every, "without numbers of --labels-per-class", "seeds")
     refuse_given(args, sgd and attention, "with --solver sgd", "head")
     refuse_given(args, attention, "with --head attention", "pca", "baselines")
     refuse_given(args, not sgd, "without --solver sgd", "epochs", "batch_size", "lr", "resume")
