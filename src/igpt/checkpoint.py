@@ -1,9 +1,10 @@
-"""The run directory, and its only writer.
+"""The run directory: what lies where in it, and the only writer of its checkpoints.
 
     run/
       config.json, model.safetensors, preprocessor_config.json   the best model
       recipe.yaml, palette.npy                         resolved recipe; the two repeat the run
       metrics.jsonl, tensorboard/, figures/
+      probe/                                           what `igpt probe` found, later
       checkpoints/step-00001000/, checkpoints/latest   training state, and a pointer to it
       .lock                                            held while it is trained
 

@@ -1,4 +1,4 @@
-"""What the model is trained to do (paper, sections 2.1 and 2.3): L_AR and L_BERT.
+"""What the model is trained to do (paper, sections 2.1 and 2.3): L_AR, L_BERT, and L_GEN + L_CLF.
 
 An objective gives one value a picture, [B], in nats per predicted token. Callers sum these and
 divide by the global count, so that no objective needs to know about processes or micro-batches.

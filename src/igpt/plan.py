@@ -93,9 +93,9 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
 def cache_bytes(config: ModelConfig, dtype: str) -> int:
     """Bytes of one picture's key/value cache in `dtype`: T keys and values of width d a block.
 
-    0 for a BERT model, which does not paint pixel after pixel.
+    0 for a model that does not paint pixel after pixel, such as a BERT model.
     """
-    if not config.causal:
+    if not config.paints:
         return 0
     return 2 * config.n_layer * config.n_positions * config.n_embd * BYTES[dtype]
 

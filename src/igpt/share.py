@@ -234,15 +234,17 @@ def _words(metric: str) -> str:
 
 def _with_transformers(pipeline: Pipeline, name: str) -> list[str]:
     """How `transformers` computes the model, or that it does not."""
-    if not pipeline.model.config.causal or pipeline.order != "raster":
+    config = pipeline.model.config
+    if not config.causal or pipeline.order != "raster":
         return [
             "`transformers` loads these weights but computes something else: it knows no BERT "
             "models, and its processor reads pixels row by row."
         ]
-    classifies = pipeline.model.config.n_classes
-    theirs = "ForImageClassification" if classifies else "ForCausalImageModeling"
+    theirs = "ForImageClassification" if config.n_classes else "ForCausalImageModeling"
+    differs = config.n_classes and config.shift  # as fine-tuning here leaves it (docs/interop.md)
     return [
-        "With `transformers`, which puts no start token before the pixels:",
+        "With `transformers`, which puts no start token before the pixels"
+        + (" as the training did, so that its logits differ slightly:" if differs else ":"),
         "",
         "```python",
         f"from transformers import AutoImageProcessor, ImageGPT{theirs}",

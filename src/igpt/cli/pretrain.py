@@ -62,8 +62,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--streaming",
         action="store_true",
-        help="read --data as a stream, never whole: a Hub id, or .tar or .parquet shards by their "
-        "path or URL",
+        help="read --data as a stream, never whole: a Hub id, a folder, or .tar or .parquet shards "
+        "by their path or URL",
     )
     add_short_flags(parser, SHORT)
 
