@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -96,6 +96,8 @@ def test_each_precision_takes_the_fastest_road() -> None:
     prefix=st.integers(0, 80),
     seed=st.integers(0, 2**16),
 )
+@example(n_head=1, width=128, n_layer=1, pictures=2, prefix=60, seed=0)
+@example(n_head=1, width=192, n_layer=1, pictures=2, prefix=60, seed=0)
 def test_every_step_gives_the_logits_of_the_whole_model(
     precision: str,
     road: Road | None,

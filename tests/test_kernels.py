@@ -61,6 +61,10 @@ def error(found: Tensor, expected: Tensor) -> float:
 @example(B=2, H=2, T=64, D=64, causal=True, fused=True, seed=0)  # as presets have: nothing to pad
 @example(B=1, H=3, T=96, D=128, causal=False, fused=True, seed=0)
 @example(B=1, H=2, T=96, D=48, causal=True, fused=True, seed=0)
+@example(B=1, H=2, T=1024, D=96, causal=True, fused=True, seed=0)
+@example(B=2, H=1, T=70, D=192, causal=True, fused=False, seed=0)
+@example(B=1, H=2, T=65, D=256, causal=True, fused=True, seed=0)  # the widest that is taken
+@example(B=1, H=1, T=1024, D=256, causal=False, fused=False, seed=0)
 def test_attention_gives_the_result_and_the_gradients_of_the_plain_road(
     B: int, H: int, T: int, D: int, causal: bool, fused: bool, seed: int
 ) -> None:
@@ -86,7 +90,9 @@ def test_without_tiles_vectors_do_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     """What a processor without tiles takes, on one that has them."""
     vectors = load("attention", NO_TILES)
     monkeypatch.setattr("igpt.kernels.attention.load_for_bfloat16", lambda _: vectors)
-    for T, D, causal in ((70, 24, True), (64, 32, False), (33, 80, True), (96, 64, True)):
+    sizes = [(70, 24, True), (64, 32, False), (33, 80, True), (96, 64, True)]
+    sizes += [(1024, 96, True), (70, 192, True), (65, 256, False)]
+    for T, D, causal in sizes:
         inputs = [x.requires_grad_() for x in heads(T, 2, 2, T, D, fused=True)]
         exact = [x.detach().float().requires_grad_() for x in inputs]
         found = fast_attention(*inputs, causal)
@@ -276,6 +282,13 @@ print(gelu_takes(x), quick_gelu(x).shape == x.shape)
 """
 
 
+PALETTE = """
+import numpy
+from igpt.kernels import color_cells
+print(color_cells(numpy.zeros(1 << 24, dtype=numpy.uint16)) is not None)
+"""
+
+
 @pytest.mark.parametrize(
     "environment",
     [
@@ -290,11 +303,10 @@ def test_where_it_cannot_be_compiled_the_plain_road_is_taken(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", WHERE], env=env, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["False", "True"] * 2
-    assert len(done.stderr.splitlines()) <= 2  # one a kernel
+    command = [sys.executable, "-c", WHERE + PALETTE]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "False", "True", "False"]
+    assert len(done.stderr.splitlines()) <= 3  # one a kernel
 
 
 @pytest.fixture

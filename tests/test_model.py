@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,6 +78,15 @@ def test_the_initialisation_is_openais() -> None:
             assert torch.equal(parameter, torch.ones_like(parameter)), name
         else:
             assert not parameter.any(), name
+
+
+def test_before_the_first_step_all_colours_and_all_classes_are_as_likely() -> None:
+    """Whatever was in the memory of the two heads."""
+    model, tokens = random_model(replace(AR, n_classes=3)), torch.zeros(1, 9, dtype=torch.long)
+    model.init_weights()
+    n = model.trunk(tokens)
+    assert torch.equal(model.classify(n).softmax(-1), torch.full((1, 3), 1 / 3))
+    assert torch.equal(model.head(n), torch.zeros(1, 9, 11))
 
 
 def test_the_initialisation_follows_its_generator() -> None:
