@@ -75,7 +75,7 @@ class BERT(Generative):
         """Tokens [B, T] and the mask [B, T]: True is hidden."""
         generator = torch_rng(self.seed, "mask", self.stream, batch.step)
         shape = (batch.rows.stop, batch.tokens.shape[1])
-        draws = torch.rand(shape, generator=generator)[batch.rows.start :]
+        draws = torch.rand(shape, generator=generator, dtype=torch.float32)[batch.rows.start :]
         masked = (draws < self.probability) | (draws == draws.amin(dim=1, keepdim=True))
         return batch.tokens, masked
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from igpt.cli.report import Report
@@ -39,6 +40,6 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         fetch_all(urls, folder)
     prefix = folder / f"model.ckpt-{args.ckpt}"
     return Report(
-        f"{prefix}, {len(urls)} files: igpt import openai {prefix} --out RUN",
+        f"{prefix}, {len(urls)} files: igpt import openai {shlex.quote(str(prefix))} --out RUN",
         {"checkpoint": str(prefix), "files": len(urls)},
     )
