@@ -43,7 +43,7 @@ from peers import (
     train_ours,
     train_theirs,
 )
-from start_up import start_up
+from start_up import start_up_apart
 from start_up import table as start_up_table
 
 from igpt.config import ModelConfig
@@ -300,7 +300,7 @@ def main() -> None:
         )
         if args.rows in row.title and not args.quick:
             report(row, encoding(kind, *ENCODED, args.rounds))
-    started = {} if args.rows or args.quick else start_up()
+    started = {} if args.rows or args.quick else start_up_apart()
     if started:
         print(f"\n**start-up**\n\n{start_up_table(started)}")
     taken = {name: [call._asdict() for call in calls] for name, calls in started.items()}
