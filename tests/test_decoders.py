@@ -87,7 +87,7 @@ def test_each_precision_takes_the_fastest_road() -> None:
 
 
 @every_way
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     n_head=st.integers(1, 3),
     width=st.sampled_from([32, 64, 96]),
