@@ -87,17 +87,18 @@ def test_each_precision_takes_the_fastest_road() -> None:
 
 
 @every_way
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     n_head=st.integers(1, 3),
     width=st.sampled_from([32, 64, 96]),
     n_layer=st.integers(1, 3),
-    pictures=st.integers(1, 40),
+    pictures=st.integers(1, 4),
+    continued=st.integers(1, 41),
     prefix=st.integers(0, 80),
     seed=st.integers(0, 2**16),
 )
-@example(n_head=1, width=128, n_layer=1, pictures=2, prefix=60, seed=0)
-@example(n_head=1, width=192, n_layer=1, pictures=2, prefix=60, seed=0)
+@example(n_head=1, width=128, n_layer=1, pictures=2, continued=3, prefix=60, seed=0)
+@example(n_head=1, width=192, n_layer=1, pictures=2, continued=3, prefix=60, seed=0)
 def test_every_step_gives_the_logits_of_the_whole_model(
     precision: str,
     road: Road | None,
@@ -105,6 +106,7 @@ def test_every_step_gives_the_logits_of_the_whole_model(
     width: int,
     n_layer: int,
     pictures: int,
+    continued: int,
     prefix: int,
     seed: int,
 ) -> None:
@@ -112,7 +114,7 @@ def test_every_step_gives_the_logits_of_the_whole_model(
     model = lively(config)
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(27, (pictures, 81), generator=generator)
-    rows = torch.randint(pictures, (pictures + 1,), generator=generator)
+    rows = torch.randint(pictures, (continued,), generator=generator)
     with torch.inference_mode():
         expected = model(tokens)  # [B, T, K]
         decoder = decoder_of(model, precision, road)
@@ -121,7 +123,7 @@ def test_every_step_gives_the_logits_of_the_whole_model(
         decoder.select(rows)
         for position in range(prefix + 1, min(prefix + 9, 81)):
             found = decoder.step(tokens[rows, position - 1])
-            assert found.shape == (pictures + 1, 27)
+            assert found.shape == (continued, 27)
             assert (found - expected[rows, position]).abs().max() < TOLERANCE[precision]
 
 
