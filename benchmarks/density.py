@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from finetuning import say
 from matplotlib.figure import Figure
 
 from igpt.cli.arguments import add_data, run_data
@@ -40,10 +41,6 @@ from igpt.study import (
 )
 
 SEEDS, TESTED = 5, 2_000  # subsets of labels; first test pictures
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def probing(

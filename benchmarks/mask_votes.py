@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from density import add_probing, probing, say
-from finetuning import VOTES, less, spread
+from density import add_probing, probing
+from finetuning import VOTES, less, say, spread
 
 from igpt.classify import ProbeClassifier
 from igpt.config import METRICS

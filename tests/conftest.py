@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from igpt.config import Recipe
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.pipeline import load
-from igpt.pretrain import pretrain
+from igpt.pretrain import Pretrained, pretrain
 from igpt.recipes import load_recipe
 
 # More threads than cores wait for each other.
@@ -72,6 +74,16 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "tiny"
     pretrain(tiny_recipe(), path, resume=False, say=silent)
     return path
+
+
+def signalled_pretrain(name: str) -> Callable[..., Pretrained]:
+    """`pretrain`, as if the signal of that name had come at its end."""
+
+    def signalled(*args: object, **words: object) -> Pretrained:
+        done = pretrain(*args, **words)  # type: ignore[arg-type]
+        return replace(done, outcome=replace(done.outcome, signal=signal.Signals[name]))
+
+    return signalled
 
 
 def newest(run: Path) -> tuple[Progress, dict[str, torch.Tensor]]:

@@ -25,6 +25,7 @@ from igpt.data import (
     Undecoded,
     count_split_pictures,
     few_labels,
+    is_single,
     open_data,
     open_training,
 )
@@ -137,8 +138,7 @@ def _finetune(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Fine
 def _test_split(source: Source, config: DataConfig) -> str | None:
     """The name of the split to test on, which a single one serves for too; None without one."""
     name = config.test_split
-    single = len(source.splits) == 1 and name == DataConfig.test_split
-    return name if single or name in source.splits else None
+    return name if name in source.splits or is_single(source, name) else None
 
 
 def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[ParameterGroup]:

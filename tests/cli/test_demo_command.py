@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import assert_mistake, is_sheet
-from igpt.pretrain import Pretrained, pretrain
+from conftest import assert_mistake, is_sheet, signalled_pretrain
 
 
 def test_the_demo_shows_all_it_promises(igpt, tmp_path: Path) -> None:
@@ -32,11 +29,7 @@ def test_the_demo_shows_all_it_promises(igpt, tmp_path: Path) -> None:
 def test_a_signal_ends_it_with_the_line_that_goes_on(
     igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: int
 ) -> None:
-    def interrupted(*args: object, **words: object) -> Pretrained:
-        done = pretrain(*args, **words)  # type: ignore[arg-type]
-        return replace(done, outcome=replace(done.outcome, signal=signal.Signals[name]))
-
-    monkeypatch.setattr("igpt.pretrain.pretrain", interrupted)
+    monkeypatch.setattr("igpt.pretrain.pretrain", signalled_pretrain(name))
     out = tmp_path / "a demo"
     result = igpt("demo", "--out", out, "--steps", 2)
     assert result.status == status, result.err

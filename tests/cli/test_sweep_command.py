@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from conftest import TINY, assert_mistake, is_sheet
-from igpt.pretrain import Pretrained, pretrain
+from conftest import TINY, assert_mistake, is_sheet, signalled_pretrain
 
 FAST = [*TINY[1:], "train.steps=2"]
 
@@ -50,11 +47,7 @@ def test_a_sweep_leaves_runs_a_table_and_a_figure(igpt, tmp_path: Path) -> None:
 def test_a_signal_ends_it_with_the_line_that_goes_on(
     igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, status: int
 ) -> None:
-    def stopped(*args: object, **words: object) -> Pretrained:
-        done = pretrain(*args, **words)  # type: ignore[arg-type]
-        return replace(done, outcome=replace(done.outcome, signal=signal.Signals[name]))
-
-    monkeypatch.setattr("igpt.sweep.pretrain", stopped)
+    monkeypatch.setattr("igpt.sweep.pretrain", signalled_pretrain(name))
     words = ("sweep", "digits", *FAST, "--data", "digits", "--seed", "1")
     words += ("--grid", "colors=3,5", "--out", str(tmp_path / "a sweep"))
     result = igpt(*words)

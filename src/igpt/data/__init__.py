@@ -42,6 +42,7 @@ from igpt.data.sources import data_of, is_gone, is_shards, open_data, open_sourc
 from igpt.data.splits import (
     count_split_pictures,
     evaluation_split,
+    is_single,
     pictures_to_test,
     task_training_splits,
     training_splits,
@@ -85,6 +86,7 @@ __all__ = [
     "imagenet_crop",
     "is_gone",
     "is_shards",
+    "is_single",
     "labelled",
     "move_pixels",
     "next_pictures",

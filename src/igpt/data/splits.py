@@ -78,7 +78,7 @@ def pictures_to_test(source: Source, config: DataConfig, seed: int) -> Pictures:
     if tuple(source.splits) == (config.test_split,):
         train, _ = training_splits(source, replace(config, test_split=DataConfig.test_split), seed)
         return train
-    if not _is_single(source, config.test_split):
+    if not is_single(source, config.test_split):
         return source.split(config.test_split)
     _, test = _set_apart(source, config, seed)
     return test
@@ -102,7 +102,7 @@ def evaluation_split(source: Source, name: str) -> Pictures:
 
     If the source has a single split and `name`, a usual one, is not it: that split, with a warning.
     """
-    if _is_single(source, name):
+    if is_single(source, name):
         (only,) = source.splits
         note = f"{source.name} has no split '{name}': '{only}', its only one, is taken instead"
         warnings.warn(note, stacklevel=2)
@@ -121,7 +121,7 @@ def _set_apart(source: Source, config: DataConfig, seed: int) -> tuple[Pictures,
     return train, held_out
 
 
-def _is_single(source: Source, test_split: str) -> bool:
+def is_single(source: Source, test_split: str) -> bool:
     """Whether a source's only split must serve for testing too, as no other was asked for."""
     default = test_split in (DataConfig.train_split, DataConfig.test_split)
     return default and test_split not in source.splits and len(source.splits) == 1
