@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -53,8 +54,9 @@ every_way = pytest.mark.parametrize(
     ("precision", "road"), WAYS, ids=[f"{kind} {road.name if road else ''}" for kind, road in WAYS]
 )
 needs_compiler = pytest.mark.skipif(not roads(), reason="no C++ compiler here")
-# Largest difference of logits, whose standard deviation is about one.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 0.15, "int8": 0.3}
+# Largest difference of logits, whose standard deviation is about one, from those in float64. The
+# model itself has up to 0.9e-5 in float32, like every way to decode.
+TOLERANCE = {"float32": 2e-5, "bfloat16": 0.15, "int8": 0.3}
 
 
 def lively(config: ModelConfig) -> ImageGPT:
@@ -116,7 +118,7 @@ def test_every_step_gives_the_logits_of_the_whole_model(
     tokens = torch.randint(27, (pictures, 81), generator=generator)
     rows = torch.randint(pictures, (continued,), generator=generator)
     with torch.inference_mode():
-        expected = model(tokens)  # [B, T, K]
+        expected = copy.deepcopy(model).double()(tokens)  # [B, T, K]
         decoder = decoder_of(model, precision, road)
         found = decoder.prefill(tokens[:, :prefix])
         assert (found - expected[:, prefix]).abs().max() < TOLERANCE[precision]

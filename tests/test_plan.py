@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,6 +45,18 @@ PARTS = {
     "head": "head",
     "clf": "classifier",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain() -> Iterator[None]:
+    """PyTorch's own operators, whose FLOPs it counts and whose memory is planned.
+
+    The kernels are unknown to it, and keep less.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("igpt.model.gelu_takes", lambda _: False)
+        patch.setattr("igpt.attention.attention_takes", lambda *_: False)
+        yield
 
 
 @st.composite
@@ -180,11 +193,7 @@ def test_the_memory_of_a_training_step_is_what_is_measured(
     rows: int,
     checkpointing: bool,
     dtype: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Kernels for some processors keep less; what is planned is PyTorch's own.
-    monkeypatch.setattr("igpt.model.gelu_takes", lambda _: False)
-    monkeypatch.setattr("igpt.attention.attention_takes", lambda *_: False)
     division = Division(rows, checkpointing=checkpointing, dtype=dtype, processor=True)
     planned = sum(training_memory(shape, division).values())
     measured = measured_peak(shape, division)

@@ -134,7 +134,7 @@ def compile_recomputed_blocks(out: Path) -> None:
     with processes(ParallelConfig()):
         words = ("train.compile=true", "train.activation_checkpointing=true", "train.steps=2")
         pretrain(tiny_recipe("parallel.shard=2", *words), out, resume=False, say=silent)
-    assert any("scaled_dot_product_attention" in name for name in compiled), compiled
+    assert any("attention" in name for name in compiled), compiled
     assert any("sigmoid" in name for name in compiled), compiled  # of the MLP's activation
 
 

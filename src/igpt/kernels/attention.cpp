@@ -13,17 +13,13 @@
 #include <vector>
 
 #include "blocks.h"
+#include "heads.h"
 
 namespace {
 
 // --- packing -------------------------------------------------------------------------------------
 
-// A head of a tensor [B, H, T, D] whose last dimension is contiguous.
-struct Head {
-  bf16* data;
-  long row;  // elements from one token to the next
-};
-
+using Head = HeadOf<bf16>;
 using Packed = std::vector<bf16>;
 using PackedTiles = std::vector<uint32_t>;
 
@@ -303,12 +299,7 @@ void backward_head(Head query, Head key, Head value, Head out, Head out_gradient
 
 // --- what Python calls ---------------------------------------------------------------------------
 
-// A tensor [B, H, T, D]: address, and elements from one picture, head and token to the next.
-struct Strided {
-  bf16* data;
-  int64_t picture, head, token;
-  Head at(int b, int h) const { return {data + b * picture + h * head, token}; }
-};
+using Strided = StridedOf<bf16>;
 
 extern "C" {
 

@@ -1,4 +1,4 @@
-"""Attention in bfloat16, as an operator of PyTorch with a gradient.
+"""Attention in bfloat16 or float32, as an operator of PyTorch with a gradient.
 
 Its plain twin is `scaled_dot_product_attention`; `attention.attend` chooses between the two.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igpt.kernels.build import constant, load_for_bfloat16
+from igpt.kernels.build import constant, load, load_for_bfloat16
 from igpt.kernels.operators import define
 
 MAX_WIDTH = 256  # of a head; the kernel has no limit, but wider heads are not tested
@@ -33,33 +33,44 @@ class _Strided(ctypes.Structure):
         return ctypes.byref(cls(x.data_ptr(), picture, head, token))
 
 
+def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The kernel for tensors of this type; None where there is none."""
+    if dtype == torch.bfloat16:
+        return load_for_bfloat16("attention")
+    return load("attention_float32") if dtype == torch.float32 else None
+
+
 @constant
-def _available() -> bool:
-    return load_for_bfloat16("attention") is not None
+def _has_library(dtype: torch.dtype) -> bool:
+    return _library(dtype) is not None
 
 
 def attention_takes(query: Tensor, key: Tensor) -> bool:
-    """Whether `fast_attention` is there and takes these: T queries of T keys, in bfloat16."""
+    """Whether `fast_attention` is there and takes these: T queries of T keys."""
     return (
         query.device.type == "cpu"
-        and query.dtype == key.dtype == torch.bfloat16
+        and query.dtype == key.dtype
         and query.shape == key.shape
         and query.shape[-1] <= MAX_WIDTH
-        and _available()
+        and not torch.compiler.is_exporting()  # elsewhere there are PyTorch's operators only
+        and _has_library(query.dtype)
     )
 
 
 def fast_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v of bfloat16 [B, H, T, D], where `attention_takes` says so.
+    """softmax(q k^T / sqrt(D)) v of [B, H, T, D], where `attention_takes` says so.
 
-    Products are added in float32, probabilities are rounded to bfloat16.
+    Products are added in float32; in bfloat16 probabilities are rounded to it.
     """
     return torch.ops.igpt.attention(query, key, value, causal)[0]
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """The result [B, H, T, D], and the log of each row's sum of exponentials, float32 [B, H, T]."""
-    library = load_for_bfloat16("attention")
+    """The result [B, H, T, D], and what its gradient needs, float32 [B, H, T].
+
+    That is the log of each row's sum of exponentials, which in float32 is to the base of 2.
+    """
+    library = _library(query.dtype)
     assert library is not None
     query, key, value = (_rows(x) for x in (query, key, value))
     out, log_sum = _outputs(query)
@@ -82,7 +93,7 @@ def _attention_backward(
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, each [B, H, T, D]."""
-    library = load_for_bfloat16("attention")
+    library = _library(query.dtype)
     assert library is not None
     query, key, value, out, out_gradient = (
         _rows(x) for x in (query, key, value, out, out_gradient)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import ParamSpec
 from uuid import uuid4
 
 import torch
@@ -30,6 +31,8 @@ from igpt.disk import flush
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 NO_TILES = "-DNO_TILES"  # a flag: use vectors even if the processor has matrix tiles
 SWITCH = "IGPT_KERNELS"  # 0 in the environment: plain PyTorch everywhere
+
+P = ParamSpec("P")
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
         return None
 
 
-def constant(answer: Callable[[], bool]) -> Callable[[], bool]:
+def constant(answer: Callable[P, bool]) -> Callable[P, bool]:
     """Mark `answer` as a constant, so that `torch.compile` does not trace into it.
 
     `torch.compiler.assume_constant_result` does the same, but imports the compiler: that costs
