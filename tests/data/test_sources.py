@@ -153,6 +153,20 @@ def test_every_split_of_a_file_of_arrays_is_read_with_its_labels(
         assert np.asarray(pictures.image(0)).max() == i
 
 
+def test_labels_of_several_classes_a_picture_are_left_aside(tmp_path: Path) -> None:
+    """As some of MedMNIST's are: pretraining needs none."""
+    images = np.zeros((3, 4, 4), np.uint8)
+    several, one = np.array([[0, 1, 1], [0, 0, 0], [1, 0, 0]]), np.eye(3, dtype=np.uint8)
+    arrays = {"train_images": images, "train_labels": several}
+    np.savez(tmp_path / "a.npz", **arrays, test_images=images, test_labels=one)
+    with pytest.warns(UserWarning, match="left aside the labels, which name no or several classes"):
+        source = open_source(str(tmp_path / "a.npz"))
+    assert source.split("train").labels is None
+    labels = source.split("test").labels
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2]
+
+
 def test_arrays_of_other_names_are_told_of(tmp_path: Path) -> None:
     images = np.zeros((2, 4, 4), np.uint8)
     np.savez(tmp_path / "a.npz", x_train=images, x_test=images, labels_test=np.arange(2), y=images)

@@ -98,16 +98,9 @@ def _open_openai(path: Path) -> Pictures:
     tokens = _load_one(path)
     return encoded_pictures(
         _encoded(path, tokens),
-        None if labels is None else _labels(beside, _indices(labels), len(tokens)),
+        None if labels is None else _labels(beside, labels, len(tokens)),
         str(path),
     )
-
-
-def _indices(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Classes [N] of one-hot rows [N, C]; anything else as it is."""
-    hot = labels == 1
-    one_hot = labels.ndim == 2 and np.array_equal(labels, hot) and (hot.sum(axis=1) == 1).all()
-    return hot.argmax(axis=1) if one_hot and labels.shape[1] > 1 else labels
 
 
 def _load(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -158,9 +151,22 @@ def _encoded(path: Path, tokens: npt.NDArray[Any]) -> Encoded:
         raise UserError(f"{path}: {error}") from error
 
 
-def _labels(path: Path, labels: npt.NDArray[Any], count: int) -> Labels:
-    """int64 [N] of whole numbers [N] or [N, 1]."""
-    if labels.dtype.kind not in "iu" or labels.shape not in ((count,), (count, 1)):
+def _labels(path: Path, labels: npt.NDArray[Any], count: int) -> Labels | None:
+    """int64 [N] of whole numbers [N] or [N, 1], or of rows [N, C] with a 1 at the class.
+
+    None, with a warning, where rows have any number of ones, since a model can learn from pictures
+    without labels. Raises UserError for anything else.
+    """
+    if labels.dtype.kind in "iu" and labels.shape in ((count,), (count, 1)):
+        return labels.astype(np.int64).ravel()
+    ones = labels == 1
+    if labels.ndim != 2 or len(labels) != count or not np.array_equal(labels, ones):
         got = f"{labels.dtype} {list(labels.shape)}"
         raise UserError(f"{path}: expected integer labels [{count}], got {got}")
-    return labels.astype(np.int64).ravel()
+    if (ones.sum(axis=1) == 1).all():
+        return ones.argmax(axis=1)
+    warnings.warn(
+        f"{path}: left aside the labels, which name no or several classes for some pictures",
+        stacklevel=2,
+    )
+    return None
