@@ -88,7 +88,7 @@ class Several:
             assert pid is not None
             os.kill(pid, number)
 
-    def wait(self, seconds: float = 120) -> list[int]:
+    def wait(self, seconds: float = 300) -> list[int]:
         """Exit statuses, in the order of ranks; those that do not end are killed."""
         for process in self.processes:
             process.join(seconds)
