@@ -306,12 +306,10 @@ extern "C" {
 void attention_forward(const Strided* q, const Strided* k, const Strided* v, const Strided* out,
                        float* log_sum, int B, int H, int T, int D, int causal, int threads) {
   const Shape s(T, D, causal != 0);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int i = 0; i < B * H; i++) {
+  for_each_head(B, H, threads, [&](int b, int h, int i) {
     [[maybe_unused]] const Thread thread;
-    const int b = i / H, h = i % H;
     forward_head(q->at(b, h), k->at(b, h), v->at(b, h), out->at(b, h), log_sum + size_t(i) * T, s);
-  }
+  });
 }
 
 void attention_backward(const Strided* q, const Strided* k, const Strided* v, const Strided* out,
@@ -319,12 +317,10 @@ void attention_backward(const Strided* q, const Strided* k, const Strided* v, co
                         const Strided* dk, const Strided* dv, int B, int H, int T, int D,
                         int causal, int threads) {
   const Shape s(T, D, causal != 0);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int i = 0; i < B * H; i++) {
+  for_each_head(B, H, threads, [&](int b, int h, int i) {
     [[maybe_unused]] const Thread thread;
-    const int b = i / H, h = i % H;
     backward_head(q->at(b, h), k->at(b, h), v->at(b, h), out->at(b, h), out_gradient->at(b, h),
                   log_sum + size_t(i) * T, {dq->at(b, h), dk->at(b, h), dv->at(b, h)}, s);
-  }
+  });
 }
 }
