@@ -12,9 +12,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/igpt demo --out runs/demo
 
-# A process a core, a file of tests in one of them; threads that share a core must not spin in wait.
+# A process a core, a file of tests in one of them.
 test: .venv/installed
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -rs --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -rs --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # TensorFlow, which reads OpenAI's checkpoints, stays out of the environment of everything else: it
 # has one that sees all of `.venv`.

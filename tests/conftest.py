@@ -11,6 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+# Tests run side by side, so with one thread each, also in the processes that they start: threads
+# that share a core wait for each other. Libraries read this when they are imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
 import numpy as np
 import pytest
 import torch
@@ -25,9 +30,6 @@ from igpt.order import Codec
 from igpt.pipeline import load
 from igpt.pretrain import Pretrained, pretrain
 from igpt.recipes import load_recipe
-
-# More threads than cores wait for each other.
-torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 
 # Small enough for seconds, and with every moving part: float32, so that it repeats to the bit.
 TINY = [
@@ -66,6 +68,14 @@ def on_processor() -> Iterator[None]:
     """For what a GPU does not repeat to the bit, or is not what is measured."""
     with no_gpu():
         yield
+
+
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    """For kernels that divide their work among threads."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,8 @@ from igpt.sample import Sampling
 from test_model import random_model
 from test_sample import completed
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 CONFIG = ModelConfig(n_layer=2, n_embd=64, n_head=2, vocab_size=27, n_positions=81)
 
 

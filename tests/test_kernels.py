@@ -25,6 +25,8 @@ from igpt.objectives import AR
 from igpt.parallel.sharding import draw_whole
 from measured_memory import peak_bytes, resident_bytes
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def needs(dtype: torch.dtype, reason: str) -> pytest.MarkDecorator:
     """Skips where attention in `dtype` stays on the plain road."""

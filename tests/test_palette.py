@@ -15,6 +15,8 @@ from igpt.config import UserError
 from igpt.kernels import color_cells
 from igpt.palette import Palette
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def brute_force(clusters: npt.NDArray[np.float32], images: npt.NDArray[np.uint8]) -> npt.NDArray:
     """The nearest cluster by definition: float64, ties to the lowest index."""

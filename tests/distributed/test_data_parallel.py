@@ -30,8 +30,11 @@ from igpt.pretrain import pretrain
 # What is compared with several processes is where they are: on the processor.
 pytestmark = pytest.mark.usefixtures("on_processor")
 
-# 150 pictures are held out: 19 batches of 8, which neither 2 nor 4 processes can share evenly.
-SHORT = ["train.steps=6", "train.eval_every=3", "train.checkpoint_every=3"]
+# 38 pictures to validate on are 5 batches of 8, which neither 2 nor 4 processes can share evenly.
+SHORT = [
+    *("train.steps=6", "train.eval_every=3", "train.checkpoint_every=3"),
+    "data.validation_fraction=0.025",
+]
 CASES = {
     "ar": [*SHORT, "data.augmentation=flip", "train.grad_clip=0.5"],
     "bert": [*SHORT, "objective=bert", "train.micro_batch_size=1", "data.augmentation=cifar"],

@@ -61,7 +61,7 @@ def test_a_file_of_features_is_the_same(igpt, tiny_run: Path, tmp_path: Path) ->
     [
         ["--labels-per-class", 2, 10, "--seeds", 2, *BASELINES],
         ["--labels-per-class", 10, "--seeds", 1, "--precision", "float32", *BASELINES],
-        ["--head", "attention", "--labels-per-class", 10, "--seeds", 1],
+        ["--head", "attention", "--layer", 1, "--labels-per-class", 10, "--seeds", 1],
         ["--solver", "sgd", "--epochs", 2, "--batch-size", 32],
     ],
 )

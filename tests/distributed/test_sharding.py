@@ -45,7 +45,10 @@ from measured_memory import peak_bytes
 # What is compared with several processes is where they are: on the processor.
 pytestmark = pytest.mark.usefixtures("on_processor")
 
-SHORT = ["train.steps=6", "train.eval_every=6", "train.checkpoint_every=3"]
+SHORT = [
+    *("train.steps=4", "train.eval_every=4", "train.checkpoint_every=2"),
+    "data.validation_fraction=0.025",
+]
 AR_WORDS = [*SHORT, "train.grad_clip=0.5", "train.micro_batch_size=1", "data.augmentation=flip"]
 BERT_WORDS = [*SHORT, "objective=bert", "train.activation_checkpointing=true"]
 BFLOAT16 = [*SHORT, "train.precision=bfloat16"]
@@ -461,7 +464,7 @@ def test_a_run_goes_on_with_another_split(runs: Path, tmp_path: Path) -> None:
     words = ["pretrain", "digits", "--out", run, "--resume"]
     begun = several.igpt(2, *words, *TINY, *AR_WORDS, "parallel.shard=2", "train.patience=1")
     assert begun.wait() == [0, 0], begun.err
-    (run / "checkpoints/latest").write_text("step-00000003\n")
+    (run / "checkpoints/latest").write_text("step-00000002\n")
     division = ("parallel.shard=2", "parallel.tensor=2")
     went_on = several.igpt(4, "pretrain", "--out", run, "--resume", *division)
     assert went_on.wait() == [0] * 4, went_on.err

@@ -35,7 +35,7 @@ def test_sgd_agrees_with_lbfgs_and_predict_takes_its_probe(
     igpt, tiny_run: Path, tmp_path: Path
 ) -> None:
     exact = probed(igpt, tiny_run, tmp_path / "lbfgs")
-    sgd = ["--solver", "sgd", "--augmentation", "none"]
+    sgd = ["--solver", "sgd", "--augmentation", "none", "--epochs", 40]
     found = probed(igpt, tiny_run, tmp_path / "sgd", *sgd)
     assert list(found["validation_by_layer"]) == ["0", "1", "2"]
     ours_by_layer, theirs_by_layer = (
