@@ -127,14 +127,14 @@ def test_parts_of_several_machines_add_up_to_the_same_shards(
     assert (parts / "manifest.json").read_text() == (whole / "manifest.json").read_text()
 
 
-def test_killed_at_a_random_moment_it_goes_on_to_identical_shards(tmp_path: Path) -> None:
+def test_killed_at_a_random_moment_it_goes_on_to_identical_shards(igpt, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    options = ["--data", "digits", "--size", "8", "--shard-pictures", "20", "--workers", "2"]
-    command = [sys.executable, "-m", "igpt", "prepare", *options, "--out"]
-    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    options = ["prepare", "--data", "digits", "--size", "8", "--shard-pictures", "20", "--out"]
+    assert igpt(*options, whole, "--workers", 1).status == 0
+    command = [sys.executable, "-m", "igpt", *options, str(killed), "--workers", "2"]
     rng = random.Random(os.getpid())
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([*command, str(killed)], start_new_session=True, **quiet)
+    process = subprocess.Popen(command, start_new_session=True, **quiet)
     enough, deadline = rng.randrange(1, 15), time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         if len(list(killed.glob("data/*.parquet"))) >= enough:
@@ -143,7 +143,7 @@ def test_killed_at_a_random_moment_it_goes_on_to_identical_shards(tmp_path: Path
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=60)
     assert not (killed / "manifest.json").exists(), f"done before {enough} were seen"
-    subprocess.run([*command, str(killed)], check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True)
     assert shards(killed) == shards(whole), enough
     assert len(shards(killed)) == 90  # 75 to train on, 15 to test on
 

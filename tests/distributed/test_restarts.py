@@ -67,21 +67,20 @@ def test_a_run_whose_workers_are_killed_goes_on_by_itself_to_the_undisturbed_cur
     rng = random.Random(os.getpid())
     run = tmp_path / "run"
     process = torchrun(run)
-    moments = [rng.randrange(2, 20), rng.randrange(40, STEPS - 10)]
-    for moment in moments:
-        wait_for_step(process, run, moment)
-        time.sleep(rng.uniform(0, 0.03))
-        os.kill(rng.choice(workers(process)), signal.SIGKILL)
+    moment = rng.randrange(2, STEPS - 10)
+    wait_for_step(process, run, moment)
+    time.sleep(rng.uniform(0, 0.03))
+    os.kill(rng.choice(workers(process)), signal.SIGKILL)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert f"{run}: {STEPS} steps" in out
     pretrain(tiny_recipe(*WORDS), tmp_path / "alone", resume=False, say=silent)
     expected = curve(tmp_path / "alone")
     found = curve(run)
-    assert [row[:2] for row in found] == [row[:2] for row in expected], moments
+    assert [row[:2] for row in found] == [row[:2] for row in expected], moment
     assert [row[2] for row in found] == pytest.approx([row[2] for row in expected], abs=1e-5)
-    # The first may come before the first checkpoint is whole: then the run begins again.
-    assert err.count("resuming at step") in (1, 2)
+    # Before the first checkpoint is whole, the run begins again.
+    assert err.count("resuming at step") == 1 or moment <= 10
 
 
 def test_two_machines_train_one_model_and_go_on_when_one_loses_its_worker(tmp_path: Path) -> None:

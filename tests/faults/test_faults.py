@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY, newest, no_gpu
+from conftest import TINY, newest, no_gpu, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
+from igpt.pretrain import pretrain
 
 pytestmark = pytest.mark.usefixtures("on_processor")
 
@@ -37,7 +38,7 @@ def losses(run: Path) -> list[tuple[int, str, float]]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float]]:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     with no_gpu():
-        subprocess.run(command(out), check=True, capture_output=True)
+        pretrain(tiny_recipe(f"train.steps={STEPS}"), out, resume=False, say=silent)
     return losses(out)
 
 
@@ -57,10 +58,10 @@ def start_and(act: Callable[[subprocess.Popen[bytes]], None], out: Path, after_s
 
 
 def test_killed_at_random_moments_a_run_ends_with_the_undisturbed_curve(
-    tmp_path: Path, undisturbed: list[tuple[int, str, float]]
+    igpt, tmp_path: Path, undisturbed: list[tuple[int, str, float]]
 ) -> None:
     out, rng = tmp_path / "run", random.Random(os.getpid())
-    moments = sorted(rng.sample(range(1, STEPS - 5), 3))
+    moments = sorted(rng.sample(range(1, STEPS - 5), 2))
     for moment in moments:
 
         def kill(process: subprocess.Popen[bytes]) -> None:
@@ -68,19 +69,19 @@ def test_killed_at_random_moments_a_run_ends_with_the_undisturbed_curve(
             process.kill()
 
         assert start_and(kill, out, moment) == -signal.SIGKILL, moments
-    subprocess.run(command(out, "--resume"), check=True, capture_output=True)
+    assert igpt("pretrain", "--out", out, "--resume").status == 0
     assert losses(out) == undisturbed, moments
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 0), ("SIGINT", 130)])
 def test_a_signal_saves_and_the_run_goes_on_from_there(
-    tmp_path: Path, undisturbed: list[tuple[int, str, float]], name: str, status: int
+    igpt, tmp_path: Path, undisturbed: list[tuple[int, str, float]], name: str, status: int
 ) -> None:
     out = tmp_path / "run"
     assert start_and(lambda p: p.send_signal(signal.Signals[name]), out, 18) == status
     state, _ = newest(out)
     assert 18 <= state.step < STEPS
-    subprocess.run(command(out, "--resume"), check=True, capture_output=True)
+    assert igpt("pretrain", "--out", out, "--resume").status == 0
     assert losses(out) == undisturbed
 
 
