@@ -49,7 +49,7 @@ def test_pictures_that_several_threads_encode_are_the_exact_nearest_clusters(
     assert np.array_equal(Palette(clusters).encode(images), brute_force(clusters, images))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10**6), k=st.sampled_from([1, 6, 60, 1500]))
 def test_sets_of_known_and_of_new_colours_are_the_exact_nearest_clusters(seed: int, k: int) -> None:
     # Clusters so near to each other that many cells of 4x4x4 colours have more than three of them.

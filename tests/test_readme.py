@@ -86,7 +86,7 @@ def test_the_example_of_every_command_parses(name: str) -> None:
 # In the order in which one makes what the next one reads, with what makes a matter of seconds of
 # each: the last of two flags counts. `fetch` and `import` need OpenAI's files.
 BRIEFLY = {
-    "pretrain": ["--steps", "2"],
+    "pretrain": ["--steps", "2", "model.n_layer=2"],
     "demo": ["--steps", "2"],
     "probe": ["--labels-per-class", "1", "--seeds", "1", "--layer", "2", "--cnn-minutes", "0.01"],
     "predict": [],
