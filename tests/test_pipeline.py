@@ -197,6 +197,15 @@ def test_a_part_that_leaves_nothing_to_paint_is_refused(
         pipeline.complete(digits, keep=keep)
 
 
+def test_the_device_may_be_chosen(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("igpt.device.default_device", lambda: torch.device("meta"))
+    pipeline = igpt.load(tiny_run, device="cpu")
+    assert {weights.device.type for weights in pipeline.model.parameters()} == {"cpu"}
+    assert len(pipeline.sample(1)) == 1
+    with pytest.raises(UserError, match="no device 'gpu' here"):
+        igpt.load(tiny_run, device="gpu")
+
+
 def test_features_are_pooled_layers_by_the_batch(tiny_run: Path) -> None:
     p = igpt.load(tiny_run)
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)

@@ -20,6 +20,16 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def find_device(name: str | torch.device | None) -> torch.device:
+    """PyTorch's device of that name, or `default_device`; UserError if it is not here."""
+    if name is None:
+        return default_device()
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such name; PyTorch built without it
+        raise UserError(f"no device '{name}' here: {first_line(error)}") from error
+
+
 def join_device(local_rank: int) -> torch.device:
     """The device of this process, the `local_rank`-th of its machine; `default_device` from now.
 

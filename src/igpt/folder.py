@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from igpt.config import ModelConfig, ParallelConfig, UserError
-from igpt.device import default_device
 from igpt.disk import read_json, write_atomically, write_json
 from igpt.interop import huggingface
 from igpt.interop.files import read_tensors, read_weights
@@ -205,13 +205,13 @@ def open_model(folder: Path) -> StoredModel:
     return StoredModel(config, _codec(folder, config, order), state, weights_path)
 
 
-def fill_model(stored: StoredModel, parallel: ParallelConfig) -> ImageGPT:
-    """The stored model, split over processes as `parallel` says: each reads its part.
+def fill_model(stored: StoredModel, parallel: ParallelConfig, device: torch.device) -> ImageGPT:
+    """The stored model on `device`, split over processes as `parallel` says: each reads its part.
 
     Raises UserError for weights that do not fit or are not finite, and for another number of
     processes.
     """
-    model = build(stored.config, parallel, default_device())
+    model = build(stored.config, parallel, device)
     stored.copy_into(model)
     if not all_finite(model.state_dict()):
         raise UserError(f"{stored.source}: not all weights are finite numbers")

@@ -16,7 +16,7 @@ from igpt.checkpoint import recipe_of
 from igpt.classify import MASKS, Classifier, HeadClassifier, Prediction, ProbeClassifier
 from igpt.config import Ensemble, ParallelConfig, Recipe, UserError
 from igpt.data import Shown, Transform, as_pixels, evaluation_transform, fit_square
-from igpt.device import compute_dtype, default_device, reuse_memory
+from igpt.device import compute_dtype, find_device, reuse_memory
 from igpt.evaluate import BATCH, Likelihood, picture_nats, pixel_nats
 from igpt.folder import fill_model, load_class_names, open_model, save_model
 from igpt.interop.files import local_folder
@@ -53,9 +53,10 @@ class Pipeline:
         folder: Path | None = None,
         parallel: ParallelConfig | None = None,
         transform: Transform = fit_square,
+        device: str | torch.device | None = None,
     ) -> None:
         reuse_memory()
-        self.model = model.to(default_device()).eval()
+        self.model = model.to(find_device(device)).eval()
         self.codec = codec
         self.class_names = class_names  # of the model's own head, if it has one
         self.folder = folder  # where it was loaded from, and where its probe is
@@ -288,6 +289,7 @@ class Pipeline:
 def load(
     path: str | Path,
     *,
+    device: str | torch.device | None = None,
     parallel: ParallelConfig | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -296,11 +298,13 @@ def load(
 ) -> Pipeline:
     """The pipeline of a run, an ImageGPT model folder, or a Hub model like `openai/imagegpt-small`.
 
+    It computes on `device`, by default on the GPU if PyTorch sees one, else on the processor.
     Of several processes all call it, and hold the model between them as `parallel` says; by default
     each holds the whole. One that is split computes likelihoods, features and classes, and all call
     what it is asked for; it does not sample. `revision` and what follows it are for the Hub. Raises
-    UserError, one line, when there is no model or it is broken.
+    UserError, one line, when there is no model or it is broken, and for a device that is not here.
     """
+    place = find_device(device)
     parallel = parallel or ParallelConfig()
     with together():
         folder = local_folder(
@@ -313,9 +317,9 @@ def load(
         stored = open_model(folder)
         class_names = load_class_names(folder, stored.config.n_classes)
         recipe = recipe_of(folder) or Recipe()
-    model = fill_model(stored, parallel)
+    model = fill_model(stored, parallel, place)
     transform = evaluation_transform(recipe.data.augmentation)
-    return Pipeline(model, stored.codec, class_names, folder, parallel, transform)
+    return Pipeline(model, stored.codec, class_names, folder, parallel, transform, place)
 
 
 def _as_list(batches: Iterator[Pixels]) -> list[Image.Image]:

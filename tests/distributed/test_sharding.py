@@ -25,6 +25,7 @@ import igpt.model
 from conftest import TINY, load_model, no_gpu, silent, tiny_recipe
 from igpt.checkpoint import Progress, RunDirectory, optimizer_tensors
 from igpt.config import ModelConfig, ParallelConfig, Recipe, UserError
+from igpt.device import default_device
 from igpt.evaluate import picture_nats
 from igpt.folder import fill_model, open_model, save_model
 from igpt.model import ImageGPT
@@ -380,7 +381,7 @@ def read_in_parts(folder: Path, out: Path) -> None:
     weights = sum(tensor.nbytes for tensor in whole.weights.values())
     largest = max(tensor.nbytes for tensor in whole.weights.values())
     with processes(ParallelConfig(shard=2)):
-        peak = peak_bytes(lambda: fill_model(whole, ParallelConfig(shard=2)))
+        peak = peak_bytes(lambda: fill_model(whole, ParallelConfig(shard=2), default_device()))
     assert peak < 0.6 * weights + largest, f"{peak} of {weights}"
     out.with_suffix(f".{launch.rank()}").touch()
 

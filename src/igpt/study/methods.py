@@ -118,7 +118,8 @@ def untrained(pipeline: Pipeline, seed: int) -> Pipeline:
     # Split in float32, as the pipeline is: autocast chooses the type of the products.
     train = TrainConfig(seed=seed, precision="float32")
     recipe = Recipe(train=train, parallel=pipeline.parallel)
-    return Pipeline(new_model(pipeline.model.config, recipe), pipeline.codec)
+    device = pipeline.model.wte.device
+    return Pipeline(new_model(pipeline.model.config, recipe), pipeline.codec, device=device)
 
 
 class LinearMethod:
