@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import igpt
 from conftest import is_sheet
+from igpt.config import UserError
+from igpt.data import imagenet_centre
 from igpt.order import Codec
 from igpt.palette import Palette
 from test_model import AR, BERT, random_model
@@ -108,6 +111,25 @@ def test_the_card_tells_what_a_probe_and_fine_tuning_reached(
     assert f"| validation | accuracy {100 * accuracy:.1f} % |" in card
     assert "so that its logits differ slightly:" in card
     assert "differ slightly" not in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_a_saved_run_predicts_and_crops_as_the_run_does(
+    igpt_cli, tiny_run: Path, tmp_path: Path
+) -> None:
+    run, saved = Path(shutil.copytree(tiny_run, tmp_path / "run")), tmp_path / "saved"
+    probe = ("--layer", 1, "--labels-per-class", 4, "--seeds", 1)
+    assert igpt_cli("probe", run, *probe).status == 0
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("augmentation: none", "augmentation: imagenet"))
+    igpt.load(run).save_pretrained(saved)
+    again, picture = igpt.load(saved), Image.new("L", (9, 12), 100)
+    assert again.transform is imagenet_centre
+    assert again.predict(picture).names == igpt.load(run).predict(picture).names
+    again.save_pretrained(saved)  # where it was loaded from
+    assert len(igpt.load(saved).predict(picture).names) == 1
+    igpt.Pipeline(again.model, again.codec).save_pretrained(saved)
+    with pytest.raises(UserError, match="no probe in"):
+        igpt.load(saved).predict(picture)
 
 
 @pytest.mark.parametrize(("order", "same"), [("raster", True), ("hilbert", False)])

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from igpt.config import Recipe, Say, UserError
 from igpt.disk import flush, read_json, remove_left, write_json, write_text
-from igpt.folder import require_fit
+from igpt.folder import RECIPE, require_fit
 from igpt.interop.files import local_folder, read_metadata
 from igpt.model import ImageGPT
 from igpt.palette import Palette
@@ -101,7 +101,7 @@ class RunDirectory:
 
     def exists(self) -> bool:
         """Whether a run has begun here."""
-        return (self.path / "recipe.yaml").is_file()
+        return (self.path / RECIPE).is_file()
 
     def require_free(self) -> None:
         """UserError where a new run would write over something that is no run."""
@@ -130,12 +130,12 @@ class RunDirectory:
     def begin(self, recipe: Recipe, palette: Palette) -> None:
         """Write what repeats the run, beside nothing that a killed process left half-written."""
         remove_left(self.path)
-        write_text(self.path / "recipe.yaml", recipe_yaml(recipe))
+        write_text(self.path / RECIPE, recipe_yaml(recipe))
         palette.save(self.path / "palette.npy")
 
     def recipe(self) -> Recipe:
         """The resolved recipe; UserError when there is no run here."""
-        path = self.path / "recipe.yaml"
+        path = self.path / RECIPE
         if not path.is_file():
             raise UserError(f"no run at {self.path}: {path.name} is missing")
         return parse_recipe(recipe_text(str(path)), (), str(path))

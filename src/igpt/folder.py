@@ -29,6 +29,7 @@ from igpt.parallel.sharding import build, copy_whole, whole
 from igpt.parallel.storage import all_finite
 
 WEIGHTS = "model.safetensors"
+RECIPE = "recipe.yaml"  # beside the model, where the folder is a run's
 INDEX = f"{WEIGHTS}.index.json"
 GENERATIVE_HEAD = "lm_head.safetensors"
 STEM = f"model-{'?' * 8}-{'?' * 5}"  # pattern of the files' names where weights fill several
@@ -180,7 +181,7 @@ def require_model(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"no run at {folder}: expected a folder that `igpt pretrain` made")
     if not (folder / "config.json").is_file():
-        if (folder / "recipe.yaml").is_file():
+        if (folder / RECIPE).is_file():
             expected = "the run's first validation makes its model"
         else:
             expected = "expected a run or an ImageGPT model folder"

@@ -18,7 +18,7 @@ from igpt.config import Ensemble, ParallelConfig, Recipe, UserError
 from igpt.data import Shown, Transform, as_pixels, evaluation_transform, fit_square
 from igpt.device import compute_dtype, find_device, reuse_memory
 from igpt.evaluate import BATCH, Likelihood, picture_nats, pixel_nats
-from igpt.folder import fill_model, load_class_names, open_model, save_model
+from igpt.folder import fill_model, load_class_names, open_model
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, generative_objective
@@ -28,7 +28,7 @@ from igpt.parallel.processes import together
 from igpt.probe.features import extract, make_pool, parse_layers
 from igpt.probe.store import Mark, load_probe, mark
 from igpt.sample import Sampling, generate
-from igpt.share import push
+from igpt.share import push, save
 from igpt.types import Pixels
 
 # What people hold, or tokens of the model's palette already, as are the pictures that a command has
@@ -82,8 +82,8 @@ class Pipeline:
         return load(path, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model folder that `igpt.load` and `transformers` read."""
-        save_model(Path(folder), self.model, self.codec, self.class_names)
+        """Write the folder that `igpt.load` and `transformers` read; recipe and probe too."""
+        save(self, Path(folder))
 
     def push_to_hub(
         self,

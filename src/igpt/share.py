@@ -15,10 +15,11 @@ import numpy as np
 from igpt.checkpoint import RunDirectory
 from igpt.config import METRICS, Recipe, UserError, first_line
 from igpt.disk import new_folder, read_json, write_json, write_text
-from igpt.folder import GENERATIVE_HEAD, INDEX, STEM, WEIGHTS, save_model
+from igpt.folder import GENERATIVE_HEAD, INDEX, RECIPE, STEM, WEIGHTS, save_model
 from igpt.monitor import Seen, best_value, last_step, read_metrics
+from igpt.parallel.processes import on_first
 from igpt.plots import picture_sheet, save_image
-from igpt.probe.store import RESULTS
+from igpt.probe.store import PROBE, RESULTS
 from igpt.probe.unfinished import UNFINISHED
 from igpt.recipes import recipe_yaml
 from igpt.sample import Sampling
@@ -34,13 +35,39 @@ STALE = [
     INDEX,
     GENERATIVE_HEAD,
     f"{STEM}.safetensors",
-    "recipe.yaml",
+    RECIPE,
     "metrics.jsonl",
     "palette.npy",
     "probe/*",
     SHEET,
 ]
 PATHS = ("run", "data", "out")  # what the results of a probe tell of folders
+
+
+def save(pipeline: Pipeline, folder: Path) -> None:
+    """Write what `igpt.load` reads: the model and, of a run, its recipe and its probe.
+
+    All processes call this. Raises UserError for a folder that cannot be written.
+    """
+    save_model(folder, pipeline.model, pipeline.codec, pipeline.class_names)
+    source = pipeline.folder
+    if source is None or source.resolve() != folder.resolve():
+        on_first(lambda: _save_run(source, folder))
+
+
+def _save_run(source: Path | None, folder: Path) -> None:
+    """The recipe and the probe of the run `source`, in place of those of an earlier model."""
+    unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
+    try:
+        for stale in (RECIPE, f"probe/{PROBE}", f"probe/{RESULTS}"):
+            (folder / stale).unlink(missing_ok=True)
+        if source is None or not RunDirectory(source).exists():
+            return
+        shutil.copy(source / RECIPE, folder)
+        if (source / "probe").is_dir():
+            shutil.copytree(source / "probe", folder / "probe", ignore=unready, dirs_exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error}") from error
 
 
 def write_folder(pipeline: Pipeline, path: Path, name: str, license: str | None) -> None:
@@ -51,20 +78,17 @@ def write_folder(pipeline: Pipeline, path: Path, name: str, license: str | None)
     `path` exists and is not empty.
     """
     with new_folder(path) as folder:
-        save_model(folder, pipeline.model, pipeline.codec, pipeline.class_names)
+        save(pipeline, folder)
         pipeline.palette.save(folder / "palette.npy")
         recipe, rows, probed = None, [], {}
-        if pipeline.folder is not None and RunDirectory(pipeline.folder).exists():
-            run = RunDirectory(pipeline.folder)
-            recipe = _without_paths(run.recipe())
-            write_text(folder / "recipe.yaml", recipe_yaml(recipe))
-            if run.metrics.is_file():
-                shutil.copy(run.metrics, folder / run.metrics.name)
-                rows = read_metrics(run.metrics)
-            if (run.path / "probe").is_dir():
-                unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
-                shutil.copytree(run.path / "probe", folder / "probe", ignore=unready)
-                probed = _shorten_paths(folder / "probe" / RESULTS)
+        if pipeline.folder is not None and RunDirectory(folder).exists():
+            recipe = _without_paths(RunDirectory(folder).recipe())
+            write_text(folder / RECIPE, recipe_yaml(recipe))
+            probed = _shorten_paths(folder / "probe" / RESULTS)
+            metrics = RunDirectory(pipeline.folder).metrics
+            if metrics.is_file():
+                shutil.copy(metrics, folder / metrics.name)
+                rows = read_metrics(metrics)
         if pipeline.model.config.paints:
             samples = np.concatenate(list(pipeline.sample_batches(SAMPLES, Sampling())))
             save_image(picture_sheet(samples), folder / SHEET)
