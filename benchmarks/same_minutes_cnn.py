@@ -14,7 +14,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from igpt.baselines import cnn
+from igpt.baselines import LEAST_STEPS
 from igpt.checkpoint import RunDirectory
 from igpt.cli.arguments import add_data, run_data
 from igpt.config import METRICS
@@ -32,14 +32,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="of its first weights and batches")
     parser.add_argument("--metric", choices=METRICS, default="accuracy", help="that chooses")
     parser.add_argument("--labels-per-class", type=int, help="default: all there are")
-    parser.add_argument("--least-steps", type=int, default=cnn.MIN_STEPS)
+    parser.add_argument("--least-steps", type=int, default=LEAST_STEPS)
     args = parser.parse_args()
-    cnn.MIN_STEPS = args.least_steps
     run = RunDirectory(args.run)
     recipe = run.recipe()
     minutes = args.minutes or training_minutes(read_metrics(run.metrics), recipe.train.batch_size)
     task = run_data(args).task(args.size or recipe.data.image_size)
-    method = CnnMethod(task, minutes, args.augmentation, args.metric)
+    method = CnnMethod(task, minutes, args.augmentation, args.metric, args.least_steps)
     chosen = subsets(task, [args.labels_per_class], args.seeds)
     if args.labels_per_class is None:
         chosen = [replace(chosen[0], seed=seed) for seed in range(args.seeds)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from igpt.baselines import predict_cnn, train_cnn
+from igpt.baselines import LEAST_STEPS, predict_cnn, train_cnn
 from igpt.baselines.cnn import ResidualCNN
 from igpt.config import DataConfig, UserError
 from igpt.data import few_labels, open_source, open_task
@@ -14,12 +14,20 @@ from igpt.data import few_labels, open_source, open_task
 TASK = open_task(open_source("digits"), DataConfig(), 8, seed=0)
 
 
-def train(per_class: int, *, minutes: float = 30, seed: int = 0, augmentation: str = "none"):
+def train(
+    per_class: int,
+    *,
+    minutes: float = 30,
+    seed: int = 0,
+    augmentation: str = "none",
+    least_steps: int = LEAST_STEPS,
+):
     part = TASK.train.select(few_labels(TASK.train.labels, per_class, seed))
     held = TASK.validation
     return train_cnn(
         part.images, part.labels, held.images, held.labels, 10,
         minutes=minutes, augmentation=augmentation, metric="accuracy", seed=seed,
+        least_steps=least_steps,
     )  # fmt: skip
 
 
@@ -30,9 +38,8 @@ def test_it_learns_the_digits() -> None:
 
 @pytest.mark.usefixtures("on_processor")
 def test_it_is_a_function_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igpt.baselines.cnn.MIN_STEPS", 20)
     monkeypatch.setattr("igpt.baselines.cnn.EPOCHS", 1)
-    a, b, c = (train(5, seed=seed, augmentation="cifar") for seed in (0, 0, 1))
+    a, b, c = (train(5, seed=seed, augmentation="cifar", least_steps=20) for seed in (0, 0, 1))
     images = TASK.test.images
     assert np.array_equal(predict_cnn(a, images), predict_cnn(b, images))
     assert not np.array_equal(predict_cnn(a, images), predict_cnn(c, images))
@@ -45,11 +52,11 @@ def test_the_weights_that_validation_liked_best_are_kept(monkeypatch: pytest.Mon
         seen.append(model.out.weight.detach().clone())
         return np.zeros(len(images), np.int64)
 
-    for name, value in (("MIN_STEPS", 6), ("EPOCHS", 0), ("VALIDATIONS", 3)):
+    for name, value in (("EPOCHS", 0), ("VALIDATIONS", 3)):
         monkeypatch.setattr(f"igpt.baselines.cnn.{name}", value)
     monkeypatch.setattr("igpt.baselines.cnn.predict_cnn", predict)
     monkeypatch.setattr("igpt.baselines.cnn.metric_value", lambda *_: next(worth))
-    kept = train(1).out.weight
+    kept = train(1, least_steps=6).out.weight
     assert len(seen) == 3
     assert torch.equal(kept, seen[1])
     assert not torch.equal(seen[1], seen[2])

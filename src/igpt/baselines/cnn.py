@@ -26,7 +26,7 @@ from igpt.types import Labels, Pixels
 WIDTHS = (32, 64, 128)
 GRID = 4  # the last layer sees GRID x GRID places
 BATCH, RATE, MOMENTUM, WEIGHT_DECAY, WARMUP, SMOOTHING = 64, 0.05, 0.9, 1e-2, 0.1, 0.2
-MIN_STEPS, EPOCHS = 400, 20  # the longer of the two, unless the minutes are over before
+LEAST_STEPS, EPOCHS = 400, 20  # the longer of the two, unless the minutes are over before
 VALIDATIONS, VALIDATED = 10, 2_000  # how often, and on how many pictures at most
 
 
@@ -74,6 +74,7 @@ def train_cnn(
     augmentation: str,
     metric: str,
     seed: int,
+    least_steps: int = LEAST_STEPS,
 ) -> ResidualCNN:
     """The network with the weights that did best on validation pictures.
 
@@ -82,6 +83,7 @@ def train_cnn(
         minutes: of training at most.
         augmentation: none, flip or cifar.
         metric: accuracy or balanced_accuracy, by which validation chooses the weights.
+        least_steps: of training, where EPOCHS are fewer and there are minutes for them.
 
     Raises UserError when all labels are the same.
     """
@@ -93,7 +95,7 @@ def train_cnn(
         model.parameters(), RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
     batch = min(BATCH, len(images))
-    steps = max(MIN_STEPS, EPOCHS * len(images) // batch)
+    steps = max(least_steps, EPOCHS * len(images) // batch)
     some = numpy_rng(seed, "cnn validation").permutation(len(validation_images))[:VALIDATED]
     best, kept, checked = -1.0, model.state_dict(), 0.0
     began, step, progress = time.monotonic(), 0, 0.0

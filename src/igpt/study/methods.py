@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from igpt.baselines import fit_neighbours, predict_cnn, train_cnn
+from igpt.baselines import LEAST_STEPS, fit_neighbours, predict_cnn, train_cnn
 from igpt.config import Recipe, Say, TrainConfig, UserError
 from igpt.data import LargeTask, Task, Undecoded, unlabelled
 from igpt.order import Encoded, need_pixels
@@ -288,9 +288,16 @@ class NeighbourMethod:
 class CnnMethod:
     """A small residual network trained from scratch on the labelled pictures."""
 
-    def __init__(self, task: Task, minutes: float, augmentation: str, metric: str) -> None:
+    def __init__(
+        self,
+        task: Task,
+        minutes: float,
+        augmentation: str,
+        metric: str,
+        least_steps: int = LEAST_STEPS,
+    ) -> None:
         self.name, self.task, self.minutes = "residual CNN from scratch", task, minutes
-        self.augmentation, self.metric = augmentation, metric
+        self.augmentation, self.metric, self.least_steps = augmentation, metric, least_steps
 
     def fit(self, subset: Subset) -> Fit:
         train, validation = self.task.train.select(subset.indices), self.task.validation
@@ -304,6 +311,7 @@ class CnnMethod:
             augmentation=self.augmentation,
             metric=self.metric,
             seed=subset.seed,
+            least_steps=self.least_steps,
         )
         value = metric_value(self.metric, validation.labels, predict_cnn(cnn, validation.pixels))
         return Fit(predict_cnn(cnn, self.task.test.pixels), value)
