@@ -14,6 +14,7 @@ import numpy as np
 
 from igpt.checkpoint import RunDirectory
 from igpt.config import METRICS, Recipe, UserError, first_line
+from igpt.data import short_name
 from igpt.disk import new_folder, read_json, write_json, write_text
 from igpt.folder import GENERATIVE_HEAD, INDEX, RECIPE, STEM, WEIGHTS, save_model
 from igpt.monitor import Seen, best_value, last_step, read_metrics
@@ -145,8 +146,8 @@ def _without_paths(recipe: Recipe) -> Recipe:
     path, start = recipe.palette.path, recipe.init_from
     return replace(
         recipe,
-        init_from=start and _last_part(start),
-        data=replace(recipe.data, source=_last_part(recipe.data.source)),
+        init_from=start and short_name(start),
+        data=replace(recipe.data, source=short_name(recipe.data.source)),
         palette=replace(recipe.palette, path=None if path is None else "palette.npy"),
     )
 
@@ -156,15 +157,9 @@ def _shorten_paths(results: Path) -> dict[str, Any]:
     if not results.is_file():
         return {}
     values = read_json(results)
-    told = {**values, **{name: _last_part(values[name]) for name in PATHS}}
+    told = {**values, **{name: short_name(values[name]) for name in PATHS}}
     write_json(results, told)
     return told
-
-
-def _last_part(source: str) -> str:
-    """The name of a local folder or file; a Hub id stays as it is."""
-    path = Path(source)
-    return path.name if path.exists() or path.is_absolute() or source.startswith(".") else source
 
 
 def card(

@@ -119,20 +119,17 @@ def _sheets(
 def _figure(
     args: argparse.Namespace, inside: Scores, outside: Scores, signals: tuple[Signal, Signal]
 ) -> Path:
+    from igpt.data import short_name
     from igpt.plots import ood_figure, save_figure
 
     figure: Path = args.out / "ood.png"
-    scored = "the pictures given" if args.images else _last_part(run_data(args).config.source)
+    scored = "the pictures given" if args.images else short_name(run_data(args).config.source)
     labels = (
         f"{scored} ({len(inside.names):,})",
-        f"{_last_part(args.ood)} ({len(outside.names):,})",
+        f"{short_name(args.ood)} ({len(outside.names):,})",
     )
     save_figure(ood_figure(*signals, *labels), figure)
     return figure
-
-
-def _last_part(source: str) -> str:
-    return Path(source).name or source
 
 
 def _rows(scores: Scores) -> list[dict[str, Any]]:

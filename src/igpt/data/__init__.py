@@ -38,7 +38,15 @@ from igpt.data.pictures import BROKEN, Pictures, Source, UnreadablePicture, open
 from igpt.data.pieces import Cut, Item, cut_source
 from igpt.data.shards import Stream, next_pictures, open_streams
 from igpt.data.shown import Shown, as_pixels
-from igpt.data.sources import data_of, is_gone, is_shards, open_data, open_source, source_name
+from igpt.data.sources import (
+    data_of,
+    is_gone,
+    is_shards,
+    open_data,
+    open_source,
+    short_name,
+    source_name,
+)
 from igpt.data.splits import (
     count_split_pictures,
     evaluation_split,
@@ -100,6 +108,7 @@ __all__ = [
     "pictures_to_test",
     "prefetch",
     "read_rgb",
+    "short_name",
     "source_name",
     "task_training_splits",
     "to_rgb",

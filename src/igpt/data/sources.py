@@ -114,6 +114,12 @@ def source_name(spec: str) -> str:
     return str(path.resolve()) if here else spec
 
 
+def short_name(spec: str) -> str:
+    """The last part of a source that is a local path; a Hub id stays as it is."""
+    path = Path(spec)
+    return path.name if path.exists() or path.is_absolute() or spec.startswith(".") else spec
+
+
 def open_data(config: DataConfig) -> Source:
     """The source that a recipe's data section names; UserError as `open_source`."""
     return open_source(
