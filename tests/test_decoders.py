@@ -136,7 +136,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The results of the steps that are recorded, which as with CUDA graphs stay in one place."""
     results: list[Tensor] = []
 
-    def record(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def record(step: Callable[[], Tensor], _device: torch.device) -> Callable[[], Tensor]:
         place = step().clone()  # once more than it is asked for
         results.append(place)
         return lambda: place.copy_(step())

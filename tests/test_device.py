@@ -20,6 +20,7 @@ from igpt.device import (
     join_device,
     replays_steps,
     reuse_memory,
+    to_device,
 )
 from igpt.objectives import AR
 from igpt.train import ParameterGroup, Trainer, Validation
@@ -59,6 +60,15 @@ def test_batches_lie_in_pinned_memory_if_there_is_a_gpu(
     assert batch.labels is not None
     for tensor in (batch.tokens, batch.labels):
         assert any(tensor is other for other in pinned) == (device == "cuda")
+
+
+def test_the_processor_does_not_wait_for_a_gpu_that_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("igpt.device.default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda _: pytest.fail("it was pinned"))
+    held = torch.zeros(3)
+    assert to_device(held, torch.device("cpu")) is held
 
 
 def test_a_precision_is_one_of_those_that_there_are() -> None:

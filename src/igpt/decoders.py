@@ -95,7 +95,7 @@ class ReplayedDecoder:
         self._tokens.copy_(tokens)
         if room not in self._steps:
             self._steps[room] = record_step(
-                lambda: self.model.step_logits(self._tokens, cache, room)
+                lambda: self.model.step_logits(self._tokens, cache, room), tokens.device
             )
         logits = self._steps[room]().clone()
         cache.length += 1

@@ -21,13 +21,16 @@ def default_device() -> torch.device:
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
-    """PyTorch's device of that name, or `default_device`; UserError if it is not here."""
+    """The processor or GPU of that name, or `default_device`; UserError if it is not here."""
     if name is None:
         return default_device()
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # no such name; PyTorch built without it
         raise UserError(f"no device '{name}' here: {first_line(error)}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"the device must be cpu or cuda, or a GPU's number, got '{name}'")
+    return device
 
 
 def join_device(local_rank: int) -> torch.device:
@@ -91,7 +94,8 @@ def ready_to_copy(tensor: Tensor) -> Tensor:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`, by a copy that overlaps with computing."""
-    return ready_to_copy(tensor).to(device, non_blocking=True)
+    held = ready_to_copy(tensor) if device.type == "cuda" else tensor
+    return held.to(device, non_blocking=True)
 
 
 def replays_steps(device: torch.device) -> bool:
@@ -99,20 +103,20 @@ def replays_steps(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def record_step(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`step` as a CUDA graph, which a GPU repeats without being told its kernels one by one.
+def record_step(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """`step` as a CUDA graph, which the GPU repeats without being told its kernels one by one.
 
     It reads and writes the very same memory each time, so its inputs are put where they were when
     it was recorded, and its result is where the last one was. It is called once more before, since
     libraries make their plans then, and must bear that.
     """
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         step()
-    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):  # by default one of the current GPU
         result = step()
 
     def replay() -> Tensor:
