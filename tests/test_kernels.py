@@ -153,6 +153,15 @@ def test_large_scores_and_a_long_picture_stay_finite_and_exact(dtype: torch.dtyp
 
 
 @in_each_type
+def test_what_is_no_number_is_not_hidden(dtype: torch.dtype) -> None:
+    query, key, value = heads(0, 1, 2, 40, 32, dtype=dtype)
+    query[0, 1, 7] = float("nan")
+    wrong = fast_attention(query, key, value, True).isnan()
+    assert wrong[0, 1, 7].all()
+    assert wrong.sum() == 32  # of no other position
+
+
+@in_each_type
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("T", [36, 64])
 def test_gradients_stay_finite_where_no_query_likes_any_key(
