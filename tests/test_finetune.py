@@ -177,6 +177,20 @@ def test_it_stops_when_validation_has_not_improved_for_long(tiny_run: Path, tmp_
     assert again.outcome.step == done.outcome.step
 
 
+def test_a_folder_that_was_streamed_must_not_grow_while_its_model_is_fine_tuned(
+    tmp_path: Path,
+) -> None:
+    data, start, out = tmp_path / "pictures", tmp_path / "start", tmp_path / "out"
+    write_classes(data, 24, 8)
+    stream = ("data.streaming=true", "data.validation_pictures=4", "palette.colors=8")
+    words = (f"data.source={data}", *stream, "train.steps=4", "data.image_size=4")
+    pretrain(tiny_recipe(*words), start, resume=False, say=silent)
+    finetune(recipe(start, "train.steps=4"), out, resume=False, say=silent)
+    write_classes(data, 26, 8)
+    with pytest.raises(UserError, match="24"):
+        finetune(None, out, resume=True, say=silent)
+
+
 def test_frozen_blocks_stay_and_the_others_move(tiny_run: Path, tmp_path: Path) -> None:
     finetune(recipe(tiny_run, "finetune.freeze=1"), tmp_path / "r", resume=False, say=silent)
     before, after = (load_model(p)[0].state_dict() for p in (tiny_run, tmp_path / "r"))

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from itertools import pairwise
@@ -290,6 +291,36 @@ def test_a_validation_that_a_signal_cuts_short_is_made_when_the_run_goes_on(
     lines = (path / "metrics.jsonl").read_text()
     assert lines.count("val_loss") == len(rows(path, "val_loss"))  # each once
     assert newest(path)[0] == newest(tmp_path / "whole")[0]
+
+
+@pytest.mark.usefixtures("on_processor")
+def test_a_last_validation_that_was_owed_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, validations = tmp_path / "run", []
+
+    def signalled_at_the_last(*args: Any, **options: Any) -> torch.Tensor:
+        validations.append(args)
+        if len(validations) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return picture_nats(*args, **options)
+
+    monkeypatch.setattr("igpt.pretrain.picture_nats", signalled_at_the_last)
+    done = pretrain(tiny_recipe(), path, resume=False, say=silent)
+    assert (done.outcome.signal, done.outcome.step) == (signal.SIGTERM, 12)
+    for _ in range(2):
+        pretrain(None, path, resume=True, say=silent)
+        assert len(validations) == 4
+        assert newest(path)[0].validated == 12
+
+
+def test_a_run_that_cannot_be_logged_as_asked_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for _ in range(2):
+        with pytest.raises(UserError, match="pip install wandb"):
+            train(tmp_path / "run", "train.wandb=true")
 
 
 def test_a_directory_with_a_run_is_not_overwritten(tmp_path: Path) -> None:

@@ -169,3 +169,18 @@ def test_a_finished_run_is_trained_on_by_the_command_line(
     longer = igpt("pretrain", "--out", out, "--resume", "--steps", 5)
     assert longer.status == 2
     assert "has another train.steps; without these options it goes on" in longer.err
+
+
+def test_what_an_earlier_run_learned_from_is_not_tested_on_in_silence(
+    igpt, tiny_run: Path, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "other.npz", images=images)
+    second, third = tmp_path / "second", tmp_path / "third"
+    for start, out in ((tiny_run, second), (second, third)):
+        go_on(start, out, f"data.source={tmp_path / 'other.npz'}", "train.steps=2")
+    tested = igpt("eval", third, "--data", "digits", "--limit", 4)
+    assert tested.status == 0
+    assert f"the run began from {tiny_run}, which learned from digits" in tested.err
+    own = igpt("eval", third, "--limit", 4)
+    assert "began from" not in own.err

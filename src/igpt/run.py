@@ -20,7 +20,6 @@ from igpt.monitor import Monitor, Row
 from igpt.order import Codec, permutation
 from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import (
-    on_first,
     processes,
     rank,
     require_same,
@@ -179,12 +178,12 @@ def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, s
             say(f"warning: {config.steps} steps end before the warm-up's {config.warmup_steps}")
         if resume:
             _go_on(trainer, recipe, codec, say)
-        on_first(lambda: run.begin(recipe, codec.palette))
         log: Callable[[Row], None] = _ignore
         with together():
             if rank() == 0:
                 owed = trainer.owes_validation()
                 monitor = Monitor(run.path, trainer.step, config.steps, config.wandb, is_owed=owed)
+                run.begin(recipe, codec.palette)  # once nothing that is asked for is missing
                 log = stack.enter_context(monitor).log
         return trainer.train(log)
 

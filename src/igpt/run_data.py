@@ -29,6 +29,7 @@ from igpt.data import (
     open_large_task,
     open_task,
     pictures_to_test,
+    source_name,
     training_splits,
     unlabelled,
     validation_name,
@@ -99,7 +100,22 @@ class RunData:
                 f"pictures of {source.name} in it",
                 stacklevel=2,
             )
+        elif start := self._start_on_this():
+            warnings.warn(
+                f"the run began from {start}, which learned from {source.name}: some of what is "
+                "tested on may be what it learned from",
+                stacklevel=2,
+            )
         return evaluation_split(source, self.split)
+
+    def _start_on_this(self) -> str | None:
+        """The run from which this one began, maybe through others, that learned from the source."""
+        start = self.recipe.init_from if self.recipe else None
+        while start and Path(start).is_dir() and (recipe := recipe_of(Path(start))):
+            if source_name(recipe.data.source) == source_name(self.config.source):
+                return start
+            start = recipe.init_from
+        return None
 
     def _is_own(self, source: Source) -> bool:
         """Whether the run learned from this source, which may have been moved since."""

@@ -228,6 +228,8 @@ class Trainer:
     def _run(self, log: Callable[[Row], None], stop: Stop) -> None:
         if self.owes_validation():
             self._validate(log, stop)
+            if self._out_of_patience() or self.step == self.config.steps:  # no batch comes
+                self._save()
         clock, since = time.monotonic(), self.step
         for batch in self._batches(stop):
             self._optimizer_step(batch)

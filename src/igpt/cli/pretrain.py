@@ -87,7 +87,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         return stopped(outcome.signal, f"step {outcome.step}{skipped}", again, values)
     best = outcome.best
     loss = "" if best is None else f", best validation {best:.4f} nats/pixel"
-    return Report(f"{args.out}: {outcome.step} steps{loss}{skipped}", values)
+    why = ", as validation did not improve any more" if outcome.stopped_early else ""
+    return Report(f"{args.out}: {outcome.step} steps{why}{loss}{skipped}", values)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe | None:

@@ -47,10 +47,8 @@ def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pict
     return _hold_out(source.name, train, config.validation_fraction, seed)
 
 
-def count_split_pictures(source: Source, config: DataConfig) -> int | None:
-    """How many pictures there are to train and to validate on; None of a stream."""
-    if config.streaming:
-        return None
+def count_split_pictures(source: Source, config: DataConfig) -> int:
+    """How many pictures there are to train and to validate on."""
     names = {config.train_split, validation_name(source.splits, config) or config.train_split}
     return sum(len(source.split(name)) for name in names)
 
