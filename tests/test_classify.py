@@ -90,5 +90,7 @@ def test_labels_are_matched_by_name_and_else_by_number() -> None:
     with pytest.raises(UserError, match="D: the classifier does not know hat; it knows bag, coat"):
         as_classes(labels, ("bag", "hat"), known, "D")
     assert as_classes(labels[1:3], ("bag", "hat"), known, "D").tolist() == [0, -1]
+    with pytest.raises(UserError, match=f"label {10**12}, but the classifier knows 0 to 9"):
+        as_classes(np.array([10**12]), None, digits, "D")
     with pytest.raises(UserError, match="label 1, but the classifier knows 0 to 0"):
         as_classes(labels, None, ("bag",), "D")

@@ -11,7 +11,7 @@ from threading import Barrier
 import pytest
 
 from igpt.config import UserError
-from igpt.disk import new_folder, write_atomically, write_text
+from igpt.disk import new_folder, require_file, write_atomically, write_text
 
 
 def test_two_threads_may_write_the_same_file_at_once(tmp_path: Path) -> None:
@@ -56,6 +56,28 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
         write_atomically(tmp_path / "file", interrupted)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "before"
+
+
+def test_a_link_stays_one_to_the_new_file(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for text in ("made", "replaced"):
+        write_text(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "file").read_text() == text
+
+
+def test_what_is_neither_file_nor_folder_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="it is no file"):
+        require_file(tmp_path / "pipe")
+
+
+def test_a_disk_is_not_replaced_by_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(UserError, match="where a disk is mounted"), new_folder(tmp_path):
+        pass
 
 
 def test_a_new_folder_is_there_when_it_is_whole(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,6 +188,8 @@ def test_a_pipeline_pushes_its_folder_to_a_branch(
 
     for name in ("create_repo", "create_branch", "upload_folder"):
         monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", record(name))
+    private = SimpleNamespace(private=True)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: private)
     address = igpt.load(tiny_run).push_to_hub(
         "me/digits", license="mit", private=True, revision="v1", commit_message="first"
     )
@@ -205,3 +208,19 @@ def test_a_pipeline_pushes_its_folder_to_a_branch(
     assert matched == stale
     files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     assert files < uploaded["files"]
+
+
+def test_a_private_push_to_a_public_model_is_refused(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded: list[object] = []
+    there = SimpleNamespace(private=False)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: there)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda *_, **__: uploaded.append(1))
+    with pytest.raises(UserError, match="cannot upload me/digits: it is there already, and public"):
+        igpt.load(tiny_run).push_to_hub("me/digits", private=True)
+    assert not uploaded
+    there.private = True
+    igpt.load(tiny_run).push_to_hub("me/digits", private=True)
+    assert uploaded

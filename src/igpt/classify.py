@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from igpt.config import Ensemble, UserError
+from igpt.data import LARGEST_LABEL
 from igpt.device import autocast, to_device
 from igpt.evaluate import in_batches
 from igpt.model import ImageGPT
@@ -59,8 +60,9 @@ def as_classes(
     """
     place = {name: i for i, name in enumerate(known)}
     present = np.unique(labels[labels >= 0])
-    if names is None and all(name.isdecimal() for name in known):
-        names = tuple(map(str, range(present.max(initial=-1) + 1)))
+    most = present.max(initial=-1)
+    if names is None and most <= LARGEST_LABEL and all(name.isdecimal() for name in known):
+        names = tuple(map(str, range(most + 1)))
     missing = {} if names is None else {i: names[i] for i in present if names[i] not in place}
     if names is not None and not missing:
         places = np.array([*(place.get(name, -1) for name in names), -1])
@@ -72,10 +74,8 @@ def as_classes(
             f"{source}: the classifier does not know {unknown}; it knows "
             f"{', '.join(known[:10])}{', …' * (len(known) > 10)}"
         )
-    if present.max(initial=-1) >= len(known):
-        raise UserError(
-            f"{source}: label {present.max()}, but the classifier knows 0 to {len(known) - 1}"
-        )
+    if most >= len(known):
+        raise UserError(f"{source}: label {most}, but the classifier knows 0 to {len(known) - 1}")
     if len(present):
         number = present[0]
         warnings.warn(

@@ -37,9 +37,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a temporary file, flush it, and rename it to `path`.
 
     The temporary name is unique, so other threads, and machines with the same file system, may
-    write the same `path` at once. Raises UserError when the file cannot be written; `path` is then
-    unchanged.
+    write the same `path` at once. A link stays one, to the new file. Raises UserError when the file
+    cannot be written; `path` is then unchanged.
     """
+    if path.is_symlink():
+        path = path.resolve()
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +85,8 @@ def require_folder(path: Path) -> None:
 
 def require_file(path: Path) -> None:
     """UserError unless a file can be made, or replaced, at `path`; call it before the work."""
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder")
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no file'}")
     require_folder(path.parent)
 
 
@@ -106,6 +108,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     whole = path.resolve()
     if whole == Path.cwd():
         raise UserError(f"{path} is the current folder: give a new one")
+    if whole.is_mount():
+        raise UserError(f"{path} is where a disk is mounted: give a new folder in it")
     temporary = whole.with_name(f".{whole.name}.{uuid4().hex[:8]}.tmp")
     temporary.mkdir(parents=True)
     try:

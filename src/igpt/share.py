@@ -117,6 +117,8 @@ def push(
         folder = Path(temporary) / "model"
         with _one_line(model_id):  # before minutes of painting
             api.create_repo(model_id, private=private, exist_ok=True)
+            if private and not api.model_info(model_id).private:  # it was there before
+                raise UserError("it is there already, and public: make it private on the Hub first")
             if revision is not None:
                 api.create_branch(model_id, branch=revision, exist_ok=True)
         write_folder(pipeline, folder, model_id, license)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import datasets
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from conftest import picture_bytes, write_pictures
@@ -246,3 +249,56 @@ def test_fashion_mnist_opens_whole() -> None:
     assert len(test) == 10_000
     images = decode_all(test.select(np.arange(50)), 28).images
     assert np.array_equal(images[..., 0], images[..., 2])
+
+
+def test_pictures_that_metadata_do_not_list_are_counted(tmp_path: Path) -> None:
+    write_pictures(tmp_path, *(f"{i}.png" for i in range(5)))
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,2\n3.png,1\n")
+    with pytest.warns(UserWarning, match=r"metadata.csv lists 2 pictures, and 3 others in"):
+        source = open_source(str(tmp_path))
+    assert len(source.split("train")) == 2
+    listed = "".join(f"{i}.png,{i}\n" for i in range(5))
+    (tmp_path / "metadata.csv").write_text(f"file_name,label\n{listed}")
+    assert len(open_source(str(tmp_path)).split("train")) == 5
+
+
+def test_labels_that_are_not_finite_are_no_classes(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "0.png", "1.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,inf\n1.png,1\n")
+    assert open_source(str(tmp_path)).split("train").labels is None
+
+
+def test_pictures_in_an_archive_are_read(tmp_path: Path) -> None:
+    with ZipFile(tmp_path / "train.zip", "w") as archive:
+        for i in range(3):
+            archive.writestr(f"deep/{i}.png", picture_bytes(i))
+    pictures = open_source(str(tmp_path)).split("train")
+    found = [np.asarray(pictures.open_image(i)) for i in range(len(pictures))]
+    expected = [np.asarray(Image.open(io.BytesIO(picture_bytes(i)))) for i in range(3)]
+    assert np.array_equal(found, expected)
+
+
+def test_what_pillow_does_not_read_is_counted(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "0.png", "1.png")
+    for name in ("2.heic", "3.HEIC", "4.svg", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"3 pictures are passed over.* \.HEIC, \.heic, \.svg"):
+        assert len(open_source(str(tmp_path)).split("train")) == 2
+
+
+def test_a_folder_called_digits_is_not_taken_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "digits", "0.png", "1.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match=r"the folder is \./digits"):
+        assert len(open_source("digits").split("train")) == 1500
+    assert len(open_source("./digits").split("train")) == 2
+
+
+def test_a_saved_data_set_with_splits_in_capitals_is_opened(tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": picture_bytes(i), "path": None} for i in range(3)]}
+    features = datasets.Features(image=datasets.Image())
+    saved = datasets.Dataset.from_dict(rows, features)
+    datasets.DatasetDict(Train=saved, Test=saved).save_to_disk(str(tmp_path))
+    assert len(open_source(str(tmp_path)).split("Train")) == 3

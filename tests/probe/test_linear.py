@@ -19,6 +19,7 @@ from igpt.probe.linear import (
     logistic_path,
     metric_value,
 )
+from igpt.probe.store import source_mark
 
 
 def clusters(n: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -127,3 +128,7 @@ def test_metrics_are_what_they_are_called() -> None:
     assert metric_value("balanced_accuracy", labels, predicted) == 0.5
     with pytest.raises(UserError, match="unknown metric"):
         metric_value("f1", labels, predicted)
+
+
+def test_a_source_whose_name_is_no_text_has_a_mark_too() -> None:
+    assert source_mark("/pictures\udcff") != source_mark("/pictures")

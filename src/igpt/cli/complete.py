@@ -71,8 +71,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     def sheet(completed: Pixels) -> Image.Image:
         return completion_sheet(given, completed, pipeline.quantize(images))
 
-    save_painted(batches, names, args.out, sheet, say)
+    out = save_painted(batches, names, args.out, sheet, say)
     return Report(
-        f"{args.n} completions of {count} pictures: {args.out}",
-        {"out": str(args.out), "count": count, "n": args.n},
+        f"{args.n} completions of {count} pictures: {out}",
+        {"out": str(out), "count": count, "n": args.n},
     )

@@ -116,6 +116,7 @@ def _figures(
 
 
 def _text(out: Path, values: dict[str, float], figures: tuple[Path, ...]) -> str:
+    run = shlex.quote(str(out))
     return "\n".join(
         [
             "",
@@ -128,8 +129,8 @@ def _text(out: Path, values: dict[str, float], figures: tuple[Path, ...]) -> str
             *(f"  {figure}" for figure in figures),
             "",
             "then try",
-            f"  igpt sample {out} -n 16 --temperature 0.8 --out sheet.png",
-            f"  igpt complete {out} --data digits --limit 8 --keep 0.25 -n 6 --out sheet.png",
+            f"  igpt sample {run} -n 16 --temperature 0.8 --out sheet.png",
+            f"  igpt complete {run} --data digits --limit 8 --keep 0.25 -n 6 --out sheet.png",
             "  igpt pretrain pictures32 --data YOUR_PICTURES --out runs/mine",
         ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from igpt.cli.arguments import (
     add_data,
@@ -17,7 +18,10 @@ from igpt.cli.arguments import (
     run_data,
 )
 from igpt.cli.report import Report
-from igpt.config import Say
+from igpt.config import Say, UserError
+
+if TYPE_CHECKING:
+    from igpt.data import Pictures
 
 EXAMPLE = "igpt features runs/digits --split train --layer 2 --pool mean --out features.npz"
 
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         pipeline = load(args.run, parallel=parallel)
         with together():
             pictures = open_pictures(args)
-            known = run_data(args).unlabelled() if args.pca else None
+            known = _known(args) if args.pca else None
         require_same("pictures", len(pictures))
         done = export_features(
             pipeline.model,
@@ -88,3 +92,15 @@ def run(args: argparse.Namespace, say: Say) -> Report:
             "skipped": done.skipped,
         },
     )
+
+
+def _known(args: argparse.Namespace) -> Pictures:
+    """The training pictures that components are found on."""
+    from igpt.checkpoint import recipe_of
+
+    if args.images and recipe_of(args.run) is None:
+        raise UserError(
+            f"--pca is found on training pictures, and {args.run} has no recipe that names them: "
+            "give a folder as --data"
+        )
+    return run_data(args).unlabelled()

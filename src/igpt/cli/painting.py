@@ -24,11 +24,11 @@ def save_painted(
     out: Path,
     sheet: Callable[[Pixels], Image.Image],
     say: Say,
-) -> None:
+) -> Path:
     """Save pictures that come in batches [b, H, W, 3], called `names`, as `save_pictures` does.
 
     A folder gets each batch as it comes, so that what was painted is kept after an interruption. A
-    sheet or .npz is made of all pictures, at the end.
+    sheet or .npz is made of all pictures, at the end. Returns where they are.
     """
     import numpy as np
 
@@ -47,4 +47,5 @@ def save_painted(
             told = time.monotonic()
     if kept:
         whole = np.concatenate(kept)
-        save_pictures(whole, names, out, partial(sheet, whole))
+        return save_pictures(whole, names, out, partial(sheet, whole))
+    return out

@@ -26,5 +26,5 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     require_pictures(args.out)
     batches = load(args.run).sample_batches(args.n, sampling(args))
     names = [f"{i:05}" for i in range(args.n)]
-    save_painted(batches, names, args.out, picture_sheet, say)
-    return Report(f"{args.n} samples: {args.out}", {"out": str(args.out), "count": args.n})
+    out = save_painted(batches, names, args.out, picture_sheet, say)
+    return Report(f"{args.n} samples: {out}", {"out": str(out), "count": args.n})

@@ -15,6 +15,7 @@ from igpt.data.decode import (
     warn_skipped,
 )
 from igpt.data.labels import (
+    LARGEST_LABEL,
     Labelled,
     LargeTask,
     Task,
@@ -60,6 +61,7 @@ from igpt.data.stream import StreamLoader
 
 __all__ = [
     "BROKEN",
+    "LARGEST_LABEL",
     "Batch",
     "Cut",
     "Decoded",

@@ -26,7 +26,7 @@ from igpt.data.pictures import (
     Source,
     as_text,
     class_order,
-    is_picture,
+    only_pictures,
     open_files,
     visible_files,
 )
@@ -60,10 +60,11 @@ def picture_files(folder: Path) -> list[Path]:
     files = visible_files(folder)
     if any(path.name in METADATA for path in files):
         return []
-    pictures = [path for path in files if is_picture(path)]
+    pictures = only_pictures(files)
     rows = [path for path in files if ROWS.search(path.name.lower())]
     if rows and pictures and _bytes(rows) >= _bytes(pictures):
         return []
+    rows += [path for path in files if path.suffix.lower() == ".zip"]
     if rows and pictures:
         warnings.warn(f"{rows[0]} is beside pictures, and is passed over", stacklevel=2)
     return pictures

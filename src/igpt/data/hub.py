@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 from PIL import Image
 
 from igpt.config import UserError, first_line
 from igpt.data.folders import (
+    METADATA,
     Classes,
     is_saved,
     open_picture_folder,
     picture_files,
     split_names,
 )
-from igpt.data.pictures import Pictures, Source, as_text, class_order, visible_files
+from igpt.data.pictures import (
+    Pictures,
+    Source,
+    as_text,
+    class_order,
+    is_picture,
+    visible_files,
+)
 
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
 
@@ -44,9 +54,23 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
             what = "cannot open" if visible_files(folder) else "no pictures in"
         raise UserError(f"{what} {spec}: {reason(error)}") from error
     image_column_of(next(iter(splits.values())).features, spec, image_column)
+    if folder.is_dir() and not is_saved(folder):
+        _warn_of_unlisted(folder, sum(map(len, splits.values())))
     splits = {name: _whole_labels(part, label_column) for name, part in splits.items()}
     opened = partial(_split_pictures, splits, spec, image_column, label_column)
     return Source(spec, {str(split): partial(opened, split) for split in splits})
+
+
+def _warn_of_unlisted(folder: Path, rows: int) -> None:
+    """Where there are metadata, the library leaves out what they do not list, without a word."""
+    files = visible_files(folder)
+    metadata = next((path for path in files if path.name in METADATA), None)
+    unlisted = sum(map(is_picture, files)) - rows
+    if metadata and unlisted > 0:
+        warnings.warn(
+            f"{metadata} lists {rows:,} pictures, and {unlisted:,} others in {folder} are left out",
+            stacklevel=3,
+        )
 
 
 def reason(error: Exception) -> str:
@@ -84,10 +108,10 @@ def _load_splits(spec: str) -> Any:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    if patterns := split_patterns(spec):
-        return datasets.load_dataset(spec, data_files=patterns)
-    load = datasets.load_from_disk if is_saved(Path(spec)) else datasets.load_dataset
-    loaded = load(spec)
+    if is_saved(Path(spec)):
+        loaded = datasets.load_from_disk(spec)
+    else:
+        loaded = datasets.load_dataset(spec, data_files=split_patterns(spec))
     return datasets.DatasetDict(train=loaded) if isinstance(loaded, datasets.Dataset) else loaded
 
 
@@ -134,10 +158,29 @@ def _split_pictures(
         if item is None:
             raise ValueError("no picture in this row")
         data = item["bytes"]
-        return Image.open(io.BytesIO(Path(item["path"]).read_bytes() if data is None else data))
+        return Image.open(io.BytesIO(read_named(item["path"]) if data is None else data))
 
     labels, class_names = _labels(splits, split, name, label_column)
     return Pictures(len(dataset), open_image, name_of, labels, class_names)
+
+
+def read_named(path: str) -> bytes:
+    """The bytes of a file that the library names: by a path, in an archive, or at a URL."""
+    kind, chained, place = path.partition("://")
+    if not chained:
+        return Path(path).read_bytes()
+    inner, _, archive = place.partition("::")
+    if kind == "zip" and "://" not in archive:
+        return _zip_file(archive).read(inner)
+    import fsspec
+
+    with fsspec.open(path, "rb") as file:
+        return bytes(file.read())
+
+
+@lru_cache(maxsize=8)
+def _zip_file(path: str) -> ZipFile:
+    return ZipFile(path)  # whose index takes long to read, and which threads may share
 
 
 def label_column_of(features: Any, spec: str, name: str | None) -> str | None:
@@ -169,7 +212,8 @@ def _whole_labels(dataset: Any, label_column: str | None) -> Any:
         if isinstance(kind, datasets.Value) and "float" in kind.dtype:
             values = np.array(dataset[column][:], dtype=np.float64)  # None becomes NaN
             known = ~np.isnan(values)
-            if known.any() and (values[known] == values[known].round()).all():
+            numbers = values[known]
+            if len(numbers) and (np.isfinite(numbers) & (numbers == numbers.round())).all():
                 labels = [int(value) if value == value else None for value in values]
                 whole = dataset.remove_columns(column)
                 dataset = whole.add_column(column, labels, feature=datasets.Value("int64"))

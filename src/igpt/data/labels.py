@@ -29,6 +29,9 @@ UNLABELLED = 5_000  # training pictures that tell without their labels how featu
 NAMED = 5  # absent classes that a warning names
 
 
+LARGEST_LABEL = 100_000  # of classes without names; above it a number is of something else
+
+
 @dataclass(frozen=True)
 class Labelled:
     """Pictures of one size with a class each."""
@@ -209,7 +212,7 @@ def _class_names(name: str, splits: tuple[Pictures, ...]) -> tuple[str, ...]:
     if named is not None:
         return named
     largest = max((int(p.labels.max()) for p in splits if p.labels is not None), default=-1)
-    if largest > 100_000:
+    if largest > LARGEST_LABEL:
         raise UserError(f"{name}: label {largest} is no class number; --label-column names another")
     return tuple(str(i) for i in range(largest + 1))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,10 @@ BROKEN = (
     *(OSError, ValueError, SyntaxError, LookupError, TypeError, EOFError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
+
+
+# Suffixes of pictures, from phones and cameras above all, that Pillow does not read.
+STRANGE = {".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"}
 
 
 class UnreadablePicture(Exception):
@@ -171,7 +176,18 @@ def class_order(names: Collection[str]) -> list[str]:
 
 def files_in(folder: Path) -> list[Path]:
     """All picture files below a folder (`visible_files`)."""
-    return [path for path in visible_files(folder) if is_picture(path)]
+    return only_pictures(visible_files(folder))
+
+
+def only_pictures(files: Sequence[Path]) -> list[Path]:
+    """Those that Pillow reads, by their names; a warning counts pictures that it does not read."""
+    if strange := [path for path in files if path.suffix.lower() in STRANGE]:
+        warnings.warn(
+            f"{len(strange):,} pictures are passed over, as Pillow does not read "
+            f"{', '.join(sorted({path.suffix for path in strange}))}: convert them first",
+            stacklevel=3,
+        )
+    return [path for path in files if is_picture(path)]
 
 
 def is_picture(path: Path) -> bool:

@@ -26,6 +26,7 @@ from igpt.data.folders import picture_files, split_files, stream_order
 from igpt.data.hub import (
     image_column_of,
     label_column_of,
+    read_named,
     reason,
     require_plain_path,
     split_patterns,
@@ -98,17 +99,10 @@ class Reading:
         picture = item[self._column] or {}
         data, path = picture.get("bytes"), picture.get("path")
         if data is None:
-            data = _read(path) if path else b""
+            data = read_named(path) if path else b""
         digest = hashlib.blake2b(data, digest_size=8).digest()
         self._last = as_text(path or f"{self.name}[{digest.hex()}]")
         return Row(self._last, data, digest, None if self._label is None else item[self._label])
-
-
-def _read(path: str) -> bytes:
-    import fsspec
-
-    with fsspec.open(path, "rb") as file:
-        return file.read()
 
 
 @dataclass(frozen=True)

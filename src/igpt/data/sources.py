@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ import numpy as np
 from igpt.config import DataConfig, UserError
 from igpt.data.arrays import open_arrays, open_openai, openai_arrays
 from igpt.data.hub import open_dataset
-from igpt.data.pictures import Pictures, Source, array_pictures
+from igpt.data.pictures import Pictures, Source, array_pictures, as_text
 from igpt.rng import numpy_rng
 
 # The `datasets` library's builder of each kind of shard.
@@ -40,6 +41,8 @@ def open_source(
     if spec == "digits":
         if image_column or label_column:
             raise UserError("the digits have no columns to choose from")
+        if path.is_dir():
+            warnings.warn("these are scikit-learn's digits: the folder is ./digits", stacklevel=2)
         return _digits()
     if spec and (files := openai_arrays(path)):
         return open_openai(spec, files)
@@ -116,8 +119,9 @@ def source_name(spec: str) -> str:
 
 def short_name(spec: str) -> str:
     """The last part of a source that is a local path; a Hub id stays as it is."""
-    path = Path(spec)
-    return path.name if path.exists() or path.is_absolute() or spec.startswith(".") else spec
+    path = Path(spec.removeprefix("file://"))
+    local = path.exists() or path.is_absolute() or spec.startswith(".")
+    return as_text(path.name if local else spec)
 
 
 def open_data(config: DataConfig) -> Source:

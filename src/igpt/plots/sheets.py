@@ -44,17 +44,18 @@ def require_picture(path: Path) -> None:
     require_file(path)
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write a picture whole or not at all, in the format of its suffix.
+def save_image(image: Image.Image, path: Path) -> Path:
+    """Write a picture whole or not at all, in the format of its suffix; where it is then.
 
     One that is too large for this format becomes a .png beside `path`, with a warning. Raises
     UserError for a suffix that is no picture format, and when it cannot be written.
     """
     file_format = _picture_format(path)
     if max(image.size) > LONGEST[file_format]:
-        path, file_format = path.with_suffix(".png"), "PNG"
+        path, file_format = path.with_name(f"{path.name}.png"), "PNG"
         warnings.warn(f"{image.width}x{image.height} pixels: written as {path}", stacklevel=2)
     write_atomically(path, lambda temporary: image.save(temporary, format=file_format))
+    return path
 
 
 def require_pictures(path: Path) -> None:
@@ -70,7 +71,7 @@ def require_pictures(path: Path) -> None:
 
 def save_pictures(
     images: Pixels, names: Sequence[str], path: Path, sheet: Callable[[], Image.Image]
-) -> None:
+) -> Path:
     """Save pictures [N, H, W, 3] to `path`, in their own size or as a sheet.
 
     A path without a suffix is a folder of .png files called `names`; .npz gets the array `images`;
@@ -82,7 +83,8 @@ def save_pictures(
     elif path.suffix.lower() == ".npz":
         write_atomically(path, lambda temporary: _save_array(temporary, images))
     else:
-        save_image(sheet(), path)
+        return save_image(sheet(), path)
+    return path
 
 
 def _save_array(path: Path, images: Pixels) -> None:

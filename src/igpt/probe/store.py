@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class SavedProbe:
 
 def source_mark(source: str) -> str:
     """What tells a source of pictures from another, and does not tell its name."""
-    return hashlib.sha256(source_name(source).encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(source_name(source))).hexdigest()[:16]
 
 
 def mark(model: ImageGPT, codec: Codec) -> Mark:
