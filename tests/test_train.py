@@ -266,20 +266,27 @@ def resumed_and_stopped_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return pretrain(None, path, resume=True, say=silent).outcome.step
 
 
+def signal_validation(number: int, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Send SIGTERM in the validation of that number from now; what grows by one at each."""
+    validations: list[object] = []
+
+    def signalled(*args: Any, **options: Any) -> torch.Tensor:
+        validations.append(args)
+        if len(validations) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return picture_nats(*args, **options)
+
+    monkeypatch.setattr("igpt.pretrain.picture_nats", signalled)
+    return validations
+
+
 @pytest.mark.usefixtures("on_processor")
 def test_a_validation_that_a_signal_cuts_short_is_made_when_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tmp_path / "whole")
-    path, validations = tmp_path / "run", []
-
-    def signalled_at_the_second(*args: Any, **options: Any) -> torch.Tensor:
-        validations.append(args)
-        if len(validations) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return picture_nats(*args, **options)
-
-    monkeypatch.setattr("igpt.pretrain.picture_nats", signalled_at_the_second)
+    path = tmp_path / "run"
+    signal_validation(2, monkeypatch)
     done = pretrain(tiny_recipe(), path, resume=False, say=silent)
     (_, second, *_) = rows(tmp_path / "whole", "val_loss")
     assert (done.outcome.signal, done.outcome.step) == (signal.SIGTERM, second)
@@ -297,15 +304,8 @@ def test_a_validation_that_a_signal_cuts_short_is_made_when_the_run_goes_on(
 def test_a_last_validation_that_was_owed_is_made_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, validations = tmp_path / "run", []
-
-    def signalled_at_the_last(*args: Any, **options: Any) -> torch.Tensor:
-        validations.append(args)
-        if len(validations) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return picture_nats(*args, **options)
-
-    monkeypatch.setattr("igpt.pretrain.picture_nats", signalled_at_the_last)
+    path = tmp_path / "run"
+    validations = signal_validation(3, monkeypatch)
     done = pretrain(tiny_recipe(), path, resume=False, say=silent)
     assert (done.outcome.signal, done.outcome.step) == (signal.SIGTERM, 12)
     for _ in range(2):

@@ -17,7 +17,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed import TCPStore
 
 _context = multiprocessing.get_context("forkserver")
@@ -34,7 +33,6 @@ def _work(environment: dict[str, str], log: Path, act: Callable[..., None], args
     for descriptor, name in ((1, "out"), (2, "err")):
         file = os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, descriptor)
-    torch.set_num_threads(1)
     act(*args)
 
 
