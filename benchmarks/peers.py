@@ -126,20 +126,23 @@ def train_theirs(config: ModelConfig, batch: int, dtype: torch.dtype) -> Work:
 # --- scoring -------------------------------------------------------------------------------------
 
 
-def score_ours(config: ModelConfig, batch: int, dtype: torch.dtype) -> Work:
+def score_ours(config: ModelConfig, n: int, batch: int, dtype: torch.dtype) -> Work:
+    """Of n pictures, `batch` side by side."""
     reuse_memory()
-    model, pictures = ours(config).eval(), tokens(config, batch)
+    model, pictures = ours(config).eval(), tokens(config, n)
     return lambda: picture_nats(model, AR(), pictures, batch, dtype)
 
 
-def score_theirs(config: ModelConfig, batch: int) -> Work:
-    model, pictures = theirs(config).eval(), tokens(config, batch)
-    inputs = _start_first(config, pictures)
+def score_theirs(config: ModelConfig, n: int, batch: int, dtype: torch.dtype) -> Work:
+    model, pictures = theirs(config).eval(), tokens(config, n)
 
     @torch.inference_mode()
     def unit() -> None:
-        logits = model(input_ids=inputs).logits[..., : config.vocab_size]
-        nn.functional.cross_entropy(logits.flatten(0, 1), pictures.flatten(), reduction="none")
+        for part in torch.split(pictures, batch):
+            with autocast(DEVICE, dtype):
+                logits = model(input_ids=_start_first(config, part)).logits
+            logits = logits[..., : config.vocab_size].flatten(0, 1).float()
+            nn.functional.cross_entropy(logits, part.flatten(), reduction="none")
 
     return unit
 
@@ -251,23 +254,25 @@ def attention_gflops(shape: tuple[int, int, int, int]) -> float:
     return 2 * 2 * B * H * T * T * D / 2 / 1e9
 
 
-def features_ours(config: ModelConfig, batch: int, dtype: torch.dtype) -> Work:
-    """Means over positions of every layer's normalised input, from one pass."""
+def features_ours(config: ModelConfig, n: int, dtype: torch.dtype) -> Work:
+    """Means over positions of every layer's normalised input, from one pass a batch."""
     reuse_memory()
-    model, pictures = ours(config).eval(), tokens(config, batch)
+    model, pictures = ours(config).eval(), tokens(config, n)
     codec = Codec(palette(), "raster", round(config.n_positions**0.5))
     layers, pool = range(config.n_layer + 1), make_pool("mean", codec)
     return lambda: list(extract(model, pictures, layers, pool, dtype=dtype))
 
 
-def features_theirs(config: ModelConfig, batch: int, dtype: torch.dtype) -> Work:
-    model, pictures = theirs(config).eval().to(dtype), tokens(config, batch)
-    inputs = _start_first(config, pictures)
+def features_theirs(config: ModelConfig, n: int, batch: int, dtype: torch.dtype) -> Work:
+    model, pictures = theirs(config).eval(), tokens(config, n)
 
     @torch.inference_mode()
     def unit() -> None:
-        found = model.transformer(input_ids=inputs, output_hidden_states=True).hidden_states
-        torch.stack([states.mean(dim=1) for states in found])
+        for part in torch.split(pictures, batch):
+            inputs = _start_first(config, part)
+            with autocast(DEVICE, dtype):
+                found = model.transformer(input_ids=inputs, output_hidden_states=True).hidden_states
+            torch.stack([states.mean(dim=1) for states in found]).cpu()
 
     return unit
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from igpt.checkpoint import Progress, RunDirectory
 from igpt.cli import main
@@ -51,6 +52,21 @@ def tiny_recipe(*overrides: str) -> Recipe:
 
 def silent(_line: str) -> None:
     """A `say` that says nothing."""
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The results of what is recorded, which as with CUDA graphs stay in one place."""
+    results: list[Tensor] = []
+
+    def record(step: Callable[[], Tensor], _device: torch.device) -> Callable[[], Tensor]:
+        place = step().clone()  # once more than it is asked for
+        results.append(place)
+        return lambda: place.copy_(step())
+
+    for module in ("device", "decoders"):
+        monkeypatch.setattr(f"igpt.{module}.record_step", record)
+    return results
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,20 +129,6 @@ def test_every_step_gives_the_logits_of_the_whole_model(
             found = decoder.step(tokens[rows, position - 1])
             assert found.shape == (continued, 27)
             assert (found - expected[rows, position]).abs().max() < TOLERANCE[precision]
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The results of the steps that are recorded, which as with CUDA graphs stay in one place."""
-    results: list[Tensor] = []
-
-    def record(step: Callable[[], Tensor], _device: torch.device) -> Callable[[], Tensor]:
-        place = step().clone()  # once more than it is asked for
-        results.append(place)
-        return lambda: place.copy_(step())
-
-    monkeypatch.setattr("igpt.decoders.record_step", record)
-    return results
 
 
 def test_a_replayed_step_gives_the_logits_of_the_whole_model_and_is_recorded_once_a_room(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from igpt.checkpoint import RunDirectory
+from igpt.classify import HeadClassifier
 from igpt.config import PRECISIONS, ModelConfig, TrainConfig, UserError
 from igpt.data import Batch, Loader, prefetch
 from igpt.decoders import ReplayedDecoder
@@ -18,11 +23,17 @@ from igpt.device import (
     compile_training,
     compute_dtype,
     join_device,
+    replay_batches,
     replays_steps,
     reuse_memory,
     to_device,
 )
-from igpt.objectives import AR
+from igpt.evaluate import BATCH, picture_nats, pixel_nats
+from igpt.model import ImageGPT
+from igpt.objectives import AR, BERT, Objective
+from igpt.order import Codec
+from igpt.palette import Palette
+from igpt.probe.features import extract, make_pool
 from igpt.train import ParameterGroup, Trainer, Validation
 from test_model import random_model
 
@@ -120,6 +131,60 @@ def test_freed_memory_is_kept_unless_it_is_switched_off(
     assert [name for name, _ in asked] == [-1, -3] * kept
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, recorded: list[Tensor]) -> list[Tensor]:
+    """Results of what was recorded, where the processor replays batches."""
+    monkeypatch.setattr("igpt.device.replays_steps", lambda _: True)
+    return recorded
+
+
+def test_batches_of_a_shape_that_comes_again_are_replayed(as_on_a_gpu: list[Tensor]) -> None:
+    cpu, called = torch.device("cpu"), []
+
+    def double(x: Tensor, y: Tensor) -> Tensor:
+        called.append(len(x))
+        return 2 * x + y
+
+    fast = replay_batches(double, cpu, alone=True)
+    batches = [torch.randn(n, 3) for n in (4, 4, 4, 2, 4)]
+    found = [fast(x, torch.ones(3)) for x in batches]
+    for x, result in zip(batches, found, strict=True):  # none overwritten by the next
+        assert torch.equal(result, 2 * x + 1)
+    assert [len(place) for place in as_on_a_gpu] == [4]  # the last batch of a set is not worth it
+    assert replay_batches(double, cpu, alone=False) is double
+
+
+def test_scores_features_and_classes_are_the_same_replayed(
+    as_on_a_gpu: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(11, (2 * BATCH + 3, 9), generator=generator)
+    palette = Palette(np.random.default_rng(0).uniform(-1, 1, (11, 3)).astype(np.float32))
+    codec = Codec(palette, "snake", 3)
+    for config in (CONFIG, replace(CONFIG, causal=False)):
+        model = random_model(replace(config, n_classes=3)).eval()
+        objective = AR() if config.causal else BERT(0.5, 0, "evaluate")
+
+        def computed(model: ImageGPT = model, objective: Objective = objective) -> list[Tensor]:
+            pools = (make_pool(name, codec) for name in ("mean", "flatten", "grid:2"))
+            features = [np.concatenate(list(extract(model, tokens, [0, 1], p))) for p in pools]
+            classes = HeadClassifier(model, ("a", "b", "c")).predict(tokens).probabilities
+            return [
+                picture_nats(model, objective, tokens, BATCH),
+                pixel_nats(model, tokens, BATCH),
+                *map(torch.from_numpy, [*features, classes]),
+            ]
+
+        replayed, before = computed(), len(as_on_a_gpu)
+        assert before >= 6
+        with monkeypatch.context() as patch:
+            patch.setattr("igpt.device.replays_steps", lambda _: False)
+            for ours, plain in zip(replayed, computed(), strict=True):
+                assert torch.equal(ours, plain)
+        assert len(as_on_a_gpu) == before
+        as_on_a_gpu.clear()
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
@@ -136,6 +201,30 @@ def test_a_gpu_replays_the_steps_of_the_model() -> None:
             decoder.step(tokens[:, start])
             logits = torch.stack([decoder.step(tokens[:, i]) for i in range(start + 1, 8)], dim=1)
             torch.testing.assert_close(logits, expected[:, start + 2 :], atol=1e-4, rtol=0)
+
+
+@needs_gpu
+def test_batches_are_replayed_on_a_gpu_while_the_next_is_put_into_pinned_memory() -> None:
+    """Which is a call that a recording of all threads' would not bear."""
+    model = random_model(CONFIG).eval()
+    tokens = torch.randint(11, (5 * BATCH + 3, 9), generator=torch.Generator().manual_seed(0))
+    expected = picture_nats(model, AR(), tokens, BATCH), pixel_nats(model, tokens, BATCH)
+    stop = Event()
+
+    def pin() -> None:
+        while not stop.is_set():
+            torch.zeros(1000).pin_memory()
+
+    with ThreadPoolExecutor() as pool:
+        pinning = pool.submit(pin)
+        try:
+            model.cuda()
+            found = picture_nats(model, AR(), tokens, BATCH), pixel_nats(model, tokens, BATCH)
+        finally:
+            stop.set()
+        pinning.result()
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 def train_two_pictures(folder: Path, device: torch.device, **config: Any) -> Trainer:

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from igpt.config import Ensemble, UserError
 from igpt.data import LARGEST_LABEL
-from igpt.device import autocast, to_device
-from igpt.evaluate import in_batches
+from igpt.evaluate import in_batches, in_dtype
 from igpt.model import ImageGPT
 from igpt.order import Codec
-from igpt.probe.features import draw_mask, extract, make_pool
+from igpt.probe.features import extract, make_pool, trunk_inputs
 from igpt.probe.linear import metric_value
 from igpt.probe.store import SavedProbe
 from igpt.rng import numpy_rng
@@ -135,13 +134,11 @@ class HeadClassifier(Classifier):
     def _logits(
         self, tokens: Tensor, dtype: torch.dtype, mask: int, check: Callable[[], None] | None
     ) -> Logits:
-        model, device = self.model, self.model.wte.device
+        model = self.model
+        compute = in_dtype(lambda *x: model.classify(model.trunk(*x)).float(), model, dtype)
 
         def logits(part: Tensor, start: int) -> Tensor:
-            part = to_device(part, device)
-            with autocast(device, dtype):
-                n = model.trunk(part, draw_mask(model, part, start, mask))
-                return model.classify(n).float()
+            return compute(*trunk_inputs(model, part, start, mask))
 
         return torch.cat(list(in_batches(tokens, logits, check=check))).cpu().numpy()
 

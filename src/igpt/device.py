@@ -116,7 +116,8 @@ def record_step(step: Callable[[], Tensor], device: torch.device) -> Callable[[]
         step()
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):  # by default one of the current GPU
+    # A stream of that GPU; other threads may put the next batch into pinned memory meanwhile.
+    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
         result = step()
 
     def replay() -> Tensor:
@@ -124,6 +125,44 @@ def record_step(step: Callable[[], Tensor], device: torch.device) -> Callable[[]
         return result
 
     return replay
+
+
+def replay_batches(
+    function: Callable[..., Tensor], device: torch.device, alone: bool
+) -> Callable[..., Tensor]:
+    """`function` of tensors on `device`, for many calls with tensors of the same shapes.
+
+    On a GPU the second call of some shapes records it and those that follow replay it, or small
+    batches would wait for the processor; not where several processes talk to each other in it. Its
+    own state must lie in place, on the GPU, when the first call is over.
+    """
+    if not (alone and replays_steps(device)):
+        return function
+    recorded = dict[tuple[torch.Size, ...], Callable[..., Tensor] | None]()  # None: seen once
+
+    def call(*inputs: Tensor) -> Tensor:
+        shapes = tuple(x.shape for x in inputs)
+        if shapes not in recorded:
+            recorded[shapes] = None
+            return function(*inputs)
+        replay = recorded[shapes] = recorded[shapes] or _record(function, inputs, device)
+        return replay(*inputs)
+
+    return call
+
+
+def _record(
+    function: Callable[..., Tensor], like: Sequence[Tensor], device: torch.device
+) -> Callable[..., Tensor]:
+    places = [x.clone() for x in like]
+    replay = record_step(lambda: function(*places), device)
+
+    def call(*inputs: Tensor) -> Tensor:
+        for place, x in zip(places, inputs, strict=True):
+            place.copy_(x)
+        return replay().clone()
+
+    return call
 
 
 def compile_training(

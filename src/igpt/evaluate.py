@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from igpt.config import ModelConfig
 from igpt.data import Batch
-from igpt.device import autocast, to_device
+from igpt.device import autocast, replay_batches, to_device
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, require_likelihood, token_nats
-from igpt.parallel.processes import in_turn, share_of
+from igpt.parallel.processes import in_turn, share_of, size
 from igpt.rng import torch_rng
 
 BATCH = 32  # pictures a forward pass, unless the caller says how many
@@ -65,6 +66,23 @@ def in_batches(
         yield from in_turn(values if counts else values[:0])
 
 
+def in_dtype(
+    compute: Callable[..., torch.Tensor], model: ImageGPT, dtype: torch.dtype
+) -> Callable[..., torch.Tensor]:
+    """`compute` of each batch's tensors, wherever they are, with the model's products in `dtype`.
+
+    On a GPU that this process is alone with as `replay_batches`.
+    """
+    device = model.wte.device
+
+    def in_this_type(*inputs: torch.Tensor) -> torch.Tensor:
+        with autocast(device, dtype):
+            return compute(*inputs)
+
+    fastest = replay_batches(in_this_type, device, alone=size() == 1)
+    return lambda *inputs: fastest(*(to_device(x, device) for x in inputs))
+
+
 def picture_nats(
     model: ImageGPT,
     objective: Objective,
@@ -82,15 +100,13 @@ def picture_nats(
     without likelihoods.
     """
     _require_pictures(model, tokens)
-    device = model.wte.device
+    compute = in_dtype(partial(objective, model), model, dtype)
 
     def nats(part: torch.Tensor, start: int) -> torch.Tensor:
         step, first = divmod(start, mask_batch or batch_size)
         rows = range(first, first + len(part))
         batch = Batch(tokens=part, labels=None, step=step, rows=rows)
-        inputs = [to_device(x, device) for x in objective.inputs(batch)]
-        with autocast(device, dtype):
-            return objective(model, *inputs)
+        return compute(*objective.inputs(batch))
 
     # To the processor all at once: a copy of each batch would make an accelerator wait.
     return torch.cat(list(in_batches(tokens, nats, batch_size, check))).cpu()
@@ -113,13 +129,14 @@ def pixel_nats(
     pictures, UserError for a model without likelihoods.
     """
     _require_pictures(model, tokens)
-    device = model.wte.device
-
-    def nats(part: torch.Tensor, _start: int) -> torch.Tensor:
-        with autocast(device, dtype):
-            return _batch_nats(model, to_device(part, device))
-
-    return torch.cat([part.cpu() for part in in_batches(tokens, nats, batch_size)])
+    if model.config.causal:
+        compute = in_dtype(lambda part: token_nats(model(part), part), model, dtype)
+        batches = in_batches(tokens, lambda part, _: compute(part), batch_size)
+    else:
+        compute = in_dtype(partial(_nats_in_turns, model), model, dtype)
+        hidden = _hidden_in_turns(model.config)
+        batches = in_batches(tokens, lambda part, _: compute(part, hidden), batch_size)
+    return torch.cat([part.cpu() for part in batches])
 
 
 def _require_pictures(model: ImageGPT, tokens: torch.Tensor) -> None:
@@ -135,15 +152,19 @@ def turns(config: ModelConfig) -> int:
     return max(2, min(round(1 / config.mask_probability), config.n_positions))
 
 
-def _batch_nats(model: ImageGPT, tokens: torch.Tensor) -> torch.Tensor:
-    """`pixel_nats` of one batch [B, T]."""
-    if model.config.causal:
-        return token_nats(model(tokens), tokens)
-    n_tokens, n_turns = tokens.shape[1], turns(model.config)
-    # The same for every picture: its value does not depend on which others are in the set.
+def _hidden_in_turns(config: ModelConfig) -> torch.Tensor:
+    """What each turn hides [turns, T]: each position once, and the same of every picture, so that
+    its value does not depend on which others are in the set.
+    """
+    n_turns, n_tokens = turns(config), config.n_positions
     turn_of = torch.randperm(n_tokens, generator=torch_rng(0, "turns", n_tokens)) % n_turns  # [T]
+    return turn_of == torch.arange(n_turns)[:, None]
+
+
+def _nats_in_turns(model: ImageGPT, tokens: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """`pixel_nats` of one batch [B, T] of a BERT model, from `_hidden_in_turns`."""
     nats = torch.zeros(tokens.shape, device=tokens.device)
-    for turn in range(n_turns):
-        hidden = (turn_of == turn).to(tokens.device).expand_as(tokens)  # [B, T]
-        nats = torch.where(hidden, token_nats(model(tokens, hidden), tokens), nats)
+    for turn in hidden:
+        masked = turn.expand_as(tokens)  # [B, T]
+        nats = torch.where(masked, token_nats(model(tokens, masked), tokens), nats)
     return nats

@@ -14,7 +14,7 @@ from igpt.evaluate import in_batches
 from igpt.model import ImageGPT
 from igpt.order import ORDERS, Codec
 from igpt.palette import Palette
-from igpt.probe.features import draw_mask, extract, make_pool, parse_layers
+from igpt.probe.features import extract, make_pool, parse_layers, trunk_inputs
 from test_model import random_model
 
 CONFIG = ModelConfig(n_layer=3, n_head=2, n_embd=8, vocab_size=11, n_positions=36)
@@ -88,21 +88,20 @@ def test_a_bert_model_is_masked_as_in_training_and_differently_by_every_mask() -
     def of(mask: int) -> np.ndarray:
         return np.concatenate(list(extract(model, tokens(), [0, 3], pool, mask=mask)))
 
-    def shown(masked: torch.Tensor | None) -> np.ndarray:
-        means = [n.mean(dim=1) for n in model.features(tokens(), masked)]
+    def shown(*inputs: torch.Tensor) -> np.ndarray:
+        means = [n.mean(dim=1) for n in model.features(*inputs)]
         return torch.stack(means, dim=1)[:, [0, 3]].detach().numpy()
 
     for mask in (0, 1):
-        assert np.allclose(of(mask), shown(draw_mask(model, tokens(), 0, mask)), atol=1e-6)
-    assert not np.allclose(of(0), shown(None), atol=1e-3)
+        assert np.allclose(of(mask), shown(*trunk_inputs(model, tokens(), 0, mask)), atol=1e-6)
+    assert not np.allclose(of(0), shown(tokens()), atol=1e-3)
     assert not np.allclose(of(0), of(1), atol=1e-3)
 
 
 @pytest.mark.parametrize("probability", [0.15, 0.6])
 def test_as_much_is_hidden_as_in_training(probability: float) -> None:
     model = random_model(replace(BERT, mask_probability=probability))
-    masked = draw_mask(model, torch.zeros(200, 36, dtype=torch.long), 0)
-    assert masked is not None
+    _, masked = trunk_inputs(model, torch.zeros(200, 36, dtype=torch.long), 0)
     assert masked.float().mean().item() == pytest.approx(probability, abs=0.02)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from igpt.config import ModelConfig, UserError
-from igpt.device import autocast, to_device
-from igpt.evaluate import BATCH, in_batches
+from igpt.evaluate import BATCH, in_batches, in_dtype
 from igpt.model import ImageGPT
 from igpt.order import Codec, Encoded
 from igpt.rng import torch_rng
@@ -47,14 +46,13 @@ def make_pool(name: str, codec: Codec) -> Pool:
 
     Raises UserError for any other name, and a grid finer than the picture.
     """
-    raster = torch.from_numpy(np.argsort(codec.pi))
     match = re.fullmatch(r"grid:([1-9]\d*)", name)
     if match and int(match[1]) <= codec.image_size:
-        return partial(_region_means, _regions(codec, int(match[1])), int(match[1]) ** 2)
+        return _RegionMeans(codec, int(match[1]))
     pools: dict[str, Pool] = {
         "mean": lambda n: n.mean(dim=1),
         "last": lambda n: n[:, -1],
-        "flatten": lambda n: n[:, raster.to(n.device)].flatten(1),
+        "flatten": _Raster(codec),
     }
     if name not in pools:
         size = codec.image_size
@@ -69,17 +67,30 @@ def pool_width(pool: Pool, config: ModelConfig) -> int:
     return pool(torch.zeros(1, config.n_positions, config.n_embd)).shape[1]
 
 
-def _regions(codec: Codec, side: int) -> Tensor:
-    """Which of side x side regions each position of the model's order lies in, [T]."""
-    place = torch.arange(codec.image_size) * side // codec.image_size
-    return (place[:, None] * side + place[None, :]).flatten()[torch.from_numpy(codec.pi)]
+class _Raster:
+    """All positions in raster order, [B, T * d] of n [B, T, d]."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.raster = torch.from_numpy(np.argsort(codec.pi))
+
+    def __call__(self, n: Tensor) -> Tensor:
+        self.raster = self.raster.to(n.device)  # there it stays, for `replay_batches`
+        return n[:, self.raster].flatten(1)
 
 
-def _region_means(region: Tensor, count: int, n: Tensor) -> Tensor:
-    """Means [B, count * d] of n [B, T, d] over the positions of each region."""
-    region = region.to(n.device)
-    sums = n.new_zeros(len(n), count, n.shape[2]).index_add_(1, region, n)
-    return (sums / region.bincount(minlength=count)[:, None]).flatten(1)
+class _RegionMeans:
+    """Means over each of side x side regions, [B, side * side * d] of n [B, T, d]."""
+
+    def __init__(self, codec: Codec, side: int) -> None:
+        place = torch.arange(codec.image_size) * side // codec.image_size
+        region = (place[:, None] * side + place[None, :]).flatten()
+        self.region = region[torch.from_numpy(codec.pi)]  # of each position of the order, [T]
+        self.sizes = region.bincount(minlength=side * side)[:, None]
+
+    def __call__(self, n: Tensor) -> Tensor:
+        self.region, self.sizes = self.region.to(n.device), self.sizes.to(n.device)
+        sums = n.new_zeros(len(n), len(self.sizes), n.shape[2]).index_add_(1, self.region, n)
+        return (sums / self.sizes).flatten(1)
 
 
 def extract(
@@ -99,45 +110,36 @@ def extract(
     picture, where they are a part of a larger set. `check` is called before every batch and may
     raise.
     """
-    device = model.wte.device
+    compute = in_dtype(partial(pooled_features, model, layers, pool), model, dtype)
 
     def features(part: Tensor, start: int) -> Tensor:
-        part = to_device(part.to(torch.int64), device)
-        return pooled_features(model, part, layers, pool, dtype, first + start, mask)
+        return compute(*trunk_inputs(model, part.to(torch.int64), first + start, mask))
 
     for part in in_batches(tokens, features, check=check):
         yield part.cpu().numpy()
 
 
-def pooled_features(
-    model: ImageGPT,
-    tokens: Tensor,
-    layers: Sequence[int],
-    pool: Pool,
-    dtype: torch.dtype,
-    start: int,
-    mask: int = 0,
-) -> Tensor:
-    """Features [B, len(layers), F] of one batch [B, T], whose first picture's place is `start`."""
+def pooled_features(model: ImageGPT, layers: Sequence[int], pool: Pool, *inputs: Tensor) -> Tensor:
+    """Features [B, len(layers), F] of the `trunk_inputs` of one batch."""
     pooled = {}
-    with autocast(model.wte.device, dtype):
-        for layer, n in enumerate(model.features(tokens, draw_mask(model, tokens, start, mask))):
-            if layer in layers:
-                pooled[layer] = pool(n.float())
-            if layer == max(layers):
-                break
+    for layer, n in enumerate(model.features(*inputs)):
+        if layer in layers:
+            pooled[layer] = pool(n.float())
+        if layer == max(layers):
+            break
     return torch.stack([pooled[layer] for layer in layers], dim=1)
 
 
-def draw_mask(model: ImageGPT, tokens: Tensor, start: int, mask: int = 0) -> Tensor | None:
-    """The positions [B, T] hidden from a BERT model: by each picture's place and the mask's number.
+def trunk_inputs(model: ImageGPT, tokens: Tensor, start: int, mask: int = 0) -> tuple[Tensor, ...]:
+    """What the model's trunk takes of pictures `tokens` [B, T], of which the first's place is
+    `start`: beside them, for a BERT model, the positions [B, T] that the mask of a number hides.
 
     As many as in training: a model that never saw a whole picture is out of its element with one
     (paper, section 4.6). They are drawn for BATCH places at a time, whichever of them are asked
     for.
     """
     if model.config.causal:
-        return None
+        return (tokens,)
     n, n_tokens = tokens.shape
     first = start // BATCH * BATCH
     draws = [
@@ -145,7 +147,7 @@ def draw_mask(model: ImageGPT, tokens: Tensor, start: int, mask: int = 0) -> Ten
         for block in range(first, start + n, BATCH)
     ]
     masked = torch.cat(draws)[start - first : start - first + n] < model.config.mask_probability
-    return to_device(masked, tokens.device)
+    return tokens, masked
 
 
 @dataclass(frozen=True)
@@ -163,14 +165,17 @@ class Extractor:
         """All that are asked for, once, from the lowest."""
         return sorted({layer for group in self.groups.values() for layer in group})
 
+    @cached_property
+    def _pooled(self) -> Callable[..., Tensor]:
+        compute = partial(pooled_features, self.model, self.layers, self.pool)
+        return in_dtype(compute, self.model, self.dtype)
+
     @torch.no_grad()
     def batch(self, tokens: Tensor, start: int) -> dict[str, Tensor]:
         """[B, F] by name, of a batch [B, T] whose first picture's place is `start`."""
-        model, layers, pool, dtype = self.model, self.layers, self.pool, self.dtype
-        shown = to_device(tokens, model.wte.device)
         parts = [
-            pooled_features(model, shown[i : i + BATCH], layers, pool, dtype, start + i)
-            for i in range(0, len(shown), BATCH)
+            self._pooled(*trunk_inputs(self.model, tokens[i : i + BATCH], start + i))
+            for i in range(0, len(tokens), BATCH)
         ]
         return self._grouped(torch.cat(parts))
 
