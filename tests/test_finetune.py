@@ -149,17 +149,25 @@ def test_the_model_that_is_kept_is_that_of_the_best_validation(
 
 
 @pytest.mark.usefixtures("on_processor")
-def test_a_run_that_was_stopped_goes_on_to_the_bit(tiny_run: Path, tmp_path: Path) -> None:
-    whole, parts, start = (tmp_path / name for name in ("whole", "parts", "start"))
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+def test_a_run_that_was_stopped_goes_on_to_the_bit(
+    tiny_run: Path, tmp_path: Path, objective: str
+) -> None:
+    whole, parts, start, pretrained = (tmp_path / x for x in ("whole", "parts", "start", "begun"))
+    if objective == "ar":
+        pretrained = tiny_run
+    else:
+        masked = tiny_recipe("objective=bert", "train.steps=2")
+        pretrain(masked, pretrained, resume=False, say=silent)
     same = ("data.augmentation=cifar", "finetune.freeze=1", "finetune.layer_decay=0.5")
-    finetune(recipe(tiny_run, *same), whole, resume=False, say=silent)
-    shutil.copytree(tiny_run, start)
+    finetune(recipe(pretrained, *same), whole, resume=False, say=silent)
+    shutil.copytree(pretrained, start)
     finetune(recipe(start, *same, "train.steps=8"), parts, resume=False, say=silent)
     (parts / "recipe.yaml").write_text(recipe_yaml(recipe(start, *same)))
     with pytest.raises(UserError, match="another init_from"):
-        finetune(recipe(tiny_run, *same), parts, resume=True, say=silent)
+        finetune(recipe(pretrained, *same), parts, resume=True, say=silent)
     shutil.rmtree(start)  # it was moved, to where the whole run found it
-    finetune(recipe(tiny_run, *same), parts, resume=True, say=silent)
+    finetune(recipe(pretrained, *same), parts, resume=True, say=silent)
     assert losses(whole) == losses(parts)
     for a, b in zip(load_model(whole)[0].parameters(), load_model(parts)[0].parameters(),
                     strict=True):  # fmt: skip

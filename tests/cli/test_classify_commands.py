@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -44,6 +45,10 @@ def test_probe_chooses_a_layer_and_predict_uses_it(igpt, run: Path, tmp_path: Pa
     assert summary["accuracy"][0] > 0.7
     assert is_sheet(run / "probe" / "accuracy_by_layer.png")
     assert json.loads((run / "probe" / "results.json").read_text()) == values
+    printed = igpt("probe", run, "--pool", "grid:4").out
+    for layer, value in values["validation_by_layer"].items():
+        chosen = "  <- chosen" if layer == values["layer"] else ""
+        assert re.search(rf"^ +{layer} +{100 * value:.1f}{chosen}$", printed, re.M), printed
 
     table, matrix = tmp_path / "p.csv", tmp_path / "c.png"
     words = ("predict", run, "--csv", table, "--confusion", matrix)
@@ -68,8 +73,10 @@ def test_probe_chooses_a_layer_and_predict_uses_it(igpt, run: Path, tmp_path: Pa
     assert sum(float(rows[0][f"p_{digit}"]) for digit in range(10)) == pytest.approx(1, abs=1e-4)
     assert is_sheet(matrix)
     text = igpt(*words).out
+    first = [f"{float(rows[0]['probability']):.3f}", *(rows[0][k] for k in ("label", "true"))]
+    assert [*first, rows[0]["picture"]] in [line.split() for line in text.splitlines()]
     assert "277 more" in text
-    assert "accuracy" in text
+    assert f"accuracy {100 * predicted['accuracy']:.1f} %" in text
 
 
 def test_what_a_probe_learned_from_is_not_what_it_is_tested_on(
@@ -119,7 +126,12 @@ def test_few_labels_beside_every_baseline(igpt, run: Path, tmp_path: Path) -> No
     for method in methods:
         sizes = [r["labels_per_class"] for r in values["summaries"] if r["method"] == method]
         assert sizes == [1, 5, None]
-        assert method in result.out
+    for row in values["summaries"]:
+        mean, deviation = (100 * value for value in row["accuracy"])
+        once = row["labels_per_class"] is None  # one seed has no spread
+        number = rf"{mean:.1f}" if once else rf"{mean:.1f} ± +{deviation:.1f}"
+        size = "all" if once else row["labels_per_class"]
+        assert re.search(rf"^ +{size} +{number} .*{row['method']}$", result.out, re.M), row
     assert len(values["outcomes"]) == 6 * (2 + 2 + 1)
     assert is_sheet(out / "few_labels.png")
 
@@ -146,6 +158,7 @@ def test_the_masks_of_a_bert_model_vote_for_its_probe_too(igpt, tmp_path: Path) 
     )
     accuracy = values["summaries"][0]["accuracy"][0]
     assert once["accuracy"] == pytest.approx(accuracy, abs=0.001)  # as the probe was tested
+    assert json.loads(igpt("predict", run, "--json").out) == modal  # the paper's five
     labels = [[row["label"] for row in found["predictions"]] for found in (once, modal, mean)]
     assert labels[0] != labels[1] != labels[2]
     assert min(modal["accuracy"], mean["accuracy"]) > accuracy - 0.02
@@ -180,7 +193,8 @@ def test_finetune_then_predict_files(igpt, run: Path, tmp_path: Path) -> None:
     fewer = igpt(*words, "--resume", "--labels-per-class", 3)
     assert_mistake(fewer, "its recipe has another finetune.labels_per_class")
     recipe = (out / "recipe.yaml").read_text()
-    for line in ("freeze: 1", "label_smoothing: 0.1", "schedule: constant"):
+    paper = ("schedule: constant", "gen_weight: 1.0", "clf_weight: 1.0")  # what it takes by default
+    for line in ("freeze: 1", "label_smoothing: 0.1", *paper):
         assert line in recipe
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(picture_bytes(i))
@@ -251,6 +265,7 @@ MISTAKES = [
     (["probe", "{run}", "--solver", "sgd", "--seeds", "2"], "--seeds: not with --solver sgd"),
     (["probe", "{run}", "--head", "attention", "--layer", "0:1"], "single layers"),
     (["finetune", "{run}", "--out", "{tmp}/r", "--data", "{tmp}/bare.npz"], "no labels"),
+    (["finetune", "{run}", "--out", "{tmp}/r", "--data", "{tmp}/one.npz"], "of one class"),
     (["finetune", "{run}", "--out", "{tmp}/r", "finetune.rate=1"], "unknown field 'finetune.rate'"),
     (["finetune", "{run}", "--out", "{tmp}/r", "--freeze", "5"], "2 blocks"),
     (["finetune", "{run}", "--out", "{run}"], "holds a run already"),
@@ -324,7 +339,9 @@ def test_the_network_is_trained_as_long_as_the_run_and_on_pictures_moved_alike(
 ) -> None:
     asked = []
 
-    def spy(*_args: object, minutes: float, augmentation: str, **_options: object) -> None:
+    def spy(*args: object, minutes: float, augmentation: str, **_options: object) -> None:
+        _, labels, *_ = args
+        assert np.array_equal(np.sort(labels), np.arange(10))  # what the probe learned from
         asked.append((minutes, augmentation))
         raise KeyboardInterrupt  # it is not trained
 

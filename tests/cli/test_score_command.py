@@ -17,6 +17,7 @@ from igpt.config import ModelConfig
 from igpt.folder import save_model
 from igpt.order import Codec
 from igpt.palette import Palette
+from igpt.plots import extremes_sheet
 from test_model import random_model
 
 
@@ -92,9 +93,15 @@ def test_one_picture_has_no_extremes(igpt, tiny_run: Path, pictures: Path, tmp_p
 
 
 def test_the_runs_own_test_split_is_the_default_and_has_extremes(
-    igpt, tiny_run: Path, tmp_path: Path
+    igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
+    out, shown = tmp_path / "out", list[tuple[np.ndarray, ...]]()
+
+    def sheet(*ends: np.ndarray) -> Image.Image:
+        shown.append(ends)
+        return extremes_sheet(*ends)
+
+    monkeypatch.setattr("igpt.plots.extremes_sheet", sheet)
     result = igpt("score", tiny_run, "--limit", 25, "--top", 3, "--out", out)
     assert result.status == 0, result.err
     assert names(out) == ["extremes.png", "scores.csv", "surprise.png"]
@@ -105,6 +112,10 @@ def test_the_runs_own_test_split_is_the_default_and_has_extremes(
     for name in ("extremes.png", "surprise.png"):
         assert str(out / name) in result.out
         assert is_sheet(out / name)
+    ranked = sorted(float(row["bits_per_pixel"]) for row in rows(out))
+    ((_, likely, _, unlikely),) = shown
+    assert likely == pytest.approx(ranked[:3], abs=1e-4)
+    assert unlikely == pytest.approx(ranked[::-1][:3], abs=1e-4)
     eight = Image.open(out / "surprise.png").height
     assert igpt("score", tiny_run, "--limit", 16, "--maps", 16, "--out", out).status == 0
     assert Image.open(out / "surprise.png").height > 1.5 * eight

@@ -42,13 +42,16 @@ def test_layers_are_the_normalised_inputs_of_the_blocks_and_at_last_the_trunk() 
         assert torch.equal(n, expected)
 
 
-def test_nothing_above_the_asked_layer_is_computed() -> None:
+def test_all_layers_come_from_one_pass_and_nothing_above_the_asked_one_is_computed() -> None:
     model = random_model(CONFIG)
     calls = []
     for layer, block in enumerate(model.blocks):
         block.register_forward_hook(lambda *_a, layer=layer: calls.append(layer))
     list(extract(model, tokens(), [0, 1], make_pool("mean", codec())))
     assert calls == [0]
+    calls.clear()
+    list(extract(model, tokens(), [0, 1, 2, 3], make_pool("mean", codec())))
+    assert calls == [0, 1, 2]
 
 
 @pytest.mark.parametrize("order", [*ORDERS, "random:3"])
