@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import igpt.device as device_room
 from igpt.checkpoint import RunDirectory
 from igpt.classify import HeadClassifier
 from igpt.config import PRECISIONS, ModelConfig, TrainConfig, UserError
@@ -23,6 +24,7 @@ from igpt.device import (
     compile_training,
     compute_dtype,
     join_device,
+    record_step,
     replay_batches,
     replays_steps,
     reuse_memory,
@@ -30,10 +32,10 @@ from igpt.device import (
 )
 from igpt.evaluate import BATCH, picture_nats, pixel_nats
 from igpt.model import ImageGPT
-from igpt.objectives import AR, BERT, Objective
+from igpt.objectives import AR, BERT
 from igpt.order import Codec
 from igpt.palette import Palette
-from igpt.probe.features import extract, make_pool
+from igpt.probe.features import Extractor, extract, make_pool
 from igpt.train import ParameterGroup, Trainer, Validation
 from test_model import random_model
 
@@ -133,20 +135,34 @@ def test_freed_memory_is_kept_unless_it_is_switched_off(
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, recorded: list[Tensor]) -> list[Tensor]:
-    """Results of what was recorded, where the processor replays batches."""
+    """Results of what was recorded, where the processor replays batches.
+
+    While it records and replays nothing is drawn or brought from elsewhere, as no graph would.
+    """
+    record = device_room.record_step
+
+    def strictly(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+        def strict_step() -> Tensor:
+            with pytest.MonkeyPatch.context() as patch:
+                for name in ("torch.rand", "torch.randperm", "torch.Tensor.to"):
+                    patch.setattr(name, lambda *_, name=name, **__: pytest.fail(name))
+                return step()
+
+        return record(strict_step, device)
+
+    monkeypatch.setattr("igpt.device.record_step", strictly)
     monkeypatch.setattr("igpt.device.replays_steps", lambda _: True)
     return recorded
 
 
 def test_batches_of_a_shape_that_comes_again_are_replayed(as_on_a_gpu: list[Tensor]) -> None:
-    cpu, called = torch.device("cpu"), []
+    cpu = torch.device("cpu")
 
     def double(x: Tensor, y: Tensor) -> Tensor:
-        called.append(len(x))
         return 2 * x + y
 
     fast = replay_batches(double, cpu, alone=True)
-    batches = [torch.randn(n, 3) for n in (4, 4, 4, 2, 4)]
+    batches = [torch.randn(n, 3) for n in (4, 4, 4, 4, 2, 4)]
     found = [fast(x, torch.ones(3)) for x in batches]
     for x, result in zip(batches, found, strict=True):  # none overwritten by the next
         assert torch.equal(result, 2 * x + 1)
@@ -154,35 +170,40 @@ def test_batches_of_a_shape_that_comes_again_are_replayed(as_on_a_gpu: list[Tens
     assert replay_batches(double, cpu, alone=False) is double
 
 
-def test_scores_features_and_classes_are_the_same_replayed(
-    as_on_a_gpu: list[Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(11, (2 * BATCH + 3, 9), generator=generator)
+def everything(model: ImageGPT) -> list[Tensor]:
+    """Scores, features and classes of a set of five batches, the last not full."""
+    tokens = torch.randint(11, (4 * BATCH + 3, 9), generator=torch.Generator().manual_seed(0))
     palette = Palette(np.random.default_rng(0).uniform(-1, 1, (11, 3)).astype(np.float32))
     codec = Codec(palette, "snake", 3)
-    for config in (CONFIG, replace(CONFIG, causal=False)):
-        model = random_model(replace(config, n_classes=3)).eval()
-        objective = AR() if config.causal else BERT(0.5, 0, "evaluate")
+    pools = [make_pool(name, codec) for name in ("mean", "last", "flatten", "grid:2")]
+    features = [np.concatenate(list(extract(model, tokens, [0, 1], pool))) for pool in pools]
+    extractor = Extractor(model, codec, pools[-1], {"both": (0, 1)}, torch.float32)
+    objective = AR() if model.config.causal else BERT(0.5, 0, "evaluate")
+    return [
+        picture_nats(model, objective, tokens, BATCH),
+        pixel_nats(model, tokens, BATCH),
+        *map(torch.from_numpy, features),
+        torch.from_numpy(HeadClassifier(model, ("a", "b", "c")).predict(tokens).probabilities),
+        extractor.batch(tokens, 0)["both"].cpu(),
+        extractor.batch(tokens[: 2 * BATCH], 4 * BATCH)["both"].cpu(),
+    ]
 
-        def computed(model: ImageGPT = model, objective: Objective = objective) -> list[Tensor]:
-            pools = (make_pool(name, codec) for name in ("mean", "flatten", "grid:2"))
-            features = [np.concatenate(list(extract(model, tokens, [0, 1], p))) for p in pools]
-            classes = HeadClassifier(model, ("a", "b", "c")).predict(tokens).probabilities
-            return [
-                picture_nats(model, objective, tokens, BATCH),
-                pixel_nats(model, tokens, BATCH),
-                *map(torch.from_numpy, [*features, classes]),
-            ]
 
-        replayed, before = computed(), len(as_on_a_gpu)
-        assert before >= 6
-        with monkeypatch.context() as patch:
-            patch.setattr("igpt.device.replays_steps", lambda _: False)
-            for ours, plain in zip(replayed, computed(), strict=True):
-                assert torch.equal(ours, plain)
-        assert len(as_on_a_gpu) == before
-        as_on_a_gpu.clear()
+both_objectives = pytest.mark.parametrize("causal", [True, False], ids=["ar", "bert"])
+
+
+@both_objectives
+def test_scores_features_and_classes_are_the_same_replayed(
+    as_on_a_gpu: list[Tensor], monkeypatch: pytest.MonkeyPatch, causal: bool
+) -> None:
+    model = random_model(replace(CONFIG, causal=causal, n_classes=3)).eval()
+    replayed = everything(model)
+    assert len(as_on_a_gpu) >= 8
+    as_on_a_gpu.clear()
+    monkeypatch.setattr("igpt.device.replays_steps", lambda _: False)
+    for ours, plain in zip(replayed, everything(model), strict=True):
+        assert torch.equal(ours, plain)
+    assert not as_on_a_gpu
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -204,27 +225,28 @@ def test_a_gpu_replays_the_steps_of_the_model() -> None:
 
 
 @needs_gpu
-def test_batches_are_replayed_on_a_gpu_while_the_next_is_put_into_pinned_memory() -> None:
-    """Which is a call that a recording of all threads' would not bear."""
-    model = random_model(CONFIG).eval()
-    tokens = torch.randint(11, (5 * BATCH + 3, 9), generator=torch.Generator().manual_seed(0))
-    expected = picture_nats(model, AR(), tokens, BATCH), pixel_nats(model, tokens, BATCH)
-    stop = Event()
+@both_objectives
+def test_a_gpu_scores_and_classifies_as_the_processor_does(causal: bool) -> None:
+    model = random_model(replace(CONFIG, causal=causal, n_classes=3)).eval()
+    expected = everything(model)
+    for ours, theirs in zip(everything(model.cuda()), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
-    def pin() -> None:
-        while not stop.is_set():
-            torch.zeros(1000).pin_memory()
+
+@needs_gpu
+def test_a_step_is_recorded_while_another_thread_puts_a_batch_into_pinned_memory() -> None:
+    """Which is a call that a recording of all threads' would not bear."""
+    x, sizes = torch.ones(3, device="cuda"), iter((1_000_000, 9_000_000))  # none is there already
 
     with ThreadPoolExecutor() as pool:
-        pinning = pool.submit(pin)
-        try:
-            model.cuda()
-            found = picture_nats(model, AR(), tokens, BATCH), pixel_nats(model, tokens, BATCH)
-        finally:
-            stop.set()
-        pinning.result()
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+        def step() -> Tensor:
+            pool.submit(lambda: torch.empty(next(sizes)).pin_memory()).result()
+            return 2 * x
+
+        replay = record_step(step, x.device)
+    x.fill_(5)
+    assert replay().tolist() == [10, 10, 10]
 
 
 def train_two_pictures(folder: Path, device: torch.device, **config: Any) -> Trainer:

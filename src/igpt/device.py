@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -132,21 +133,23 @@ def replay_batches(
 ) -> Callable[..., Tensor]:
     """`function` of tensors on `device`, for many calls with tensors of the same shapes.
 
-    On a GPU the second call of some shapes records it and those that follow replay it, or small
+    On a GPU the third call of some shapes records it and those that follow replay it, or small
     batches would wait for the processor; not where several processes talk to each other in it. Its
     own state must lie in place, on the GPU, when the first call is over.
     """
     if not (alone and replays_steps(device)):
         return function
-    recorded = dict[tuple[torch.Size, ...], Callable[..., Tensor] | None]()  # None: seen once
+    calls = Counter[tuple[torch.Size, ...]]()  # of each shapes
+    recorded = dict[tuple[torch.Size, ...], Callable[..., Tensor]]()
 
     def call(*inputs: Tensor) -> Tensor:
         shapes = tuple(x.shape for x in inputs)
-        if shapes not in recorded:
-            recorded[shapes] = None
+        calls[shapes] += 1
+        if calls[shapes] < 3:  # recording takes as long as some batches
             return function(*inputs)
-        replay = recorded[shapes] = recorded[shapes] or _record(function, inputs, device)
-        return replay(*inputs)
+        if shapes not in recorded:
+            recorded[shapes] = _record(function, inputs, device)
+        return recorded[shapes](*inputs)
 
     return call
 

@@ -67,15 +67,27 @@ def pool_width(pool: Pool, config: ModelConfig) -> int:
     return pool(torch.zeros(1, config.n_positions, config.n_embd)).shape[1]
 
 
+class _Constant:
+    """A tensor and its copies on other devices, which stay where they are: `replay_batches`."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copies = {tensor.device: tensor}
+        self._tensor = tensor
+
+    def on(self, device: torch.device) -> Tensor:
+        if device not in self._copies:
+            self._copies[device] = self._tensor.to(device)
+        return self._copies[device]
+
+
 class _Raster:
     """All positions in raster order, [B, T * d] of n [B, T, d]."""
 
     def __init__(self, codec: Codec) -> None:
-        self.raster = torch.from_numpy(np.argsort(codec.pi))
+        self.raster = _Constant(torch.from_numpy(np.argsort(codec.pi)))
 
     def __call__(self, n: Tensor) -> Tensor:
-        self.raster = self.raster.to(n.device)  # there it stays, for `replay_batches`
-        return n[:, self.raster].flatten(1)
+        return n[:, self.raster.on(n.device)].flatten(1)
 
 
 class _RegionMeans:
@@ -84,13 +96,13 @@ class _RegionMeans:
     def __init__(self, codec: Codec, side: int) -> None:
         place = torch.arange(codec.image_size) * side // codec.image_size
         region = (place[:, None] * side + place[None, :]).flatten()
-        self.region = region[torch.from_numpy(codec.pi)]  # of each position of the order, [T]
-        self.sizes = region.bincount(minlength=side * side)[:, None]
+        self.region = _Constant(region[torch.from_numpy(codec.pi)])  # of each position, [T]
+        self.sizes = _Constant(region.bincount(minlength=side * side)[:, None])
 
     def __call__(self, n: Tensor) -> Tensor:
-        self.region, self.sizes = self.region.to(n.device), self.sizes.to(n.device)
-        sums = n.new_zeros(len(n), len(self.sizes), n.shape[2]).index_add_(1, self.region, n)
-        return (sums / self.sizes).flatten(1)
+        region, sizes = self.region.on(n.device), self.sizes.on(n.device)
+        sums = n.new_zeros(len(n), len(sizes), n.shape[2]).index_add_(1, region, n)
+        return (sums / sizes).flatten(1)
 
 
 def extract(
