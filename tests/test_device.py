@@ -106,9 +106,14 @@ def test_auto_is_bfloat16_where_the_hardware_has_it(
     assert compute_dtype("auto", torch.device(device)) == expected
 
 
-def test_steps_are_recorded_for_a_gpu_alone() -> None:
+def test_steps_are_recorded_for_a_gpu_alone_unless_it_is_switched_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("IGPT_GRAPHS", raising=False)
     assert replays_steps(torch.device("cuda", 1))
     assert not replays_steps(torch.device("cpu"))
+    monkeypatch.setenv("IGPT_GRAPHS", "0")
+    assert not replays_steps(torch.device("cuda", 1))
 
 
 def test_a_process_without_a_gpu_of_its_own_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

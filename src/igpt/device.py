@@ -100,8 +100,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def replays_steps(device: torch.device) -> bool:
-    """Whether `record_step` pays: where a small step waits for the one who starts its kernels."""
-    return device.type == "cuda"
+    """Whether `record_step` pays: where a small step waits for the one who starts its kernels.
+
+    `IGPT_GRAPHS=0` in the environment says that it does not.
+    """
+    return device.type == "cuda" and os.environ.get("IGPT_GRAPHS") != "0"
 
 
 def record_step(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
