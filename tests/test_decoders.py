@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import silent, tiny_recipe
+from igpt.attention import KVCache
 from igpt.config import ModelConfig, UserError
 from igpt.decoders import Decoder, PackedDecoder, PlainDecoder, ReplayedDecoder, new_decoder
 from igpt.kernels import Road, roads
@@ -306,6 +307,23 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size(precision
     for batch_size in (1, 5, 36):
         assert torch.equal(whole, completed(model, prefix, 12, sampling, together=batch_size))
     assert torch.equal(whole[:1], completed(model, prefix[:1], 12, sampling))
+
+
+@needs_compiler
+def test_what_is_given_is_read_in_one_pass_and_once_for_all_its_completions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed: list[torch.Size] = []
+    blocks = ImageGPT._run_blocks
+
+    def counted(self: ImageGPT, h: Tensor, cache: KVCache | None = None) -> Tensor:
+        computed.append(h.shape)
+        return blocks(self, h, cache)
+
+    monkeypatch.setattr(ImageGPT, "_run_blocks", counted)
+    prefix = torch.randint(27, (2, 40), generator=torch.Generator().manual_seed(0))
+    completed(lively(CONFIG), prefix, 6, Sampling())
+    assert computed == [(1, 41, 64)] * 2  # each with the start token; the kernel paints the rest
 
 
 @needs_compiler

@@ -281,6 +281,14 @@ def test_graphs_of_a_gpu_train_as_the_processor_does(
         torch.testing.assert_close(ours.cpu(), theirs, atol=1e-3, rtol=0)
 
 
+def test_a_compiled_step_trains_as_the_plain_one_does(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    expected = train_two_pictures(tmp_path / "plain", cpu)
+    found = train_two_pictures(tmp_path / "compiled", cpu, compile=True, micro_batch_size=1)
+    for ours, theirs in zip(found.model.parameters(), expected.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("device", "alone", "mode"),
     [("cuda", True, "reduce-overhead"), ("cuda", False, None), ("cpu", True, None)],
