@@ -184,3 +184,18 @@ def test_what_an_earlier_run_learned_from_is_not_tested_on_in_silence(
     assert f"the run began from {tiny_run}, which learned from digits" in tested.err
     own = igpt("eval", third, "--limit", 4)
     assert "began from" not in own.err
+
+
+def test_a_run_that_lies_where_its_start_lay_is_tested_on_other_pictures(
+    igpt, tiny_run: Path, tmp_path: Path
+) -> None:
+    for name in ("other", "third"):
+        images = np.random.default_rng(len(name)).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images)
+    start, longer = Path(shutil.copytree(tiny_run, tmp_path / "start")), tmp_path / "longer"
+    go_on(start, longer, f"data.source={tmp_path / 'other.npz'}", "train.steps=2")
+    shutil.rmtree(start)
+    longer.rename(start)  # its recipe names itself now
+    tested = igpt("eval", start, "--data", tmp_path / "third.npz", "--limit", 4)
+    assert tested.status == 0, tested.err
+    assert "began from" not in tested.err

@@ -179,7 +179,7 @@ def compile_training(
     On a GPU its kernels are recorded as CUDA graphs too, or small models would wait for the
     processor. Not where several processes exchange gradients during the backward pass.
     """
-    from torch._dynamo.exc import BackendCompilerFailed  # slow to import, as torch.compile is
+    from torch._dynamo.exc import ShortenTraceback  # slow to import, as torch.compile is
 
     graphs = device.type == "cuda" and alone
     fastest = torch.compile(step, mode="reduce-overhead" if graphs else None)
@@ -188,7 +188,7 @@ def compile_training(
         nonlocal fastest
         try:
             return fastest(*inputs)
-        except BackendCompilerFailed as error:  # no C++ compiler, or not Python's headers
+        except ShortenTraceback as error:  # no C++ compiler, Python's headers, Triton or GPU for it
             warnings.warn(f"train.compile is left out: {first_line(error)}", stacklevel=2)
             fastest = step
             return fastest(*inputs)

@@ -111,9 +111,13 @@ class RunData:
     def _start_on_this(self) -> str | None:
         """The run from which this one began, maybe through others, that learned from the source."""
         start = self.recipe.init_from if self.recipe else None
-        while start and Path(start).is_dir() and (recipe := recipe_of(Path(start))):
+        seen = set[str]()  # a run may lie where the one that it began from lay
+        while start and start not in seen and Path(start).is_dir():
+            if (recipe := recipe_of(Path(start))) is None:
+                return None
             if source_name(recipe.data.source) == source_name(self.config.source):
                 return start
+            seen.add(start)
             start = recipe.init_from
         return None
 
@@ -124,7 +128,9 @@ class RunData:
         ours = self.recipe.data
         if self.config.source == ours.source:
             return True
-        if ours.split_pictures is None or ours.train_split not in source.splits:
+        if ours.split_pictures is None:
+            return False
+        if not {ours.train_split, ours.validation_split or ours.train_split} <= set(source.splits):
             return False
         return is_gone(ours.source) and count_split_pictures(source, ours) == ours.split_pictures
 

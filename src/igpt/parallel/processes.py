@@ -57,6 +57,9 @@ def _joined(config: ParallelConfig) -> Iterator[None]:
         )
         _background = dist.new_group(backend="gloo", timeout=timeout)
         yield
+        # Not in a `finally`: after an error others may be gone or wait elsewhere, and the barrier
+        # would hang. Then only the end of the process helps.
+        dist.barrier()
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
@@ -64,9 +67,6 @@ def _joined(config: ParallelConfig) -> Iterator[None]:
             "another process of this run is gone, or did not answer for "
             f"{config.timeout} s (parallel.timeout)"
         ) from error
-    # Not in a `finally`: after an error others may be gone or wait elsewhere, and the barrier would
-    # hang. Then only the end of the process helps.
-    dist.barrier()
     _background = None
     dist.destroy_process_group()
 
