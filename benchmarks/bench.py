@@ -190,7 +190,7 @@ def rows() -> list[Row]:
             "pictures",
             scored,
             {
-                BASE: Contender(score_theirs, (SMALL, scored, batch, FLOAT32)),
+                BASE: Contender(score_theirs, (SMALL, scored, batch)),
                 "igpt, float32": Contender(score_ours, (SMALL, scored, batch, FLOAT32)),
                 "igpt": Contender(score_ours, (SMALL, scored, batch, OURS)),
             },
@@ -202,7 +202,7 @@ def rows() -> list[Row]:
             "pictures",
             scored,
             {
-                BASE: Contender(features_theirs, (SMALL, scored, batch, FLOAT32)),
+                BASE: Contender(features_theirs, (SMALL, scored, batch)),
                 "igpt, float32": Contender(features_ours, (SMALL, scored, FLOAT32)),
                 "igpt": Contender(features_ours, (SMALL, scored, OURS)),
             },

@@ -133,16 +133,14 @@ def score_ours(config: ModelConfig, n: int, batch: int, dtype: torch.dtype) -> W
     return lambda: picture_nats(model, AR(), pictures, batch, dtype)
 
 
-def score_theirs(config: ModelConfig, n: int, batch: int, dtype: torch.dtype) -> Work:
+def score_theirs(config: ModelConfig, n: int, batch: int) -> Work:
     model, pictures = theirs(config).eval(), tokens(config, n)
 
     @torch.inference_mode()
     def unit() -> None:
         for part in torch.split(pictures, batch):
-            with autocast(DEVICE, dtype):
-                logits = model(input_ids=_start_first(config, part)).logits
-            logits = logits[..., : config.vocab_size].flatten(0, 1).float()
-            nn.functional.cross_entropy(logits, part.flatten(), reduction="none")
+            logits = model(input_ids=_start_first(config, part)).logits[..., : config.vocab_size]
+            nn.functional.cross_entropy(logits.flatten(0, 1), part.flatten(), reduction="none")
 
     return unit
 
@@ -263,15 +261,14 @@ def features_ours(config: ModelConfig, n: int, dtype: torch.dtype) -> Work:
     return lambda: list(extract(model, pictures, layers, pool, dtype=dtype))
 
 
-def features_theirs(config: ModelConfig, n: int, batch: int, dtype: torch.dtype) -> Work:
+def features_theirs(config: ModelConfig, n: int, batch: int) -> Work:
     model, pictures = theirs(config).eval(), tokens(config, n)
 
     @torch.inference_mode()
     def unit() -> None:
         for part in torch.split(pictures, batch):
             inputs = _start_first(config, part)
-            with autocast(DEVICE, dtype):
-                found = model.transformer(input_ids=inputs, output_hidden_states=True).hidden_states
+            found = model.transformer(input_ids=inputs, output_hidden_states=True).hidden_states
             torch.stack([states.mean(dim=1) for states in found]).cpu()
 
     return unit

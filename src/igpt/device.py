@@ -142,7 +142,7 @@ def replay_batches(
     """
     if not (alone and replays_steps(device)):
         return function
-    calls = Counter[tuple[torch.Size, ...]]()  # of each shapes
+    calls = Counter[tuple[torch.Size, ...]]()  # by the shapes of their inputs
     recorded = dict[tuple[torch.Size, ...], Callable[..., Tensor]]()
 
     def call(*inputs: Tensor) -> Tensor:
