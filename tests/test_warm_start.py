@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import igpt
-from conftest import load_model, silent, tiny_recipe
+from conftest import load_model, silent, tiny_recipe, write_classes
 from igpt.checkpoint import RunDirectory
 from igpt.config import ModelConfig, Recipe, UserError
 from igpt.data import open_data, training_splits
@@ -199,3 +199,15 @@ def test_a_run_that_lies_where_its_start_lay_is_tested_on_other_pictures(
     tested = igpt("eval", start, "--data", tmp_path / "third.npz", "--limit", 4)
     assert tested.status == 0, tested.err
     assert "began from" not in tested.err
+
+
+def test_other_pictures_need_no_validation_split_of_a_run_whose_own_are_gone(
+    igpt, tmp_path: Path
+) -> None:
+    mine, other = write_classes(tmp_path / "mine", 6, 4), write_classes(tmp_path / "other", 6, 4)
+    shutil.copytree(mine / "train", mine / "validation")
+    words = (f"data.source={mine}", "data.validation_split=validation", "train.steps=2")
+    pretrain(tiny_recipe(*words), tmp_path / "run", resume=False, say=silent)
+    shutil.rmtree(mine)
+    tested = igpt("eval", tmp_path / "run", "--data", other)
+    assert tested.status == 0, tested.err
