@@ -19,6 +19,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = [
     "types",
     "config",
+    "console",
     "recipes",
     "disk",
     "device",

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from igpt.config import UserError, first_line
+from igpt.console import print_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -138,7 +139,7 @@ class Monitor:
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in row.items() if k != "step"}, step=step)
         if self._progress is None:
-            print(self._line(row), file=sys.stderr, flush=True)
+            print_line(self._line(row), sys.stderr)
         else:
             self._advance(row)
 

@@ -37,6 +37,7 @@ from typing import Any
 from PIL import Image
 
 from igpt.config import Say, UserError
+from igpt.console import print_line
 from igpt.data import Cut, Item, UnreadablePicture, cut_source, fit_square
 from igpt.disk import read_json, remove_left, write_atomically, write_json
 
@@ -264,8 +265,8 @@ def _start_worker(work: Preparation, parent: Connection) -> None:
     global _worker
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
-    warnings.showwarning = lambda message, *_args, **_kwargs: print(
-        f"warning: {message}", file=sys.stderr, flush=True
+    warnings.showwarning = lambda message, *_args, **_kwargs: print_line(
+        f"warning: {message}", sys.stderr
     )
     _worker = work
 

@@ -42,11 +42,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str
     return losses(out)
 
 
-def start_and(act: Callable[[subprocess.Popen[bytes]], None], out: Path, after_step: int) -> int:
+def start_and(
+    act: Callable[[subprocess.Popen[bytes]], None],
+    out: Path,
+    after_step: int,
+    stderr: int = subprocess.DEVNULL,
+) -> int:
     """Start the run, wait until it logged a step, act on it; its exit status."""
-    process = subprocess.Popen(
-        command(out, "--resume"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command(out, "--resume"), stderr=stderr, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         path = out / "metrics.jsonl"
@@ -83,6 +86,18 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(
     assert 18 <= state.step < STEPS
     assert igpt("pretrain", "--out", out, "--resume").status == 0
     assert losses(out) == undisturbed
+
+
+def test_a_run_outlives_the_reader_of_its_lines(tmp_path: Path) -> None:
+    """Ctrl-C under `2>&1 | tee log` ends `tee` as well, and the run has yet to save."""
+
+    def close(process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        process.stderr.close()
+
+    out = tmp_path / "run"
+    assert start_and(close, out, 18, subprocess.PIPE) == 0
+    assert newest(out)[0].step == STEPS
 
 
 def test_a_full_disk_stops_the_run_in_one_line_with_the_last_checkpoint_intact(

@@ -11,7 +11,6 @@ import atexit
 import gc
 import io
 import json
-import os
 import re
 import signal
 import sys
@@ -21,6 +20,7 @@ from typing import NoReturn
 
 from igpt.cli.report import INTERRUPTED, LOST_PROCESS, USER_ERROR, Report
 from igpt.config import UserError, first_line
+from igpt.console import print_line
 from igpt.parallel import launch
 
 COMMANDS = {
@@ -94,7 +94,7 @@ def _overview() -> Parser:
 
 def _say(line: str) -> None:
     if launch.is_first():
-        print(line, file=sys.stderr, flush=True)
+        print_line(line, sys.stderr)
 
 
 def command_parser(name: str) -> Parser:
@@ -121,17 +121,8 @@ def _run(name: str, argv: list[str]) -> int:
         )
     report: Report = import_module(f"igpt.cli.{name}").run(args, _say)
     if launch.is_first():
-        _print(json.dumps(report.values) if args.json else report.text)
+        print_line(json.dumps(report.values) if args.json else report.text, sys.stdout)
     return report.status
-
-
-def _print(text: str) -> None:
-    """Print on stdout, even if its reader has closed the pipe, as `head` does."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # So that Python's flush at exit does not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
@@ -177,4 +168,4 @@ def _tell(line: str) -> None:
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # when one process ends, torchrun ends the others
     if is_first_to_fail():
-        print(line, file=sys.stderr, flush=True)
+        print_line(line, sys.stderr)
