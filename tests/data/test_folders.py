@@ -13,7 +13,7 @@ from datasets.data_files import SPLIT_KEYWORDS
 from conftest import picture_bytes, write_pictures
 from igpt.config import DataConfig, UserError
 from igpt.data import decode_all, open_source, open_streams
-from igpt.data.folders import SPLITS, picture_files
+from igpt.data.folders import SPLITS, picture_folder
 
 
 def test_a_folder_of_class_folders_has_labels(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_rows_are_read_where_pictures_only_go_along_with_them(tmp_path: Path) ->
     (tmp_path / "data").mkdir()
     dataset.to_parquet(str(tmp_path / "data" / "train.parquet"))
     write_pictures(tmp_path, "data/banner.png")
-    assert picture_files(tmp_path) == []
+    assert picture_folder(tmp_path) is None
     (tmp_path / "data" / "large.png").write_bytes(picture_bytes(0, (300, 300)))
     with pytest.warns(UserWarning, match=r"train.parquet is beside pictures"):
         assert len(open_source(str(tmp_path)).split("train")) == 2
@@ -244,14 +244,24 @@ def test_a_folder_that_cannot_be_read_is_told(
         open_source(str(tmp_path))
 
 
-@pytest.mark.parametrize("broken", ["filename,label\n1.png,cat\n", "file_name\nnone.png\n"])
-def test_metadata_that_the_library_cannot_use_is_told_and_never_passed_over(
-    tmp_path: Path, broken: str
+def test_metadata_that_the_library_cannot_use_are_told_and_never_passed_over(
+    tmp_path: Path,
 ) -> None:
     write_pictures(tmp_path, "train/1.png", "train/2.png", "test/1.png")
-    (tmp_path / "train" / "metadata.csv").write_text(broken)
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"filename": "1.png"}\n')
     with pytest.raises(UserError, match="cannot open"):
         open_source(str(tmp_path))
+
+
+def test_pictures_beside_the_class_folders_have_no_label(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "all/cat/1.png", "all/dog/old/1.png", "all/sheet.png", "cover.png")
+    pictures = open_source(str(tmp_path)).split("train")
+    assert pictures.class_names == ("cat", "dog")
+    assert pictures.labels is not None
+    assert {Path(pictures.name(i)).name: k for i, k in enumerate(pictures.labels.tolist())} == {
+        "1.png": 1, "cover.png": -1, "sheet.png": -1
+    }  # fmt: skip
+    assert pictures.labels.tolist().count(0) == 1
 
 
 def test_a_folder_of_pictures_has_no_columns(tmp_path: Path) -> None:

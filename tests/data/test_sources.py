@@ -41,7 +41,7 @@ def test_a_folder_whose_path_is_a_pattern_is_read_or_refused(tmp_path: Path) -> 
     for name in ("photos[1]", "photos?", "a::b"):
         write_pictures(tmp_path / name, "inside/1.png")
         assert len(open_source(str(tmp_path / name)).split("train")) == 1
-        (tmp_path / name / "inside" / "metadata.csv").touch()  # the library reads this
+        (tmp_path / name / "inside" / "metadata.jsonl").touch()  # the library reads this
         for spec in (tmp_path / name, tmp_path / name / "inside"):
             with pytest.raises(UserError, match="rename that folder"):
                 open_source(str(spec))
@@ -251,21 +251,22 @@ def test_fashion_mnist_opens_whole() -> None:
     assert np.array_equal(images[..., 0], images[..., 2])
 
 
-def test_pictures_that_metadata_do_not_list_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_pictures_that_metadata_do_not_list_are_counted(tmp_path: Path, kind: str) -> None:
+    def write(listed: list[int]) -> None:
+        if kind == "csv":
+            text = "file_name,label\n" + "".join(f"{i}.png,{i}\n" for i in listed)
+        else:
+            text = "".join(f'{{"file_name": "{i}.png", "label": {i}}}\n' for i in listed)
+        (tmp_path / f"metadata.{kind}").write_text(text)
+
     write_pictures(tmp_path, *(f"{i}.png" for i in range(5)))
-    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,2\n3.png,1\n")
-    with pytest.warns(UserWarning, match=r"metadata.csv lists 2 pictures, and 3 others in"):
+    write([0, 3])
+    with pytest.warns(UserWarning, match=rf"metadata.{kind} lists 2 pictures, and 3 others in"):
         source = open_source(str(tmp_path))
     assert len(source.split("train")) == 2
-    listed = "".join(f"{i}.png,{i}\n" for i in range(5))
-    (tmp_path / "metadata.csv").write_text(f"file_name,label\n{listed}")
+    write([*range(5)])
     assert len(open_source(str(tmp_path)).split("train")) == 5
-
-
-def test_labels_that_are_not_finite_are_no_classes(tmp_path: Path) -> None:
-    write_pictures(tmp_path, "0.png", "1.png")
-    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,inf\n1.png,1\n")
-    assert open_source(str(tmp_path)).split("train").labels is None
 
 
 def test_pictures_in_an_archive_are_read(tmp_path: Path) -> None:
@@ -276,6 +277,17 @@ def test_pictures_in_an_archive_are_read(tmp_path: Path) -> None:
     found = [np.asarray(pictures.open_image(i)) for i in range(len(pictures))]
     expected = [np.asarray(Image.open(io.BytesIO(picture_bytes(i)))) for i in range(3)]
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("names", [["train/1.png", "test/1.png"], ["cat/1.PNG", "dog/1.PNG"]])
+def test_an_archive_that_the_library_would_misread_is_refused(
+    tmp_path: Path, names: list[str]
+) -> None:
+    with ZipFile(tmp_path / "all.zip", "w") as archive:
+        for i, name in enumerate(names):
+            archive.writestr(name, picture_bytes(i))
+    with pytest.raises(UserError, match=r"all.zip has splits or suffixes .* unpack it first"):
+        open_source(str(tmp_path))
 
 
 def test_what_pillow_does_not_read_is_counted(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,17 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from igpt.config import UserError
+from igpt.data.metadata import NAME, Metadata, read_metadata
 from igpt.data.pictures import (
+    Classes,
     Pictures,
     Source,
     as_text,
-    class_order,
+    index_classes,
     only_pictures,
     open_files,
     visible_files,
 )
 from igpt.data.splits import VALIDATION_NAMES
-from igpt.types import Labels
 
 # Names of folders and the splits that they mean: those of the `datasets` library.
 SPLITS = {
@@ -39,10 +40,17 @@ SPLITS = {
     **dict.fromkeys(VALIDATION_NAMES, "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # labels by the file's name
+OTHER_METADATA = ("metadata.jsonl", "metadata.parquet")  # labels that the library reads
 ROWS = re.compile(r"\.(parquet|arrow|tar|tgz|tar\.\w+)$")  # files that hold rows
 
-Classes = tuple[Labels | None, tuple[str, ...] | None]  # the pictures' labels, the classes' names
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """A folder of picture files."""
+
+    root: Path
+    files: list[Path]  # at least one
+    metadata: Metadata | None
 
 
 def is_saved(folder: Path) -> bool:
@@ -50,47 +58,54 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """The pictures of a folder of picture files; none for one that the library is to read.
+def picture_folder(folder: Path) -> PictureFolder | None:
+    """A folder of picture files; None for one that the library is to read.
 
-    That is one with metadata, a saved data set, or one with more bytes of rows than of pictures.
+    That is one with metadata of its other kinds, a saved data set, or one with more bytes of rows
+    than of pictures. Raises UserError as `read_metadata`.
     """
     if is_saved(folder):
-        return []
+        return None
     files = visible_files(folder)
-    if any(path.name in METADATA for path in files):
-        return []
+    if any(path.name in OTHER_METADATA for path in files):
+        return None
     pictures = only_pictures(files)
     rows = [path for path in files if ROWS.search(path.name.lower())]
-    if rows and pictures and _bytes(rows) >= _bytes(pictures):
-        return []
+    if not pictures or (rows and _bytes(rows) >= _bytes(pictures)):
+        return None
     rows += [path for path in files if path.suffix.lower() == ".zip"]
-    if rows and pictures:
+    if rows:
         warnings.warn(f"{rows[0]} is beside pictures, and is passed over", stacklevel=2)
-    return pictures
+    sheets = [path for path in files if path.name == NAME]
+    if not sheets:
+        return PictureFolder(folder, pictures, None)
+    metadata = read_metadata(sheets)
+    return PictureFolder(folder, metadata.listed(folder, pictures), metadata)
 
 
 def _bytes(files: Sequence[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def open_picture_folder(folder: Path, files: Sequence[Path]) -> Source:
-    """The splits of a folder of picture files (`picture_files`), with the classes of each.
+def open_picture_folder(found: PictureFolder, label_column: str | None) -> Source:
+    """The splits of a folder of picture files, with the classes of each.
 
-    Raises UserError as `split_files`.
+    Its metadata tell them, or else its folders. Raises UserError as `split_files`, and for a
+    `label_column` that is none of the metadata's, or holds no classes.
     """
-    splits = find_splits(folder, files)
-    of_split = _divide(folder, files, splits)
-    classes = _classes(splits, of_split)
+    splits = find_splits(found.root, found.files)
+    of_split = _divide(found.root, found.files, splits)
+    told = found.metadata and found.metadata.classes(of_split, label_column)
+    classes = told or _classes(splits, of_split)
 
     def open_split(split: str) -> Pictures:
         labels, names = classes[split]
         return replace(open_files(of_split[split]), labels=labels, class_names=names)
 
     return Source(
-        str(folder),
+        str(found.root),
         {split: partial(open_split, split) for split in of_split},
-        lambda split: stream_order(folder, of_split[split]),
+        lambda split: stream_order(found.root, of_split[split]),
     )
 
 
@@ -193,7 +208,7 @@ def _classes(splits: Mapping[str, Path], files: Mapping[str, Sequence[Path]]) ->
     """The classes of each split: the outermost folders below it of which there are several.
 
     A split may have pictures of only one of the classes that the others have. Folders that hold all
-    of a split, like `images`, are no classes, and a split with pictures beside folders has none.
+    of a split, like `images`, are no classes, and pictures beside the classes' folders have none.
     """
     folders = {
         split: [file.relative_to(root).parts[:-1] for file in files[split]]
@@ -201,26 +216,25 @@ def _classes(splits: Mapping[str, Path], files: Mapping[str, Sequence[Path]]) ->
     }
     levels = {split: _levels(found) for split, found in folders.items()}  # names at each level
     several = {name for of in levels.values() for names in of if len(names) > 1 for name in names}
-    found: dict[str, Classes] = dict.fromkeys(splits, (None, None))
-    chosen: dict[str, list[str]] = {}
+    chosen: dict[str, list[str | None]] = {}
     for split, of_split in levels.items():
         for level, names in enumerate(of_split):
             if len(names) > 1 or names <= several:
-                chosen[split] = [as_text(parts[level]) for parts in folders[split]]
+                chosen[split] = [
+                    as_text(parts[level]) if len(parts) > level else None
+                    for parts in folders[split]
+                ]
                 break
-    classes = class_order({name for every in chosen.values() for name in every})
-    index = {name: i for i, name in enumerate(classes)}
-    for split, every in chosen.items():
-        labels = np.array([index[name] for name in every], dtype=np.int64)
-        found[split] = labels, tuple(classes)
-    return found
+    classes = {name for every in chosen.values() for name in every if name is not None}
+    indexed = {split: index_classes(every, classes) for split, every in chosen.items()}
+    return {split: indexed.get(split, (None, None)) for split in splits}
 
 
 def _levels(folders: Sequence[tuple[str, ...]]) -> list[set[str]]:
-    """The names at each level that all pictures have, up to the first with several."""
-    found = []
-    for level in range(min(map(len, folders))):
-        found.append({parts[level] for parts in folders})
+    """The names at each level, up to the first with several."""
+    found: list[set[str]] = []
+    for level in range(max(map(len, folders), default=0)):
+        found.append({parts[level] for parts in folders if len(parts) > level})
         if len(found[-1]) > 1:
             break
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,35 +15,39 @@ from PIL import Image
 
 from igpt.config import UserError, first_line
 from igpt.data.folders import (
-    METADATA,
-    Classes,
+    OTHER_METADATA,
+    find_splits,
     is_saved,
     open_picture_folder,
-    picture_files,
+    picture_folder,
     split_names,
 )
+from igpt.data.metadata import USUAL_LABELS
 from igpt.data.pictures import (
+    Classes,
     Pictures,
     Source,
     as_text,
-    class_order,
+    index_classes,
     is_picture,
+    only_pictures,
     visible_files,
 )
-
-USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
 
 
 def open_dataset(spec: str, image_column: str | None, label_column: str | None) -> Source:
     """A folder or a Hub id; a folder of picture files as `data.folders` reads it."""
     folder = Path(spec)
-    if folder.is_dir() and (files := picture_files(folder)):
+    if folder.is_dir() and (found := picture_folder(folder)):
         # The names that the library gives the columns of such a folder.
-        if image_column not in (None, "image") or label_column not in (None, "label"):
+        others = label_column not in (None, "label") and found.metadata is None
+        if image_column not in (None, "image") or others:
             raise UserError(f"{spec} is a folder of pictures, with no columns to choose from")
-        return open_picture_folder(folder, files)
+        return open_picture_folder(found, label_column)
     require_plain_path(spec)
     try:
+        if folder.is_dir():
+            _require_readable_archives(folder)
         splits = _load_splits(spec)
     except UserError:
         raise
@@ -64,13 +67,28 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
 def _warn_of_unlisted(folder: Path, rows: int) -> None:
     """Where there are metadata, the library leaves out what they do not list, without a word."""
     files = visible_files(folder)
-    metadata = next((path for path in files if path.name in METADATA), None)
-    unlisted = sum(map(is_picture, files)) - rows
+    metadata = next((path for path in files if path.name in OTHER_METADATA), None)
+    unlisted = len(only_pictures(files)) - rows
     if metadata and unlisted > 0:
         warnings.warn(
             f"{metadata} lists {rows:,} pictures, and {unlisted:,} others in {folder} are left out",
             stacklevel=3,
         )
+
+
+def _require_readable_archives(folder: Path) -> None:
+    """UserError for a zip archive of whose pictures the library would mix splits or lose classes.
+
+    It takes an archive for one split, and passes over suffixes in capitals.
+    """
+    for archive in visible_files(folder):
+        if archive.suffix.lower() != ".zip":
+            continue
+        inside = [archive / name for name in _zip_file(str(archive)).namelist()]
+        pictures = [path for path in inside if is_picture(path)]
+        whole = all(path.suffix == path.suffix.lower() for path in pictures)
+        if pictures and not (whole and find_splits(archive, pictures).keys() == {"train"}):
+            raise UserError(f"{archive} has splits or suffixes in capitals in it: unpack it first")
 
 
 def reason(error: Exception) -> str:
@@ -240,7 +258,7 @@ def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Cla
         # The classes of all splits, so that an index means the same class in each.
         having = [part for part in splits.values() if column in part.features]
         classes = {value for part in having for value in part.unique(column)}
-        return _indexed(values, classes - {None})
+        return index_classes(values, classes - {None})
     numbers = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     if not isinstance(kind, datasets.ClassLabel):
         return numbers, None
@@ -250,9 +268,3 @@ def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Cla
     names = list(dict.fromkeys(name for of_split in of_splits for name in of_split))
     places = np.array([*(names.index(name) for name in kind.names), -1], dtype=np.int64)
     return places[numbers], tuple(names)
-
-
-def _indexed(values: Iterable[str | None], classes: set[str]) -> Classes:
-    names = class_order(classes)
-    index = {name: i for i, name in enumerate(names)}
-    return np.array([-1 if v is None else index[v] for v in values], dtype=np.int64), tuple(names)

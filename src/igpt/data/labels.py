@@ -199,9 +199,13 @@ def labelled(
             f"{name}: the pictures have no labels (--label-column names their column; in a folder, "
             "two subfolders or more are classes)"
         )
-    missing = int((pictures.labels < 0).sum())
-    if missing:
-        warnings.warn(f"{name}: left out {missing} pictures without a label", stacklevel=2)
+    missing = np.flatnonzero(pictures.labels < 0)
+    if len(missing):
+        first = pictures.name(int(missing[0]))
+        warnings.warn(
+            f"{name}: left out {len(missing):,} pictures without a label, like {first}",
+            stacklevel=2,
+        )
         pictures = pictures.select(np.flatnonzero(pictures.labels >= 0))
     return Undecoded(pictures, class_names, evaluation_transform(config.augmentation))
 

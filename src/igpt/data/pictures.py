@@ -10,7 +10,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from PIL import Image, UnidentifiedImageError
 
 from igpt.config import UserError
 from igpt.order import Encoded
+from igpt.types import Labels
+
+Classes = tuple[Labels | None, tuple[str, ...] | None]  # the pictures' labels, the classes' names
 
 # What Pillow's decoders raise for a broken file; they have no common exception.
 BROKEN = (
@@ -46,7 +49,7 @@ class Pictures:
     count: int
     open_image: Callable[[int], Image.Image]
     name: Callable[[int], str]  # as text that can be written (`as_text`)
-    labels: npt.NDArray[np.int64] | None = None  # [N]
+    labels: Labels | None = None  # [N]
     class_names: tuple[str, ...] | None = None
     # uint8 [N, H, W] or [N, H, W, 3], where all of them are in memory
     array: npt.NDArray[np.uint8] | None = None
@@ -172,6 +175,14 @@ def class_order(names: Collection[str]) -> list[str]:
     if all(name.isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
+
+
+def index_classes(values: Iterable[str | None], classes: Collection[str]) -> Classes:
+    """Labels [N] of the values that are among the names of `classes`, -1 of others."""
+    names = class_order(classes)
+    index = {name: i for i, name in enumerate(names)}
+    labels = [-1 if value is None else index.get(value, -1) for value in values]
+    return np.array(labels, dtype=np.int64), tuple(names)
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from igpt.config import DataConfig, UserError
 from igpt.data.decode import CHUNK, Transform, decode_readable, to_rgb
-from igpt.data.folders import picture_files, split_files, stream_order
+from igpt.data.folders import picture_folder, split_files, stream_order
 from igpt.data.hub import (
     image_column_of,
     label_column_of,
@@ -217,10 +217,10 @@ def _load(spec: str) -> tuple[Any, tuple[str, ...]]:
         shards = _files(spec)
         splits = datasets.load_dataset(builder, data_files={"train": shards}, streaming=True)
         return splits, tuple(shards)
-    if Path(spec).is_dir() and (files := picture_files(Path(spec))):
+    if Path(spec).is_dir() and (found := picture_folder(Path(spec))):
         return {
-            split: _stream_of_files([of_split[i] for i in stream_order(Path(spec), of_split)])
-            for split, of_split in split_files(Path(spec), files).items()
+            split: _stream_of_files([of_split[i] for i in stream_order(found.root, of_split)])
+            for split, of_split in split_files(found.root, found.files).items()
         }, ()
     if Path(spec).is_dir() or is_hub_id(spec):
         require_plain_path(spec)
