@@ -23,7 +23,7 @@ from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.probe.features import extract, make_pool, trunk_inputs
 from igpt.probe.linear import metric_value
-from igpt.probe.store import SavedProbe
+from igpt.probe.store import Learned, SavedProbe
 from igpt.rng import numpy_rng
 from igpt.types import Floats, Labels
 
@@ -92,7 +92,7 @@ class Classifier(ABC):
         self,
         model: ImageGPT,
         class_names: tuple[str, ...],
-        learned_from: str,  # mark of the pictures, where it is not the run that names them
+        learned_from: Learned | None,  # None: from what the run names
         ensemble: Ensemble,
         masks: int,
     ) -> None:
@@ -129,7 +129,7 @@ class HeadClassifier(Classifier):
         ensemble: Ensemble = "modal",
         masks: int = MASKS,
     ) -> None:
-        super().__init__(model, class_names, "", ensemble, masks)
+        super().__init__(model, class_names, None, ensemble, masks)
 
     def _logits(
         self, tokens: Tensor, dtype: torch.dtype, mask: int, check: Callable[[], None] | None

@@ -25,7 +25,7 @@ from igpt.plots import few_labels_figure, layers_figure, save_figure
 from igpt.probe.attention import AttentionHead
 from igpt.probe.linear import FittedProbe
 from igpt.probe.sgd import SGD
-from igpt.probe.store import RESULTS, SavedProbe, mark, save_probe, source_mark
+from igpt.probe.store import RESULTS, Learned, SavedProbe, mark, save_probe
 from igpt.probe.unfinished import UNFINISHED
 from igpt.run_data import RunData
 from igpt.study import (
@@ -99,7 +99,7 @@ def probe_run(
     kept = max(trials, key=lambda trial: len(trial.subset.indices))
     fitted = kept.fit.probe
     assert fitted is not None
-    saved = _saved(fitted, features, probe.task.train.class_names, data.config.source)
+    saved = _saved(fitted, features, probe.task.train.class_names, data.learned())
     told = {
         "run": str(run),
         "data": data.config.source,
@@ -213,7 +213,7 @@ def _values(
 
 
 def _saved(
-    fitted: FittedProbe, features: ModelFeatures, class_names: tuple[str, ...], source: str
+    fitted: FittedProbe, features: ModelFeatures, class_names: tuple[str, ...], learned: Learned
 ) -> SavedProbe:
     """The chosen probe, and what it was made for."""
     pipeline = features.pipeline
@@ -223,7 +223,7 @@ def _saved(
         "flatten" if isinstance(fitted.probe, AttentionHead) else features.pool,
         class_names,
         mark(pipeline.model, pipeline.codec),
-        source_mark(source),
+        learned,
     )
 
 

@@ -25,6 +25,7 @@ from igpt.data import (
     encode_all,
     evaluation_split,
     is_gone,
+    is_single,
     open_data,
     open_large_task,
     open_task,
@@ -35,7 +36,7 @@ from igpt.data import (
     validation_name,
 )
 from igpt.order import Codec, Encoded
-from igpt.probe.store import source_mark
+from igpt.probe.store import Learned, source_mark
 
 if TYPE_CHECKING:
     from igpt.pipeline import Pipeline
@@ -86,14 +87,26 @@ class RunData:
         source = self._open()
         return open_large_task(source, self._tested(source), codec, self._split_seed)
 
-    def pictures(self, learned_from: str = "") -> Pictures:
+    def learned(self) -> Learned:
+        """What a probe on a `task` of this source learns from."""
+        pictures = count_split_pictures(open_data(self.config), self.config)
+        return Learned(source_mark(self.config.source), pictures)
+
+    def pictures(self, learned_from: Learned | None = None) -> Pictures:
         """The pictures of the split; `pictures_to_test` where the run or a probe used this source.
 
-        `learned_from` marks the probe's source (`probe.store.source_mark`).
+        A warning tells where they may have been learned from all the same.
         """
         source = self._open()
-        if self._is_own(source) or learned_from == source_mark(self.config.source):
+        theirs = learned_from and learned_from.source == source_mark(self.config.source)
+        if theirs or self._is_own(source):
             return pictures_to_test(source, self._tested(source), self._split_seed)
+        if learned_from and self._may_have_moved(source, learned_from):
+            warnings.warn(
+                f"the probe learned from {learned_from.pictures:,} pictures, as many as "
+                f"{source.name} has: if they are the same, it is tested on what it learned from",
+                stacklevel=2,
+            )
         if self.recipe is not None and self.recipe.data.streaming:
             warnings.warn(
                 f"the run learned from a stream, {self.recipe.data.source}, which may have had "
@@ -107,6 +120,11 @@ class RunData:
                 stacklevel=2,
             )
         return evaluation_split(source, self.split)
+
+    def _may_have_moved(self, source: Source, learned: Learned) -> bool:
+        """Whether the split to test on may be what a probe learned from at another path."""
+        single = is_single(source, self.split) or self.split == self.config.train_split
+        return single and count_split_pictures(source, self.config) == learned.pictures
 
     def _start_on_this(self) -> str | None:
         """The run from which this one began, maybe through others, that learned from the source."""

@@ -98,6 +98,11 @@ def test_what_a_probe_learned_from_is_not_what_it_is_tested_on(
     others = write_classes(tmp_path / "others", 12, 0)
     elsewhere = igpt("predict", run, "--data", others, "--probe", probe, "--json")
     assert json.loads(elsewhere.out)["count"] == 12
+    assert "learned from" not in elsewhere.err
+    # Nor is it known of pictures that were moved.
+    moved = igpt("predict", run, "--data", pictures.rename(tmp_path / "moved"), "--probe", probe)
+    assert moved.status == 0, moved.err
+    assert "the probe learned from 40 pictures, as many as" in moved.err
 
 
 def test_a_folder_of_train_and_val_is_probed_on_val_without_a_false_alarm(

@@ -13,7 +13,7 @@ from conftest import load_model
 from igpt.config import UserError
 from igpt.probe.attention import AttentionHead
 from igpt.probe.linear import LinearProbe
-from igpt.probe.store import Mark, SavedProbe, load_probe, mark, save_probe
+from igpt.probe.store import Learned, Mark, SavedProbe, load_probe, mark, save_probe
 from igpt.rng import torch_rng
 
 MARK = Mark("abc", "def", 8, "raster")
@@ -35,9 +35,11 @@ def attention() -> AttentionHead:
 def test_a_probe_survives_the_disk(tmp_path: Path, kind: str) -> None:
     probe = linear() if kind == "linear" else attention()
     width = 5 if kind == "linear" else 6 * 8
-    save_probe(tmp_path, SavedProbe(probe, (1, 2), "mean", ("a", "b", "ü"), MARK))
+    learned = Learned("0" * 16, 40)
+    save_probe(tmp_path, SavedProbe(probe, (1, 2), "mean", ("a", "b", "ü"), MARK, learned))
     back = load_probe(tmp_path, MARK)
     assert (back.layers, back.pool, back.class_names) == ((1, 2), "mean", ("a", "b", "ü"))
+    assert back.learned_from == learned
     features = np.random.default_rng(1).normal(size=(4, width)).astype(np.float32)
     assert np.array_equal(back.probe.logits(features), probe.logits(features))
 

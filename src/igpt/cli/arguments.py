@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from igpt.data import Pictures
     from igpt.order import Encoded
     from igpt.pipeline import Pipeline
+    from igpt.probe.store import Learned
     from igpt.run_data import RunData
     from igpt.sample import Sampling
 
@@ -159,7 +160,7 @@ def refuse_given(args: argparse.Namespace, when: bool, why: str, *names: str) ->
         raise UserError(f"{flags}: not {why}")
 
 
-def open_pictures(args: argparse.Namespace, learned_from: str = "") -> Pictures:
+def open_pictures(args: argparse.Namespace, learned_from: Learned | None = None) -> Pictures:
     """The files of `args.images`, or else the pictures that `add_data`'s arguments name.
 
     `learned_from` as `RunData.pictures` takes it.

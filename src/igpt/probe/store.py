@@ -42,6 +42,14 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """Which pictures a probe learned from and was chosen by, without their name."""
+
+    source: str  # `source_mark`
+    pictures: int  # of its training and validation splits
+
+
+@dataclass(frozen=True)
 class SavedProbe:
     """A probe with all that predicting with it needs."""
 
@@ -50,7 +58,7 @@ class SavedProbe:
     pool: str
     class_names: tuple[str, ...]
     mark: Mark
-    learned_from: str = ""  # `source_mark` of the pictures
+    learned_from: Learned | None = None  # None: not known
 
 
 def source_mark(source: str) -> str:
@@ -79,7 +87,7 @@ def save_probe(folder: Path, saved: SavedProbe) -> None:
         "pool": saved.pool,
         "class_names": list(saved.class_names),
         "made_for": asdict(saved.mark),
-        "learned_from": saved.learned_from,
+        "learned_from": saved.learned_from and asdict(saved.learned_from),
     }
     if isinstance(probe, LinearProbe):
         arrays = {"weight": probe.weight, "bias": probe.bias}
@@ -104,10 +112,12 @@ def load_probe(folder: Path, expected: Mark) -> SavedProbe:
         made_for = Mark(**header["made_for"])
         probe = _build(header["head"], tensors)
         layers, names = tuple(header["layers"]), tuple(header["class_names"])
-        learned_from = header["learned_from"]
+        learned_from = header["learned_from"] and Learned(**header["learned_from"])
         saved = SavedProbe(probe, layers, header["pool"], names, made_for, learned_from)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is not a probe: {first_line(error)}") from error
+        raise UserError(
+            f"{path} is not a probe, or an earlier version's: {first_line(error)}"
+        ) from error
     for part, what in (
         ("image_size", "pictures of another size"),
         ("palette", "another palette"),
