@@ -55,7 +55,7 @@ def test_shards_hold_the_pixels_and_labels_that_training_would_have_seen(
     out, source = tmp_path / "out", tmp_path / "source"
     shutil.copytree(folder, source)
     options = ("--size", 8, "--shard-pictures", 5, "--workers", workers)
-    result = igpt("prepare", "--data", source, *options, "--out", out, "--json")
+    result = igpt("prepare", "--data", f"{source}/", *options, "--out", out, "--json")
     shutil.rmtree(source)  # shards stand on their own
     assert result.status == 0, result.err
     report = json.loads(result.out)
@@ -254,6 +254,9 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(igpt, tmp_pa
     Image.new("RGB", (4, 4)).save(other / "mine.png")
     result = igpt("prepare", "--data", "digits", "--size", 8, "--out", other)
     assert_mistake(result, "is not empty")
+    assert [p.name for p in other.iterdir()] == ["mine.png"]
+    result = igpt("prepare", "--data", other, "--size", 8, "--out", other / "small")
+    assert_mistake(result, "is among the pictures of")
     assert [p.name for p in other.iterdir()] == ["mine.png"]
 
 

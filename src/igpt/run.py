@@ -31,6 +31,7 @@ from igpt.parallel.sharding import build, draw_whole
 from igpt.recipes import MANNER, differing_fields
 from igpt.rng import torch_rng
 from igpt.train import Outcome, Trainer
+from igpt.warm_start import start_name
 
 Command = Literal["pretrain", "finetune"]
 T = TypeVar("T")
@@ -110,7 +111,7 @@ def _may_change(saved: Recipe, run: RunDirectory) -> tuple[str, ...]:
 
 def _with_whole_paths(recipe: Recipe) -> Recipe:
     """The recipe whose data and model to start from are the same from any working directory."""
-    start = recipe.init_from and source_name(recipe.init_from)
+    start = recipe.init_from and start_name(recipe.init_from)
     data = replace(recipe.data, source=source_name(recipe.data.source))
     return replace(recipe, data=data, init_from=start)
 

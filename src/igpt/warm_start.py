@@ -19,13 +19,18 @@ from igpt.config import (
     Recipe,
     UserError,
 )
-from igpt.data import data_of, source_name
+from igpt.data import data_of
 from igpt.folder import StoredModel, open_model
 from igpt.interop.files import local_folder
 
 # The learning rate, as a part of the one that the model was trained with: to fine-tune, the paper
 # searches it again, and often ends ten times lower (section 3.4).
 RATE_FACTOR = 0.1
+
+
+def start_name(start: str) -> str:
+    """A model's one name from any working directory: the whole path of a folder, or a Hub id."""
+    return str(Path(start).resolve()) if Path(start).exists() else start
 
 
 def inherited_recipe(start: Path, source: str | None = None) -> Recipe:
@@ -41,7 +46,7 @@ def inherited_recipe(start: Path, source: str | None = None) -> Recipe:
     own = replace(theirs.data, image_size=codec.image_size, split_seed=theirs.split_seed)
     return replace(
         theirs,
-        init_from=source_name(str(start)),
+        init_from=start_name(str(start)),
         data=data_of(own, source),
         order=codec.order,
         objective=config.objective,

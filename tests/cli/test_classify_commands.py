@@ -21,6 +21,7 @@ from conftest import (
     tiny_recipe,
     write_classes,
 )
+from igpt.checkpoint import RunDirectory
 from igpt.interop.files import read_metadata, read_tensors
 from igpt.pretrain import pretrain
 
@@ -182,6 +183,18 @@ def test_predict_tells_of_pictures_that_it_cannot_score(igpt, run: Path, tmp_pat
     assert some.status == 0, some.err
     assert "warning: 20 pictures without a label are left out of the scores" in some.err
     assert "without a label" not in igpt(*words, tmp_path / "all.npz").err
+
+
+def test_a_run_may_be_called_like_a_source_and_named_as_the_current_folder(
+    igpt, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = Path(shutil.copytree(run, tmp_path / "digits"))
+    monkeypatch.chdir(tmp_path)
+    assert igpt("finetune", "digits", "--out", "classes", *FAST).status == 0
+    assert RunDirectory(tmp_path / "classes").recipe().init_from == str(digits.resolve())
+    monkeypatch.chdir(digits)
+    assert igpt("finetune", ".", *FAST).status == 0
+    assert (digits / "runs" / "digits-classes" / "config.json").is_file()
 
 
 def test_finetune_then_predict_files(igpt, run: Path, tmp_path: Path) -> None:

@@ -9,10 +9,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import assert_mistake, picture_bytes, write_pictures
+from conftest import (
+    assert_mistake,
+    picture_bytes,
+    silent,
+    tiny_recipe,
+    write_classes,
+    write_pictures,
+)
 from igpt.checkpoint import RunDirectory
 from igpt.data import open_source, training_splits
 from igpt.pipeline import load
+from igpt.pretrain import pretrain
 from igpt.probe.linear import Basis
 
 
@@ -83,6 +91,17 @@ def test_every_split_has_the_same_principal_components(
     basis = Basis.fit(known, 8)
     for split in ("train", "test"):
         assert parts[split] == pytest.approx(basis(plain[split]), abs=1e-3)
+
+
+def test_components_of_files_need_pictures_that_are_there(igpt, tmp_path: Path) -> None:
+    pictures, run = write_classes(tmp_path / "pictures", 20, 0), tmp_path / "run"
+    pretrain(tiny_recipe(f"data.source={pictures}"), run, resume=False, say=silent)
+    moved = pictures.rename(tmp_path / "moved")
+    out = tmp_path / "f.npz"
+    words = ("features", run, "--pca", 3, "--layer", 1, "--out", out)
+    assert_mistake(igpt(*words, moved), "names none that are there: give a folder as --data")
+    assert not out.exists()
+    assert igpt(*words, "--data", moved).status == 0
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,12 @@ def test_a_folder_that_cannot_be_read_is_told(
         open_source(str(tmp_path))
 
 
+def test_a_file_called_as_a_saved_set_has_it_is_no_saved_set(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "1.png", "2.png")
+    (tmp_path / "state.json").write_text("{}")
+    assert len(open_source(str(tmp_path)).split("train")) == 2
+
+
 def test_metadata_that_the_library_cannot_use_are_told_and_never_passed_over(
     tmp_path: Path,
 ) -> None:

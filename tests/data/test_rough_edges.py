@@ -36,7 +36,7 @@ from igpt.rng import numpy_rng
 GREYS = Palette(np.linspace(-1, 1, 256, dtype=np.float32)[:, None].repeat(3, 1))
 
 
-def save_rows(folder: Path, **columns: list[object]) -> None:
+def save_rows(folder: Path, **columns: list[object] | np.ndarray) -> None:
     """A data set of one picture a row and other columns, in splits `train` and `test` alike."""
     n = len(next(iter(columns.values())))
     rows = {"image": [{"bytes": picture_bytes(i), "path": None} for i in range(n)], **columns}
@@ -147,9 +147,10 @@ def test_whole_numbers_of_which_some_are_missing_are_labels(tmp_path: Path) -> N
     write_pictures(tmp_path, *(f"{i}.png" for i in range(4)))
     (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,2\n1.png,\n2.png,0\n3.png,\n")
     for column in (None, "label"):
-        labels = open_source(str(tmp_path), label_column=column).split("train").labels
-        assert labels is not None
-        assert labels.tolist() == [2, -1, 0, -1]
+        train = open_source(str(tmp_path), label_column=column).split("train")
+        assert train.labels is not None
+        assert train.labels.tolist() == [1, -1, 0, -1]
+        assert train.class_names == ("0", "2")
 
 
 def test_classes_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
@@ -167,6 +168,9 @@ def test_a_column_that_cannot_be_what_it_is_called_is_refused(tmp_path: Path) ->
         open_source(str(tmp_path), image_column="weight").split("train")
     with pytest.raises(UserError, match="no column 'kind'"):
         open_source(str(tmp_path), label_column="kind").split("train")
+    save_rows(tmp_path / "large", label=np.array([2**63, 1], dtype=np.uint64))
+    with pytest.raises(UserError, match="labels in 'label' are too large for classes"):
+        open_source(str(tmp_path / "large")).split("train")
 
 
 @pytest.mark.parametrize("values", [[0.5, 1.5], [[1, 2], [3]], [None, None], [[[1]], [[2]]]])

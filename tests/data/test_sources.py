@@ -292,7 +292,7 @@ def test_an_archive_that_the_library_would_misread_is_refused(
 
 def test_what_pillow_does_not_read_is_counted(tmp_path: Path) -> None:
     write_pictures(tmp_path, "0.png", "1.png")
-    for name in ("2.heic", "3.HEIC", "4.svg", "notes.txt"):
+    for name in ("2.heic", "3.HEIC", "4.svg", "notes.txt", "film.mpg", "rows.h5"):
         (tmp_path / name).touch()
     with pytest.warns(UserWarning, match=r"3 pictures are passed over.* \.HEIC, \.heic, \.svg"):
         assert len(open_source(str(tmp_path)).split("train")) == 2

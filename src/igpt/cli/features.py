@@ -97,10 +97,12 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 def _known(args: argparse.Namespace) -> Pictures:
     """The training pictures that components are found on."""
     from igpt.checkpoint import recipe_of
+    from igpt.data import is_gone
 
-    if args.images and recipe_of(args.run) is None:
+    recipe = recipe_of(args.run)
+    if args.images and (recipe is None or is_gone(recipe.data.source)):
         raise UserError(
-            f"--pca is found on training pictures, and {args.run} has no recipe that names them: "
+            f"--pca is found on training pictures, and {args.run} names none that are there: "
             "give a folder as --data"
         )
     return run_data(args).unlabelled()

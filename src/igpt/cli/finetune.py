@@ -75,8 +75,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:
     """The run's directory, and its recipe: a new one, or that of the run there if it is resumed."""
-    from igpt.data import source_name
     from igpt.finetune import default_recipe
+    from igpt.warm_start import start_name
 
     name, dotted = name_and_fields(args.words, "RUN")
     given = [*overrides(args, SHORT), *dotted]
@@ -84,7 +84,7 @@ def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:
     start = None if name is None else Path(name)
     if start is None and not args.resume:
         raise UserError("name the RUN to start from")
-    out: Path | None = args.out or (start and Path("runs") / f"{start.name}-classes")
+    out: Path | None = args.out or (start and Path("runs") / f"{start.resolve().name}-classes")
     if out is None:
         raise UserError("name the run to go on with: --out NEW, or the RUN that it started from")
     recipe = resumed_recipe(out, changes) if args.resume else None
@@ -92,4 +92,4 @@ def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:
         return out, recipe
     if recipe is None:
         return out, started_recipe(default_recipe, start, changes)
-    return out, replace(recipe, init_from=source_name(str(start)))
+    return out, replace(recipe, init_from=start_name(str(start)))

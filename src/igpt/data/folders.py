@@ -55,7 +55,8 @@ class PictureFolder:
 
 def is_saved(folder: Path) -> bool:
     """Whether the `datasets` library saved a data set there, which it loads in another way."""
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return "dataset_dict.json" in files or {"state.json", "dataset_info.json"} <= files
 
 
 def picture_folder(folder: Path) -> PictureFolder | None:

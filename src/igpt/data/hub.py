@@ -259,7 +259,10 @@ def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Cla
         having = [part for part in splits.values() if column in part.features]
         classes = {value for part in having for value in part.unique(column)}
         return index_classes(values, classes - {None})
-    numbers = np.array([-1 if value is None else value for value in values], dtype=np.int64)
+    try:
+        numbers = np.array([-1 if value is None else value for value in values], dtype=np.int64)
+    except OverflowError as error:
+        raise UserError(f"{name}: labels in '{column}' are too large for classes") from error
     if not isinstance(kind, datasets.ClassLabel):
         return numbers, None
     # Each split may count its classes in an order of its own: the first one's holds for all.

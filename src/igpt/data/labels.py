@@ -215,7 +215,10 @@ def _class_names(name: str, splits: tuple[Pictures, ...]) -> tuple[str, ...]:
     named = next((part.class_names for part in splits if part.class_names is not None), None)
     if named is not None:
         return named
-    largest = max((int(p.labels.max()) for p in splits if p.labels is not None), default=-1)
+    present = {int(label) for p in splits if p.labels is not None for label in np.unique(p.labels)}
+    if present == {-1, 1}:
+        raise UserError(f"{name}: of the labels -1 and 1 the first means a missing one: call it 0")
+    largest = max(present, default=-1)
     if largest > LARGEST_LABEL:
         raise UserError(f"{name}: label {largest} is no class number; --label-column names another")
     return tuple(str(i) for i in range(largest + 1))

@@ -15,16 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from igpt.config import UserError
 from igpt.data.pictures import Classes, as_text, index_classes
-from igpt.types import Labels
 
 NAME = "metadata.csv"
 FILE = "file_name"  # the column of a picture's path from the folder of its metadata
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
-WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0*)?")  # 3, and 3.0 of a column where some are missing
+WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))(?:\.0*)?")
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,12 @@ class Metadata:
                 split: [self.rows.get(str(file), {}).get(name, "") for file in files]
                 for split, files in of_split.items()
             }
-            known = {value for every in values.values() for value in every} - {""}
-            if not all(map(_is_number, known)):
-                return {split: index_classes(every, known) for split, every in values.items()}
-            numbers = {value for value in known if value.lower() != "nan"}
-            if numbers and all(map(WHOLE.fullmatch, numbers)):
-                return {split: (_whole(every), None) for split, every in values.items()}
+            if names := _class_names({v for every in values.values() for v in every} - {""}):
+                classes = set(names.values())
+                return {
+                    split: index_classes([names.get(value) for value in every], classes)
+                    for split, every in values.items()
+                }
             if column is not None:
                 raise UserError(
                     f"{self.sheets[0]}: labels in '{column}' must be whole numbers or names"
@@ -115,6 +112,18 @@ def _read(sheet: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise UserError(f"cannot read {sheet}: {error}") from error
 
 
+def _class_names(labels: set[str]) -> dict[str, str]:
+    """The class that each label means; none where they are quantities.
+
+    A table may write whole numbers as 3.0, where some are missing, and a missing one as NaN.
+    """
+    if not all(map(_is_number, labels)):
+        return {label: label for label in labels}
+    numbers = {label for label in labels if label.lower() != "nan"}
+    whole = {label: match[1] for label in numbers if (match := WHOLE.fullmatch(label))}
+    return whole if len(whole) == len(numbers) else {}
+
+
 def _is_number(value: str) -> bool:
     """Whether a label is a number, and not a name like 007."""
     try:
@@ -122,7 +131,3 @@ def _is_number(value: str) -> bool:
     except ValueError:
         return False
     return not re.match(r"[-+]?0\d", value)
-
-
-def _whole(values: Sequence[str]) -> Labels:
-    return np.array([int(float(v)) if WHOLE.fullmatch(v) else -1 for v in values], dtype=np.int64)

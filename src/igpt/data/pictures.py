@@ -26,13 +26,16 @@ Classes = tuple[Labels | None, tuple[str, ...] | None]  # the pictures' labels, 
 
 # What Pillow's decoders raise for a broken file; they have no common exception.
 BROKEN = (
-    *(OSError, ValueError, SyntaxError, LookupError, TypeError, EOFError, RuntimeError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError, EOFError),
+    *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 
 
 # Suffixes of pictures, from phones and cameras above all, that Pillow does not read.
 STRANGE = {".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"}
+
+# Formats that Pillow knows by name but opens only with a program or plugin of one's own.
+STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 class UnreadablePicture(Exception):
@@ -204,7 +207,7 @@ def only_pictures(files: Sequence[Path]) -> list[Path]:
 def is_picture(path: Path) -> bool:
     """Whether a file's name is that of a picture that Pillow reads."""
     Image.init()
-    return Image.EXTENSION.get(path.suffix.lower()) in Image.OPEN
+    return Image.EXTENSION.get(path.suffix.lower()) in Image.OPEN.keys() - STUBS
 
 
 def visible_files(folder: Path) -> list[Path]:

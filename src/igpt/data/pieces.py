@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -69,7 +70,7 @@ def _cut_set(pictures: Pictures, spec: str, length: int) -> Cut:
     if pictures.encoded is not None:
         raise UserError(f"{spec} is encoded already: there are no pixels to resize")
     starts = range(0, len(pictures), length)
-    labels, names, folder = pictures.labels, pictures.class_names, as_text(f"{spec}/")
+    labels, names, folder = pictures.labels, pictures.class_names, as_text(f"{Path(spec)}/")
     kind = datasets.Value("int64") if names is None else datasets.ClassLabel(names=list(names))
 
     def read(piece: int) -> Iterator[Item]:
