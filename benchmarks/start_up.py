@@ -37,6 +37,9 @@ COMMANDS = (
     "palette --data digits --size 8 --colors 16 --out NEW.npy",
     "predict TUNED --limit 8",
     "probe RUN --layer 1 --labels-per-class 1 --out NEW",
+    "plan igpt-s-imagenet32 --gpus 8 --gpu h100",
+    "prepare --data digits --size 8 --out NEW",
+    "sweep digits --grid image_size=8 --steps 1 --out NEW",
 )
 
 

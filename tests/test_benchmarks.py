@@ -1,10 +1,12 @@
-"""The campaigns of docs/reproduction.md, each on a small run: scripts that nobody runs decay."""
+"""The campaigns of the documents, each on a small run: scripts that nobody runs decay."""
 
 from __future__ import annotations
 
 import json
 import runpy
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,3 +106,19 @@ def test_a_cnn_of_the_same_minutes(
     printed = campaign("same_minutes_cnn", tiny_run, *words, *labels)
     assert "0.0 minutes at most" in printed
     assert printed.count("±") == 2
+
+
+def test_a_row_of_the_bench(tmp_path: Path) -> None:
+    words = ["--rows", "causal attention", "--rounds", "1", "--out", tmp_path]
+    command = [sys.executable, BENCHMARKS / "bench.py", *words]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert list(row["results"]) == ["scaled_dot_product_attention", "igpt", "the machine's limit"]
+    for result in row["results"].values():
+        assert result["lowest"] == result["median"] == result["highest"] > 0
+        assert result["peak_bytes"] > 2**20
+    ratio = (
+        row["results"]["igpt"]["median"] / row["results"]["scaled_dot_product_attention"]["median"]
+    )
+    assert f"| {ratio:.1f} |" in printed
+    assert is_sheet(tmp_path / "bench.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +103,7 @@ def test_auto_is_bfloat16_where_the_hardware_has_it(
     monkeypatch.setattr(
         "torch.cuda.is_bf16_supported", lambda including_emulation=True: has or including_emulation
     )
+    monkeypatch.setattr("torch.cuda.device", lambda _: nullcontext())
     expected = torch.bfloat16 if has else torch.float32
     assert compute_dtype("auto", torch.device(device)) == expected
 

@@ -9,6 +9,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -73,7 +75,8 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # which it asks
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
@@ -107,6 +110,15 @@ def replays_steps(device: torch.device) -> bool:
     return device.type == "cuda" and os.environ.get("IGPT_GRAPHS") != "0"
 
 
+_recording = Lock()  # a GPU records one graph at a time
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which a GPU's steps are recorded: cuBLAS keeps a workspace for each stream."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 def record_step(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
     """`step` as a CUDA graph, which the GPU repeats without being told its kernels one by one.
 
@@ -114,15 +126,16 @@ def record_step(step: Callable[[], Tensor], device: torch.device) -> Callable[[]
     it was recorded, and its result is where the last one was. It is called once more before, since
     libraries make their plans then, and must bear that.
     """
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # A stream of that GPU; other threads may put the next batch into pinned memory meanwhile.
-    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-        result = step()
+    with _recording:
+        side = _side_stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may put the next batch into pinned memory meanwhile.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            result = step()
 
     def replay() -> Tensor:
         graph.replay()
