@@ -309,6 +309,20 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size(precision
     assert torch.equal(whole[:1], completed(model, prefix[:1], 12, sampling))
 
 
+@pytest.mark.parametrize("road", EVERY_ROAD, ids=lambda road: road.name)
+def test_the_same_seed_gives_the_same_pictures_whatever_the_layout_of_the_cache(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, exact = lively(CONFIG), Sampling(seed=5, precision="float32")
+    prefix = torch.randint(27, (3, 40), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("igpt.decoders.roads", lambda: (road,))
+    assert isinstance(new_decoder(model, "float32"), PackedDecoder)
+    packed = completed(model, prefix, 4, exact)
+    monkeypatch.setattr("igpt.decoders.roads", lambda: ())
+    assert isinstance(new_decoder(model, "float32"), PlainDecoder)
+    assert torch.equal(completed(model, prefix, 4, exact), packed)
+
+
 @needs_compiler
 def test_what_is_given_is_read_in_one_pass_and_once_for_all_its_completions(
     monkeypatch: pytest.MonkeyPatch,
