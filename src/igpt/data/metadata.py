@@ -43,7 +43,7 @@ class Metadata:
             warnings.warn(
                 f"{self.sheets[0]} lists {len(self.rows):,} pictures, and {left_out:,} others in "
                 f"{folder} are left out",
-                stacklevel=4,
+                stacklevel=1,
             )
         return kept
 

@@ -26,11 +26,11 @@ from igpt.config import Say, UserError
 from igpt.data import Pictures, Transform, decode_parts, fit_square
 from igpt.device import require_memory
 from igpt.disk import write_atomically
-from igpt.evaluate import BATCH
+from igpt.evaluate import BATCH, in_batches
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.parallel.processes import groups, on_first, rank
-from igpt.probe.features import Features, Pool, extract, make_pool, parse_layers, pool_width
+from igpt.probe.features import Features, Pool, batch_features, make_pool, parse_layers, pool_width
 from igpt.probe.linear import Basis
 
 PIECE = 2**24  # bytes copied at a time
@@ -169,12 +169,16 @@ def _extract_rows(
     bases: Sequence[Basis] | None = None,
 ) -> Iterator[Rows]:
     """The table, a batch of every process at a time."""
-    first = 0
+    first, of_batch = 0, batch_features(model, layers, pool, dtype)
+
+    def of_part(tokens: torch.Tensor, start: int) -> torch.Tensor:
+        return of_batch(tokens, first + start, 0)
+
     # Full batches whatever was left out: a BERT model's mask depends on a picture's place in them.
     while batch := list(islice(readable, BATCH * groups())):
         tokens, labels, names = zip(*batch, strict=True)
-        parts = extract(model, torch.stack(tokens), layers, pool, dtype=dtype, first=first)
-        features = np.concatenate(list(parts)).reshape(len(batch), columns, -1)
+        parts = [part.cpu().numpy() for part in in_batches(torch.stack(tokens), of_part)]
+        features = np.concatenate(parts).reshape(len(batch), columns, -1)
         if bases:
             features = np.stack([basis(features[:, i]) for i, basis in enumerate(bases)], axis=1)
         yield Rows(features, labels, names)

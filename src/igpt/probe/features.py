@@ -25,6 +25,8 @@ from igpt.types import Pixels
 
 Features = npt.NDArray[np.float32]
 Pool = Callable[[Tensor], Tensor]  # n^l [B, T, d] -> [B, F]
+# Tokens [B, T], the place of their first picture and a mask's number -> [B, layers, F].
+BatchFeatures = Callable[[Tensor, int, int], Tensor]
 
 
 def parse_layers(text: str, n_layer: int) -> tuple[int, ...]:
@@ -113,22 +115,28 @@ def extract(
     *,
     dtype: torch.dtype = torch.float32,
     mask: int = 0,
-    first: int = 0,
     check: Callable[[], None] | None = None,
 ) -> Iterator[Features]:
     """Features [B, len(layers), F] of pictures `tokens` [N, T] in the model's order, by batch.
 
-    A BERT model sees them by the mask of the number `mask`. `first` is the place of the first
-    picture, where they are a part of a larger set. `check` is called before every batch and may
-    raise.
+    A BERT model sees them by the mask of the number `mask`. `check` is called before every batch
+    and may raise.
     """
+    features = batch_features(model, layers, pool, dtype)
+    for part in in_batches(tokens, lambda part, start: features(part, start, mask), check=check):
+        yield part.cpu().numpy()
+
+
+def batch_features(
+    model: ImageGPT, layers: Sequence[int], pool: Pool, dtype: torch.dtype
+) -> BatchFeatures:
+    """What gives the features of a batch; make it once for many, which a GPU then replays."""
     compute = in_dtype(partial(pooled_features, model, layers, pool), model, dtype)
 
-    def features(part: Tensor, start: int) -> Tensor:
-        return compute(*trunk_inputs(model, part.to(torch.int64), first + start, mask))
+    def features(tokens: Tensor, start: int, mask: int) -> Tensor:
+        return compute(*trunk_inputs(model, tokens.to(torch.int64), start, mask))
 
-    for part in in_batches(tokens, features, check=check):
-        yield part.cpu().numpy()
+    return features
 
 
 def pooled_features(model: ImageGPT, layers: Sequence[int], pool: Pool, *inputs: Tensor) -> Tensor:
@@ -178,16 +186,14 @@ class Extractor:
         return sorted({layer for group in self.groups.values() for layer in group})
 
     @cached_property
-    def _pooled(self) -> Callable[..., Tensor]:
-        compute = partial(pooled_features, self.model, self.layers, self.pool)
-        return in_dtype(compute, self.model, self.dtype)
+    def _pooled(self) -> BatchFeatures:
+        return batch_features(self.model, self.layers, self.pool, self.dtype)
 
     @torch.no_grad()
     def batch(self, tokens: Tensor, start: int) -> dict[str, Tensor]:
         """[B, F] by name, of a batch [B, T] whose first picture's place is `start`."""
         parts = [
-            self._pooled(*trunk_inputs(self.model, tokens[i : i + BATCH], start + i))
-            for i in range(0, len(tokens), BATCH)
+            self._pooled(tokens[i : i + BATCH], start + i, 0) for i in range(0, len(tokens), BATCH)
         ]
         return self._grouped(torch.cat(parts))
 
