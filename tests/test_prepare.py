@@ -244,7 +244,9 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert not out.exists()
 
 
-def test_a_folder_of_other_settings_or_of_something_else_is_refused(igpt, tmp_path: Path) -> None:
+def test_a_folder_of_other_settings_or_of_something_else_is_refused(
+    igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     call = ("prepare", "--data", "digits", "--out", out, "--workers", 1)
     igpt(*call, "--size", 8)
@@ -255,6 +257,9 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(igpt, tmp_pa
     result = igpt("prepare", "--data", "digits", "--size", 8, "--out", other)
     assert_mistake(result, "is not empty")
     assert [p.name for p in other.iterdir()] == ["mine.png"]
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # scikit-learn's digits, whatever folder is there
+        assert igpt("prepare", "--data", "digits", "--size", 8, "--out", "digits/8").status == 0
     result = igpt("prepare", "--data", other, "--size", 8, "--out", other / "small")
     assert_mistake(result, "is among the pictures of")
     assert [p.name for p in other.iterdir()] == ["mine.png"]

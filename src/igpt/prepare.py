@@ -156,12 +156,11 @@ class Preparation:
     def claim(self) -> None:
         """Record the settings in `out`; UserError when other settings or files are there."""
         path = self.out / FINISHED / SETTINGS
-        source = Path(self.source)
-        if source.is_dir() and source.resolve() in (
-            self.out.resolve(),
-            *self.out.resolve().parents,
-        ):
-            raise UserError(f"{self.out} is among the pictures of {source}: choose another --out")
+        source, out = Path(self.source).resolve(), self.out.resolve()
+        if self.source != "digits" and source.is_dir() and source in (out, *out.parents):
+            raise UserError(
+                f"{self.out} is among the pictures of {self.source}: choose another --out"
+            )
         if not path.exists():
             # FINISHED may be there without settings: another call was killed here, or is here now.
             if self.out.exists() and {entry.name for entry in self.out.iterdir()} - {FINISHED}:

@@ -95,11 +95,12 @@ def probe_run(
         probe, others, chosen = _kept(run, features, data, asked, say)
     else:
         probe, others, chosen = _streamed(features, data, asked, asked.sgd, folder, say)
+    learned = data.learned()
     trials = compare([probe], chosen, say)
     kept = max(trials, key=lambda trial: len(trial.subset.indices))
     fitted = kept.fit.probe
     assert fitted is not None
-    saved = _saved(fitted, features, probe.task.train.class_names, data.learned())
+    saved = _saved(fitted, features, probe.task.train.class_names, learned)
     told = {
         "run": str(run),
         "data": data.config.source,

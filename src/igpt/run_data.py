@@ -123,8 +123,11 @@ class RunData:
 
     def _may_have_moved(self, source: Source, learned: Learned) -> bool:
         """Whether the split to test on may be what a probe learned from at another path."""
-        single = is_single(source, self.split) or self.split == self.config.train_split
-        return single and count_split_pictures(source, self.config) == learned.pictures
+        if is_single(source, self.split):
+            (only,) = source.splits
+            return len(source.split(only)) == learned.pictures
+        ours = self.split == self.config.train_split
+        return ours and count_split_pictures(source, self.config) == learned.pictures
 
     def _start_on_this(self) -> str | None:
         """The run from which this one began, maybe through others, that learned from the source."""

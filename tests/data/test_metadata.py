@@ -39,10 +39,12 @@ def labels_of(folder: Path, values: list[str], column: str | None = None) -> lis
         (["3.0", "", "1.0"], ["3", None, "1"]),  # as a table writes whole numbers, some missing
         (["3", "NaN", "1"], ["3", None, "1"]),
         (["2019", "2021", "2019"], ["2019", "2021", "2019"]),
+        (["-1", "0", "1"], [None, "0", "1"]),
+        (["cat ", "cat", " dog"], ["cat", "cat", "dog"]),
+        (["1 ", "+2", "1"], ["1", "2", "1"]),
+        (["1_0", "2"], ["1_0", "2"]),
         (["True", "False"], ["True", "False"]),
         (["a cat, or two", 'a "dog"'], ["a cat, or two", 'a "dog"']),
-        (["0.5", "1"], []),  # no classes, but a quantity
-        (["inf", "1"], []),
         (["", ""], []),
     ],
 )
@@ -50,6 +52,36 @@ def test_only_an_empty_field_is_a_missing_label(
     tmp_path: Path, written: list[str], expected: list[str | None]
 ) -> None:
     assert labels_of(tmp_path, written) == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "complaint"),
+    [
+        (["0.5", "1"], "'0.5' is neither"),
+        (["inf", "1"], "'inf' is neither"),
+        (["-1", "1"], "the first means a missing one"),
+    ],
+)
+def test_a_column_of_quantities_is_passed_over_with_a_word(
+    tmp_path: Path, written: list[str], complaint: str
+) -> None:
+    with pytest.warns(UserWarning, match=complaint):
+        assert labels_of(tmp_path, written) == []
+
+
+def test_pictures_come_in_the_order_of_their_lines_whatever_their_names(tmp_path: Path) -> None:
+    """As the library has them: which are held out depends on it."""
+    write_pictures(tmp_path, "a.png", "b", "c.png", "s/.d.png", "s/e.png")
+    lines = ["c.png", "a.png", "s\\.d.png", "s/e.png", "b"]
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,note\r\n" + "".join(f"{x},\r\n" for x in lines)
+    )
+    (tmp_path / "s" / "metadata.csv").write_text("image_file_name,label\ne.png,cat\n")
+    train = open_source(str(tmp_path)).split("train")
+    names = [str(Path(train.name(i)).relative_to(tmp_path)) for i in range(len(train))]
+    assert names == ["c.png", "a.png", "s/.d.png", "s/e.png", "b"]
+    assert train.labels is not None
+    assert train.labels.tolist() == [-1, -1, -1, 0, -1]
 
 
 def test_names_may_come_after_thousands_without(tmp_path: Path) -> None:
@@ -68,9 +100,9 @@ def test_names_may_come_after_thousands_without(tmp_path: Path) -> None:
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)))
 def test_names_are_read_as_they_are_written(values: list[str]) -> None:
     names = [f"class {value}" for value in values]  # no number, and nothing to strip
-    rows = {f"{i}.png": {"label": name} for i, name in enumerate(names)}
+    rows = {f"{i}.png": (name,) for i, name in enumerate(names)}
     files = [Path(name) for name in rows]
-    metadata = Metadata((Path("metadata.csv"),), ("label",), rows)
+    metadata = Metadata((Path("metadata.csv"),), ("label",), ("label",), rows)
     found = metadata.classes({"train": files}, None)
     assert found is not None or not names
     for labels, classes in (found or {}).values():
@@ -119,11 +151,14 @@ def test_without_labels_in_the_metadata_folders_are_classes(tmp_path: Path) -> N
         ("", "metadata.csv has no column file_name: it is empty"),
         ("filename,label\n1.png,cat\n", "has no column file_name: filename, label"),
         ("file_name;label\n1.png;cat\n", "has no column file_name: file_name;label"),
-        ("file_name,label\n1.png,cat\nnone.png,dog\n", "line 3: there is no file 'none.png'"),
-        ("file_name,label\n,cat\n", "line 2: there is no file ''"),
+        ("file_name,label\nnone.png,dog\n", "lists no file that is there, like .*none.png"),
+        ("file_name,label\n,cat\n", "line 2: '' is no file below it"),
+        ("file_name,label\n../1.png,cat\n", "line 2: '../1.png' is no file below it"),
+        ("file_name,label,label\n1.png,cat,dog\n", "has two of a column: file_name, label, label"),
+        ('file_name,label\n1.png,"cat\n2.png,dog\n', "cannot read .*unexpected end of data"),
         ("file_name,label\n1.png,cat\n1.png,dog\n", "line 3: 1.png is listed already"),
         ("file_name,label\n1.png,a cat, or two\n", "line 2: more fields than columns"),
-        ("file_name,label\n", "lists no picture"),
+        ("file_name,label\n", "lists no file that is there"),
     ],
 )
 def test_a_mistake_in_the_metadata_is_told(tmp_path: Path, text: str, complaint: str) -> None:
@@ -144,3 +179,10 @@ def test_a_column_that_is_asked_for_must_be_there_and_hold_classes(tmp_path: Pat
         labels_of(tmp_path, ["0.5", "1"], "label")
     with pytest.raises(UserError, match="has no column 'kind', only: file_name, label"):
         labels_of(tmp_path, ["0", "1"], "kind")
+
+
+def test_files_that_are_listed_and_not_there_are_counted(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "1.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,cat\n1.png,dog\n")
+    with pytest.warns(UserWarning, match=r"1 of its files are not there, like .*0\.png"):
+        assert len(open_source(str(tmp_path)).split("train")) == 1

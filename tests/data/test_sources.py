@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -279,15 +280,33 @@ def test_pictures_in_an_archive_are_read(tmp_path: Path) -> None:
     assert np.array_equal(found, expected)
 
 
-@pytest.mark.parametrize("names", [["train/1.png", "test/1.png"], ["cat/1.PNG", "dog/1.PNG"]])
+@pytest.mark.parametrize(
+    "names", [["train/1.png", "test/1.png"], ["cat/1.png", "dog/1.png"], ["1.PNG"]]
+)
 def test_an_archive_that_the_library_would_misread_is_refused(
     tmp_path: Path, names: list[str]
 ) -> None:
     with ZipFile(tmp_path / "all.zip", "w") as archive:
         for i, name in enumerate(names):
             archive.writestr(name, picture_bytes(i))
-    with pytest.raises(UserError, match=r"all.zip has splits or suffixes .* unpack it first"):
+    with pytest.raises(
+        UserError, match=r"all.zip has folders, or suffixes in capitals: unpack it first"
+    ):
         open_source(str(tmp_path))
+
+
+def test_an_archive_beside_rows_is_passed_over(tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": picture_bytes(i), "path": None} for i in range(3)]}
+    dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    dataset.to_parquet(str(tmp_path / "train.parquet"))
+    dataset.save_to_disk(str(tmp_path / "saved"))
+    for folder in (tmp_path, tmp_path / "saved"):
+        with ZipFile(folder / "original.zip", "w") as archive:
+            for name in ("train/1.PNG", "test/1.PNG"):
+                archive.writestr(name, picture_bytes(0))
+    assert len(open_source(str(tmp_path / "saved")).split("train")) == 3
+    shutil.rmtree(tmp_path / "saved")
+    assert len(open_source(str(tmp_path)).split("train")) == 3
 
 
 def test_what_pillow_does_not_read_is_counted(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +85,9 @@ def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:
     start = None if name is None else Path(name)
     if start is None and not args.resume:
         raise UserError("name the RUN to start from")
-    out: Path | None = args.out or (start and Path("runs") / f"{start.resolve().name}-classes")
+    out: Path | None = args.out or (
+        start and Path("runs") / f"{Path(os.path.abspath(start)).name}-classes"
+    )
     if out is None:
         raise UserError("name the run to go on with: --out NEW, or the RUN that it started from")
     recipe = resumed_recipe(out, changes) if args.resume else None

@@ -59,11 +59,11 @@ def is_saved(folder: Path) -> bool:
     return "dataset_dict.json" in files or {"state.json", "dataset_info.json"} <= files
 
 
-def picture_folder(folder: Path) -> PictureFolder | None:
+def picture_folder(folder: Path, label_column: str | None = None) -> PictureFolder | None:
     """A folder of picture files; None for one that the library is to read.
 
-    That is one with metadata of its other kinds, a saved data set, or one with more bytes of rows
-    than of pictures. Raises UserError as `read_metadata`.
+    That is one with metadata of its other kinds, a saved data set, one with more bytes of rows than
+    of pictures, or archives alone. Raises UserError as `read_metadata`.
     """
     if is_saved(folder):
         return None
@@ -71,16 +71,18 @@ def picture_folder(folder: Path) -> PictureFolder | None:
     if any(path.name in OTHER_METADATA for path in files):
         return None
     pictures = only_pictures(files)
-    rows = [path for path in files if ROWS.search(path.name.lower())]
-    if not pictures or (rows and _bytes(rows) >= _bytes(pictures)):
-        return None
-    rows += [path for path in files if path.suffix.lower() == ".zip"]
-    if rows:
-        warnings.warn(f"{rows[0]} is beside pictures, and is passed over", stacklevel=2)
     sheets = [path for path in files if path.name == NAME]
+    rows = [path for path in files if ROWS.search(path.name.lower())]
+    archives = [path for path in files if path.suffix.lower() == ".zip"]
+    if rows and _bytes(rows) >= _bytes(pictures):
+        return None
+    if not pictures and (archives or not sheets):
+        return None
+    if others := rows + archives:
+        warnings.warn(f"{others[0]} is beside pictures, and is passed over", stacklevel=2)
     if not sheets:
         return PictureFolder(folder, pictures, None)
-    metadata = read_metadata(sheets)
+    metadata = read_metadata(sheets, label_column)
     return PictureFolder(folder, metadata.listed(folder, pictures), metadata)
 
 
@@ -94,8 +96,9 @@ def open_picture_folder(found: PictureFolder, label_column: str | None) -> Sourc
     Its metadata tell them, or else its folders. Raises UserError as `split_files`, and for a
     `label_column` that is none of the metadata's, or holds no classes.
     """
-    splits = find_splits(found.root, found.files)
-    of_split = _divide(found.root, found.files, splits)
+    root = found.root
+    splits = find_splits(root, found.files)
+    of_split = _divide(root, found.files, splits)
     told = found.metadata and found.metadata.classes(of_split, label_column)
     classes = told or _classes(splits, of_split)
 
@@ -104,9 +107,9 @@ def open_picture_folder(found: PictureFolder, label_column: str | None) -> Sourc
         return replace(open_files(of_split[split]), labels=labels, class_names=names)
 
     return Source(
-        str(found.root),
+        str(root),
         {split: partial(open_split, split) for split in of_split},
-        lambda split: stream_order(found.root, of_split[split]),
+        lambda split: stream_order(root, of_split[split]),
     )
 
 

@@ -6,9 +6,9 @@ import io
 import re
 import warnings
 from functools import lru_cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ from PIL import Image
 from igpt.config import UserError, first_line
 from igpt.data.folders import (
     OTHER_METADATA,
-    find_splits,
+    ROWS,
     is_saved,
     open_picture_folder,
     picture_folder,
@@ -38,7 +38,7 @@ from igpt.data.pictures import (
 def open_dataset(spec: str, image_column: str | None, label_column: str | None) -> Source:
     """A folder or a Hub id; a folder of picture files as `data.folders` reads it."""
     folder = Path(spec)
-    if folder.is_dir() and (found := picture_folder(folder)):
+    if folder.is_dir() and (found := picture_folder(folder, label_column)):
         # The names that the library gives the columns of such a folder.
         others = label_column not in (None, "label") and found.metadata is None
         if image_column not in (None, "image") or others:
@@ -46,7 +46,7 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
         return open_picture_folder(found, label_column)
     require_plain_path(spec)
     try:
-        if folder.is_dir():
+        if folder.is_dir() and not is_saved(folder):
             _require_readable_archives(folder)
         splits = _load_splits(spec)
     except UserError:
@@ -77,18 +77,22 @@ def _warn_of_unlisted(folder: Path, rows: int) -> None:
 
 
 def _require_readable_archives(folder: Path) -> None:
-    """UserError for a zip archive of whose pictures the library would mix splits or lose classes.
+    """UserError for a zip archive with pictures in several folders, or with suffixes in capitals.
 
-    It takes an archive for one split, and passes over suffixes in capitals.
+    The library would make one split of folders that are splits, does not understand folders that
+    are classes, and passes over such suffixes. Archives beside files of rows it does not read.
     """
-    for archive in visible_files(folder):
-        if archive.suffix.lower() != ".zip":
+    files = visible_files(folder)
+    if any(ROWS.search(path.name.lower()) for path in files):
+        return
+    for archive in files:
+        if not is_zipfile(archive):
             continue
-        inside = [archive / name for name in _zip_file(str(archive)).namelist()]
-        pictures = [path for path in inside if is_picture(path)]
-        whole = all(path.suffix == path.suffix.lower() for path in pictures)
-        if pictures and not (whole and find_splits(archive, pictures).keys() == {"train"}):
-            raise UserError(f"{archive} has splits or suffixes in capitals in it: unpack it first")
+        inside = map(PurePosixPath, _zip_file(str(archive)).namelist())
+        pictures = [path for path in inside if is_picture(path) and path.parts[0] != "__MACOSX"]
+        capitals = any(path.suffix != path.suffix.lower() for path in pictures)
+        if capitals or len({path.parent for path in pictures}) > 1:
+            raise UserError(f"{archive} has folders, or suffixes in capitals: unpack it first")
 
 
 def reason(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 The library itself reads them with pandas, which takes classes called None or NA for missing labels
 and 007 for 7, and fails where the first ten thousand pictures have no label and a later one has a
-name. Here only an empty field is a missing label.
+name. Here only an empty field is a missing label or, among numbers, -1 and NaN.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import os
 import re
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,115 +20,142 @@ from igpt.config import UserError
 from igpt.data.pictures import Classes, as_text, index_classes
 
 NAME = "metadata.csv"
-FILE = "file_name"  # the column of a picture's path from the folder of its metadata
+FILES = ("file_name", "image_file_name")  # columns of a picture's path from its metadata's folder
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
-WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))(?:\.0*)?")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
+WHOLE = re.compile(r"\+?(-?(?:0|[1-9]\d*))(?:\.0*)?")  # 3, and 3.0 where some are missing
+PADDED = re.compile(r"[-+]?0\d")  # 007 is a name
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """The rows of a folder's metadata."""
+    """What the metadata of a folder say of its pictures."""
 
     sheets: tuple[Path, ...]  # the files
-    columns: tuple[str, ...]
-    rows: Mapping[str, Mapping[str, str]]  # by the path of the picture
+    columns: tuple[str, ...]  # all that they have
+    kept: tuple[str, ...]  # those that may be labels
+    rows: Mapping[str, tuple[str, ...]]  # by the path of the picture: its fields that are kept
 
-    def listed(self, folder: Path, files: Sequence[Path]) -> list[Path]:
-        """The pictures among the `files` of `folder`; a warning counts those that are left out.
+    def listed(self, folder: Path, pictures: Sequence[Path]) -> list[Path]:
+        """The files that are listed, in that order, and `pictures` without metadata above them.
 
-        These are pictures that are not listed though there are metadata beside or above them.
+        A warning counts the pictures that have metadata above them and are not listed.
         """
         roots = {sheet.parent for sheet in self.sheets}
-        kept = [f for f in files if str(f) in self.rows or roots.isdisjoint(f.parents)]
-        if left_out := len(files) - len(kept):
+        others = [file for file in pictures if str(file) not in self.rows]
+        kept = [file for file in others if roots.isdisjoint(file.parents)]
+        if left_out := len(others) - len(kept):
             warnings.warn(
                 f"{self.sheets[0]} lists {len(self.rows):,} pictures, and {left_out:,} others in "
                 f"{folder} are left out",
                 stacklevel=1,
             )
-        return kept
+        return [*map(Path, self.rows), *kept]
 
     def classes(
         self, of_split: Mapping[str, Sequence[Path]], column: str | None
     ) -> dict[str, Classes] | None:
         """The classes of each split's pictures by `column`, else by one that has a usual name.
 
-        None where there is no such column. Raises UserError where there is no column `column`, or
-        its values are not classes.
+        None where no such column has classes. Raises UserError where there is no column `column`,
+        or its values are not classes.
         """
         if column is not None and column not in self.columns:
             raise UserError(
                 f"{self.sheets[0]} has no column '{column}', only: {', '.join(self.columns)}"
             )
-        for name in [column] if column else USUAL_LABELS:
+        for place, name in enumerate(self.kept):
             values = {
-                split: [self.rows.get(str(file), {}).get(name, "") for file in files]
-                for split, files in of_split.items()
+                split: [self.rows[str(file)][place] if str(file) in self.rows else "" for file in f]
+                for split, f in of_split.items()
             }
-            if names := _class_names({v for every in values.values() for v in every} - {""}):
+            try:
+                names = _class_names({v for every in values.values() for v in every} - {""})
+            except ValueError as error:
+                message = f"{self.sheets[0]}: labels in '{name}' must be whole numbers or names"
+                if column is not None:
+                    raise UserError(f"{message}, and {error}") from error
+                warnings.warn(f"{message}, and are passed over: {error}", stacklevel=1)
+                continue
+            if names:
                 classes = set(names.values())
                 return {
                     split: index_classes([names.get(value) for value in every], classes)
                     for split, every in values.items()
                 }
-            if column is not None:
-                raise UserError(
-                    f"{self.sheets[0]}: labels in '{column}' must be whole numbers or names"
-                )
         return None
 
 
-def read_metadata(sheets: Sequence[Path]) -> Metadata:
-    """The rows of `metadata.csv` files; UserError for a broken one, or one that lists no file."""
+def read_metadata(sheets: Sequence[Path], label_column: str | None = None) -> Metadata:
+    """What `metadata.csv` files say, of those in folders of each other the inner one.
+
+    Kept is `label_column` or, by default, columns with usual names. A warning counts files that are
+    listed and not there. Raises UserError for a broken file, and where no file is there.
+    """
+    wanted = USUAL_LABELS if label_column is None else (label_column,)
     columns: dict[str, None] = {}
-    rows: dict[str, Mapping[str, str]] = {}
-    for sheet in sheets:
-        for line, row in _read(sheet):
+    rows: dict[str, tuple[str, ...]] = {}
+    missing: list[str] = []
+    for sheet in sorted(sheets, key=lambda sheet: len(sheet.parts)):
+        here = set[str]()
+        for line, name, row in _read(sheet):
             columns |= dict.fromkeys(row)
-            path = str(sheet.parent / os.path.normpath(row[FILE]))
-            if not row[FILE] or not os.path.isfile(path):
-                name = as_text(row[FILE])
-                raise UserError(f"{sheet}, line {line}: there is no file '{name}' beside it")
-            if rows.setdefault(path, row) is not row:
-                raise UserError(f"{sheet}, line {line}: {row[FILE]} is listed already")
+            path = str(sheet.parent / name)
+            if path in here:
+                raise UserError(f"{sheet}, line {line}: {as_text(name)} is listed already")
+            here.add(path)
+            if not os.path.isfile(path):
+                missing.append(as_text(path))
+                continue
+            rows[path] = tuple(sys.intern(row.get(column, "").strip()) for column in wanted)
     if not rows:
-        raise UserError(f"{sheets[0]} lists no picture")
-    return Metadata(tuple(sheets), tuple(columns), rows)
+        raise UserError(f"{sheets[0]} lists no file that is there" + _first(missing))
+    if missing:
+        warnings.warn(
+            f"{sheets[0]}: {len(missing):,} of its files are not there{_first(missing)}",
+            stacklevel=1,
+        )
+    return Metadata(tuple(sheets), tuple(columns), wanted, rows)
 
 
-def _read(sheet: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of one file with their lines' numbers; a field that is left out is empty."""
+def _first(missing: Sequence[str]) -> str:
+    return f", like {missing[0]}" if missing else ""
+
+
+def _read(sheet: Path) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """Of each row its line, the path of its picture below the sheet's folder, and its fields."""
+    csv.field_size_limit(2**31 - 1)  # of all columns that are not read, too
     try:
         with sheet.open(newline="", encoding="utf-8-sig") as file:  # sig: as Excel writes it
-            reader = csv.DictReader(file, restval="", skipinitialspace=True)
+            reader = csv.DictReader(file, restval="", skipinitialspace=True, strict=True)
             columns = reader.fieldnames or ()
-            if FILE not in columns:
-                listed = ", ".join(columns) or "it is empty"
-                raise UserError(f"{sheet} has no column {FILE}: {listed}")
+            column = next((name for name in FILES if name in columns), None)
+            if column is None or len(set(columns)) < len(columns):
+                what = f"has no column {FILES[0]}" if column is None else "has two of a column"
+                raise UserError(f"{sheet} {what}: {', '.join(columns) or 'it is empty'}")
             for row in reader:
+                where = f"{sheet}, line {reader.line_num}"
                 if None in row:
-                    raise UserError(f"{sheet}, line {reader.line_num}: more fields than columns")
-                yield reader.line_num, row
+                    raise UserError(f"{where}: more fields than columns")
+                name = row[column]
+                if not (sheet.parent / name).is_file():
+                    name = name.replace("\\", "/")  # as Windows writes paths
+                name = os.path.normpath(name)
+                if not row[column] or name.startswith("..") or os.path.isabs(name):
+                    raise UserError(f"{where}: '{as_text(row[column])}' is no file below it")
+                yield reader.line_num, name, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {sheet}: {error}") from error
 
 
-def _class_names(labels: set[str]) -> dict[str, str]:
-    """The class that each label means; none where they are quantities.
-
-    A table may write whole numbers as 3.0, where some are missing, and a missing one as NaN.
-    """
-    if not all(map(_is_number, labels)):
+def _class_names(labels: Collection[str]) -> dict[str, str]:
+    """The class that each label means, less missing ones; ValueError where they are quantities."""
+    if not all(NUMBER.fullmatch(label) and not PADDED.match(label) for label in labels):
         return {label: label for label in labels}
-    numbers = {label for label in labels if label.lower() != "nan"}
-    whole = {label: match[1] for label in numbers if (match := WHOLE.fullmatch(label))}
-    return whole if len(whole) == len(numbers) else {}
-
-
-def _is_number(value: str) -> bool:
-    """Whether a label is a number, and not a name like 007."""
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return not re.match(r"[-+]?0\d", value)
+    whole = {label: WHOLE.fullmatch(label) for label in labels if label.lower() != "nan"}
+    if strange := [label for label, match in whole.items() if match is None]:
+        raise ValueError(f"'{min(strange)}' is neither")
+    names = {label: match[1] for label, match in whole.items() if match is not None}
+    if set(names.values()) == {"-1", "1"}:
+        raise ValueError("of -1 and 1 the first means a missing one: call it 0")
+    return {label: name for label, name in names.items() if name != "-1"}

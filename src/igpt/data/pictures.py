@@ -12,7 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import numpy.typing as npt
@@ -204,7 +204,7 @@ def only_pictures(files: Sequence[Path]) -> list[Path]:
     return [path for path in files if is_picture(path)]
 
 
-def is_picture(path: Path) -> bool:
+def is_picture(path: PurePath) -> bool:
     """Whether a file's name is that of a picture that Pillow reads."""
     Image.init()
     return Image.EXTENSION.get(path.suffix.lower()) in Image.OPEN.keys() - STUBS

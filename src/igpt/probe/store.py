@@ -46,7 +46,7 @@ class Learned:
     """Which pictures a probe learned from and was chosen by, without their name."""
 
     source: str  # `source_mark`
-    pictures: int  # of its training and validation splits
+    pictures: int | None  # of its training and validation splits; None: not known
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SavedProbe:
     pool: str
     class_names: tuple[str, ...]
     mark: Mark
-    learned_from: Learned | None = None  # None: not known
+    learned_from: Learned = Learned("", None)
 
 
 def source_mark(source: str) -> str:
@@ -80,14 +80,15 @@ def mark(model: ImageGPT, codec: Codec) -> Mark:
 
 def save_probe(folder: Path, saved: SavedProbe) -> None:
     """Write the probe, whole or not at all."""
-    probe = saved.probe
+    probe, learned = saved.probe, saved.learned_from
     header = {
         "head": "linear" if isinstance(probe, LinearProbe) else "attention",
         "layers": list(saved.layers),
         "pool": saved.pool,
         "class_names": list(saved.class_names),
         "made_for": asdict(saved.mark),
-        "learned_from": saved.learned_from and asdict(saved.learned_from),
+        "learned_from": learned.source,
+        "learned_pictures": learned.pictures,
     }
     if isinstance(probe, LinearProbe):
         arrays = {"weight": probe.weight, "bias": probe.bias}
@@ -112,12 +113,10 @@ def load_probe(folder: Path, expected: Mark) -> SavedProbe:
         made_for = Mark(**header["made_for"])
         probe = _build(header["head"], tensors)
         layers, names = tuple(header["layers"]), tuple(header["class_names"])
-        learned_from = header["learned_from"] and Learned(**header["learned_from"])
+        learned_from = Learned(header["learned_from"], header.get("learned_pictures"))
         saved = SavedProbe(probe, layers, header["pool"], names, made_for, learned_from)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{path} is not a probe, or an earlier version's: {first_line(error)}"
-        ) from error
+        raise UserError(f"{path} is not a probe: {first_line(error)}") from error
     for part, what in (
         ("image_size", "pictures of another size"),
         ("palette", "another palette"),
