@@ -199,6 +199,18 @@ def test_a_folder_that_was_streamed_must_not_grow_while_its_model_is_fine_tuned(
         finetune(None, out, resume=True, say=silent)
 
 
+def test_classes_must_stay_while_a_model_is_fine_tuned(tiny_run: Path, tmp_path: Path) -> None:
+    data, out = write_classes(tmp_path / "pictures", 24, 8), tmp_path / "out"
+    words = (f"data.source={data}", "train.steps=4", "train.eval_every=2")
+    finetune(recipe(tiny_run, *words), out, resume=False, say=silent)
+    finetune(None, out, resume=True, say=silent)
+    for split in ("train", "test"):
+        first = min((data / split).iterdir())
+        first.rename(first.with_name("zebra"))
+    with pytest.raises(UserError, match=r"cannot resume .*out: its class"):
+        finetune(None, out, resume=True, say=silent)
+
+
 def test_frozen_blocks_stay_and_the_others_move(tiny_run: Path, tmp_path: Path) -> None:
     finetune(recipe(tiny_run, "finetune.freeze=1"), tmp_path / "r", resume=False, say=silent)
     before, after = (load_model(p)[0].state_dict() for p in (tiny_run, tmp_path / "r"))

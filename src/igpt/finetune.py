@@ -30,7 +30,7 @@ from igpt.data import (
     open_training,
 )
 from igpt.device import compute_dtype, default_device
-from igpt.folder import StoredModel, save_model
+from igpt.folder import StoredModel, load_class_names, save_model
 from igpt.model import ImageGPT
 from igpt.objectives import Joint, generative_objective, require_likelihood
 from igpt.order import Codec
@@ -98,6 +98,8 @@ def _finetune(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Fine
         count = count_split_pictures(source, recipe.data)
         require_same_split(recipe, count, resume)
         train, validation = _open_pictures(source, recipe, options, codec, say)
+        if resume:
+            _require_same_classes(run, train.class_names)
         loader = train.loader(codec, config.batch_size, config.seed, recipe.data.augmentation)
     recipe = with_split_pictures(recipe, count)
     require_same("labelled pictures", (zlib.crc32(train.labels.tobytes()), len(validation)))
@@ -175,6 +177,15 @@ def _check(options: FinetuneConfig, start: StoredModel) -> None:
             raise UserError(f"{error}: finetune.gen_weight=0 trains its classes alone") from error
     if options.freeze > start.config.n_layer:
         raise UserError(f"finetune.freeze: the model has {start.config.n_layer} blocks")
+
+
+def _require_same_classes(run: RunDirectory, names: tuple[str, ...]) -> None:
+    """UserError where the run's best model so far has a head for other classes than `names`."""
+    if not (run.path / "config.json").is_file():  # nothing was validated yet
+        return
+    for theirs, ours in zip(load_class_names(run.path, len(names)), names, strict=True):
+        if theirs != ours:
+            raise UserError(f"cannot resume {run.path}: its class {theirs} is {ours} in the data")
 
 
 def _open_pictures(
