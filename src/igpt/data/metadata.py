@@ -138,7 +138,7 @@ def _read(sheet: Path) -> Iterator[tuple[int, str, dict[str, str]]]:
                 if None in row:
                     raise UserError(f"{where}: more fields than columns")
                 name = row[column]
-                if not (sheet.parent / name).is_file():
+                if "\\" in name and not (sheet.parent / name).is_file():
                     name = name.replace("\\", "/")  # as Windows writes paths
                 name = os.path.normpath(name)
                 if not row[column] or name.startswith("..") or os.path.isabs(name):
