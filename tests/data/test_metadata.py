@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from conftest import write_pictures
 from igpt.config import UserError
 from igpt.data import open_source
-from igpt.data.metadata import Metadata, read_metadata
+from igpt.data.metadata import Metadata, read_sheets
 
 
 def labels_of(folder: Path, values: list[str], column: str | None = None) -> list[str | None]:
@@ -102,8 +102,8 @@ def test_names_are_read_as_they_are_written(values: list[str]) -> None:
     names = [f"class {value}" for value in values]  # no number, and nothing to strip
     rows = {f"{i}.png": (name,) for i, name in enumerate(names)}
     files = [Path(name) for name in rows]
-    metadata = Metadata((Path("metadata.csv"),), ("label",), ("label",), rows)
-    found = metadata.classes({"train": files}, None)
+    metadata = Metadata((Path("metadata.csv"),), "label", rows)
+    found = metadata.classes({"train": files})
     assert found is not None or not names
     for labels, classes in (found or {}).values():
         assert labels is not None
@@ -171,7 +171,7 @@ def test_a_mistake_in_the_metadata_is_told(tmp_path: Path, text: str, complaint:
 def test_metadata_in_another_encoding_are_told(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_bytes("file_name,label\n1.png,K\xe4se\n".encode("cp1252"))
     with pytest.raises(UserError, match=r"cannot read .*metadata.csv: .*utf-8"):
-        read_metadata([tmp_path / "metadata.csv"])
+        read_sheets([tmp_path / "metadata.csv"])
 
 
 def test_a_column_that_is_asked_for_must_be_there_and_hold_classes(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from igpt.config import UserError
-from igpt.data.metadata import NAME, Metadata, read_metadata
+from igpt.data.metadata import METADATA, Metadata, read_sheets
 from igpt.data.pictures import (
     Classes,
     Pictures,
@@ -55,15 +55,17 @@ class PictureFolder:
 
 def is_saved(folder: Path) -> bool:
     """Whether the `datasets` library saved a data set there, which it loads in another way."""
-    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return "dataset_dict.json" in files or {"state.json", "dataset_info.json"} <= files
+    of_one_split = ("state.json", "dataset_info.json")
+    return (folder / "dataset_dict.json").is_file() or all(
+        (folder / name).is_file() for name in of_one_split
+    )
 
 
 def picture_folder(folder: Path, label_column: str | None = None) -> PictureFolder | None:
     """A folder of picture files; None for one that the library is to read.
 
     That is one with metadata of its other kinds, a saved data set, one with more bytes of rows than
-    of pictures, or archives alone. Raises UserError as `read_metadata`.
+    of pictures, or archives alone. Raises UserError as `read_sheets`.
     """
     if is_saved(folder):
         return None
@@ -71,7 +73,7 @@ def picture_folder(folder: Path, label_column: str | None = None) -> PictureFold
     if any(path.name in OTHER_METADATA for path in files):
         return None
     pictures = only_pictures(files)
-    sheets = [path for path in files if path.name == NAME]
+    sheets = [path for path in files if path.name == METADATA]
     rows = [path for path in files if ROWS.search(path.name.lower())]
     archives = [path for path in files if path.suffix.lower() == ".zip"]
     if rows and _bytes(rows) >= _bytes(pictures):
@@ -82,7 +84,7 @@ def picture_folder(folder: Path, label_column: str | None = None) -> PictureFold
         warnings.warn(f"{others[0]} is beside pictures, and is passed over", stacklevel=2)
     if not sheets:
         return PictureFolder(folder, pictures, None)
-    metadata = read_metadata(sheets, label_column)
+    metadata = read_sheets(sheets, label_column)
     return PictureFolder(folder, metadata.listed(folder, pictures), metadata)
 
 
@@ -90,16 +92,16 @@ def _bytes(files: Sequence[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def open_picture_folder(found: PictureFolder, label_column: str | None) -> Source:
+def open_picture_folder(found: PictureFolder) -> Source:
     """The splits of a folder of picture files, with the classes of each.
 
-    Its metadata tell them, or else its folders. Raises UserError as `split_files`, and for a
-    `label_column` that is none of the metadata's, or holds no classes.
+    Its metadata tell them, or else its folders. Raises UserError as `split_files` and
+    `Metadata.classes`.
     """
     root = found.root
     splits = find_splits(root, found.files)
     of_split = _divide(root, found.files, splits)
-    told = found.metadata and found.metadata.classes(of_split, label_column)
+    told = found.metadata and found.metadata.classes(of_split)
     classes = told or _classes(splits, of_split)
 
     def open_split(split: str) -> Pictures:

@@ -30,7 +30,6 @@ from igpt.data.pictures import (
     as_text,
     index_classes,
     is_picture,
-    only_pictures,
     visible_files,
 )
 
@@ -43,7 +42,7 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
         others = label_column not in (None, "label") and found.metadata is None
         if image_column not in (None, "image") or others:
             raise UserError(f"{spec} is a folder of pictures, with no columns to choose from")
-        return open_picture_folder(found, label_column)
+        return open_picture_folder(found)
     require_plain_path(spec)
     try:
         if folder.is_dir() and not is_saved(folder):
@@ -68,7 +67,7 @@ def _warn_of_unlisted(folder: Path, rows: int) -> None:
     """Where there are metadata, the library leaves out what they do not list, without a word."""
     files = visible_files(folder)
     metadata = next((path for path in files if path.name in OTHER_METADATA), None)
-    unlisted = len(only_pictures(files)) - rows
+    unlisted = sum(map(is_picture, files)) - rows
     if metadata and unlisted > 0:
         warnings.warn(
             f"{metadata} lists {rows:,} pictures, and {unlisted:,} others in {folder} are left out",
@@ -86,7 +85,7 @@ def _require_readable_archives(folder: Path) -> None:
     if any(ROWS.search(path.name.lower()) for path in files):
         return
     for archive in files:
-        if not is_zipfile(archive):
+        if archive.suffix.lower() != ".zip" or not is_zipfile(archive):
             continue
         inside = map(PurePosixPath, _zip_file(str(archive)).namelist())
         pictures = [path for path in inside if is_picture(path) and path.parts[0] != "__MACOSX"]

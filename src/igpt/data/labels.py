@@ -19,7 +19,7 @@ from igpt.data.decode import (
     evaluation_transform,
 )
 from igpt.data.loader import Loader, PictureLoader, TokenLoader
-from igpt.data.pictures import Pictures, Source
+from igpt.data.pictures import MINUS_ONE, Pictures, Source
 from igpt.data.splits import pictures_to_test, task_training_splits
 from igpt.order import Codec, Encoded, need_pixels
 from igpt.rng import numpy_rng
@@ -217,7 +217,7 @@ def _class_names(name: str, splits: tuple[Pictures, ...]) -> tuple[str, ...]:
         return named
     present = {int(label) for p in splits if p.labels is not None for label in np.unique(p.labels)}
     if present == {-1, 1}:
-        raise UserError(f"{name}: of the labels -1 and 1 the first means a missing one: call it 0")
+        raise UserError(f"{name}: {MINUS_ONE}")
     largest = max(present, default=-1)
     if largest > LARGEST_LABEL:
         raise UserError(f"{name}: label {largest} is no class number; --label-column names another")

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igpt.config import UserError
-from igpt.data.pictures import Classes, as_text, index_classes
+from igpt.data.pictures import MINUS_ONE, Classes, as_text, index_classes
 
-NAME = "metadata.csv"
-FILES = ("file_name", "image_file_name")  # columns of a picture's path from its metadata's folder
+METADATA = "metadata.csv"
+FILE_COLUMNS = ("file_name", "image_file_name")  # of a picture's path from its metadata's folder
 USUAL_LABELS = ("label", "labels", "class", "cls")  # the last is WebDataset's
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 WHOLE = re.compile(r"\+?(-?(?:0|[1-9]\d*))(?:\.0*)?")  # 3, and 3.0 where some are missing
@@ -32,9 +32,8 @@ class Metadata:
     """What the metadata of a folder say of its pictures."""
 
     sheets: tuple[Path, ...]  # the files
-    columns: tuple[str, ...]  # all that they have
-    kept: tuple[str, ...]  # those that may be labels
-    rows: Mapping[str, tuple[str, ...]]  # by the path of the picture: its fields that are kept
+    label_column: str | None  # that was asked for; None: any that has a usual name
+    rows: Mapping[str, tuple[str, ...]]  # by the path of the picture: its fields in `_wanted`
 
     def listed(self, folder: Path, pictures: Sequence[Path]) -> list[Path]:
         """The files that are listed, in that order, and `pictures` without metadata above them.
@@ -52,19 +51,12 @@ class Metadata:
             )
         return [*map(Path, self.rows), *kept]
 
-    def classes(
-        self, of_split: Mapping[str, Sequence[Path]], column: str | None
-    ) -> dict[str, Classes] | None:
-        """The classes of each split's pictures by `column`, else by one that has a usual name.
+    def classes(self, of_split: Mapping[str, Sequence[Path]]) -> dict[str, Classes] | None:
+        """The classes of each split's pictures; None where no column has any.
 
-        None where no such column has classes. Raises UserError where there is no column `column`,
-        or its values are not classes.
+        Raises UserError where the values of a column that was asked for are not classes.
         """
-        if column is not None and column not in self.columns:
-            raise UserError(
-                f"{self.sheets[0]} has no column '{column}', only: {', '.join(self.columns)}"
-            )
-        for place, name in enumerate(self.kept):
+        for place, name in enumerate(_wanted(self.label_column)):
             values = {
                 split: [self.rows[str(file)][place] if str(file) in self.rows else "" for file in f]
                 for split, f in of_split.items()
@@ -73,7 +65,7 @@ class Metadata:
                 names = _class_names({v for every in values.values() for v in every} - {""})
             except ValueError as error:
                 message = f"{self.sheets[0]}: labels in '{name}' must be whole numbers or names"
-                if column is not None:
+                if self.label_column is not None:
                     raise UserError(f"{message}, and {error}") from error
                 warnings.warn(f"{message}, and are passed over: {error}", stacklevel=1)
                 continue
@@ -86,13 +78,13 @@ class Metadata:
         return None
 
 
-def read_metadata(sheets: Sequence[Path], label_column: str | None = None) -> Metadata:
+def read_sheets(sheets: Sequence[Path], label_column: str | None = None) -> Metadata:
     """What `metadata.csv` files say, of those in folders of each other the inner one.
 
-    Kept is `label_column` or, by default, columns with usual names. A warning counts files that are
-    listed and not there. Raises UserError for a broken file, and where no file is there.
+    A warning counts files that are listed and not there. Raises UserError for a broken file, where
+    no file is there, and where there is no column `label_column`.
     """
-    wanted = USUAL_LABELS if label_column is None else (label_column,)
+    wanted = _wanted(label_column)
     columns: dict[str, None] = {}
     rows: dict[str, tuple[str, ...]] = {}
     missing: list[str] = []
@@ -110,12 +102,19 @@ def read_metadata(sheets: Sequence[Path], label_column: str | None = None) -> Me
             rows[path] = tuple(sys.intern(row.get(column, "").strip()) for column in wanted)
     if not rows:
         raise UserError(f"{sheets[0]} lists no file that is there" + _first(missing))
+    if label_column is not None and label_column not in columns:
+        raise UserError(f"{sheets[0]} has no column '{label_column}', only: {', '.join(columns)}")
     if missing:
         warnings.warn(
             f"{sheets[0]}: {len(missing):,} of its files are not there{_first(missing)}",
             stacklevel=1,
         )
-    return Metadata(tuple(sheets), tuple(columns), wanted, rows)
+    return Metadata(tuple(sheets), label_column, rows)
+
+
+def _wanted(label_column: str | None) -> tuple[str, ...]:
+    """The columns that may be labels."""
+    return USUAL_LABELS if label_column is None else (label_column,)
 
 
 def _first(missing: Sequence[str]) -> str:
@@ -129,9 +128,11 @@ def _read(sheet: Path) -> Iterator[tuple[int, str, dict[str, str]]]:
         with sheet.open(newline="", encoding="utf-8-sig") as file:  # sig: as Excel writes it
             reader = csv.DictReader(file, restval="", skipinitialspace=True, strict=True)
             columns = reader.fieldnames or ()
-            column = next((name for name in FILES if name in columns), None)
+            column = next((name for name in FILE_COLUMNS if name in columns), None)
             if column is None or len(set(columns)) < len(columns):
-                what = f"has no column {FILES[0]}" if column is None else "has two of a column"
+                what = (
+                    f"has no column {FILE_COLUMNS[0]}" if column is None else "has two of a column"
+                )
                 raise UserError(f"{sheet} {what}: {', '.join(columns) or 'it is empty'}")
             for row in reader:
                 where = f"{sheet}, line {reader.line_num}"
@@ -157,5 +158,5 @@ def _class_names(labels: Collection[str]) -> dict[str, str]:
         raise ValueError(f"'{min(strange)}' is neither")
     names = {label: match[1] for label, match in whole.items() if match is not None}
     if set(names.values()) == {"-1", "1"}:
-        raise ValueError("of -1 and 1 the first means a missing one: call it 0")
+        raise ValueError(MINUS_ONE)
     return {label: name for label, name in names.items() if name != "-1"}

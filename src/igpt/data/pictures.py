@@ -23,6 +23,7 @@ from igpt.order import Encoded
 from igpt.types import Labels
 
 Classes = tuple[Labels | None, tuple[str, ...] | None]  # the pictures' labels, the classes' names
+MINUS_ONE = "of the labels -1 and 1 the first means a missing one: call it 0"
 
 # What Pillow's decoders raise for a broken file; they have no common exception.
 BROKEN = (
