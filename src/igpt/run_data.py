@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,7 @@ class RunData:
 
     def learned(self) -> Learned:
         """What a probe on a `task` of this source learns from."""
-        pictures = count_split_pictures(open_data(self.config), self.config)
+        pictures = count_split_pictures(self._source, self.config)
         return Learned(source_mark(self.config.source), pictures)
 
     def pictures(self, learned_from: Learned | None = None) -> Pictures:
@@ -157,12 +158,16 @@ class RunData:
 
     def unlabelled(self) -> Pictures:
         """Training pictures whose features are used without their labels."""
-        train, _ = training_splits(open_data(self.config), self.config, self._split_seed)
+        train, _ = training_splits(self._source, self.config, self._split_seed)
         return train.select(unlabelled(len(train)))
+
+    @cached_property
+    def _source(self) -> Source:
+        return open_data(self.config)
 
     def _open(self) -> Source:
         """The source; UserError, with what --split takes, where it has other splits than that."""
-        source = open_data(self.config)
+        source = self._source
         if self.split not in source.splits and len(source.splits) > 1:
             known = ", ".join(source.splits)
             others = [name for name in source.splits if name != self.config.train_split]
