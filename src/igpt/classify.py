@@ -92,7 +92,7 @@ class Classifier(ABC):
         self,
         model: ImageGPT,
         class_names: tuple[str, ...],
-        learned_from: Learned | None,  # None: from what the run names
+        learned_from: Learned | None,  # None: from what the run names, or not known
         ensemble: Ensemble,
         masks: int,
     ) -> None:

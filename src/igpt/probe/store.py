@@ -46,7 +46,7 @@ class Learned:
     """Which pictures a probe learned from and was chosen by, without their name."""
 
     source: str  # `source_mark`
-    pictures: int | None  # of its training and validation splits; None: not known
+    pictures: int | None  # of its training and validation splits; None: an earlier version's probe
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SavedProbe:
     pool: str
     class_names: tuple[str, ...]
     mark: Mark
-    learned_from: Learned = Learned("", None)
+    learned_from: Learned | None = None  # None: not known
 
 
 def source_mark(source: str) -> str:
@@ -87,8 +87,8 @@ def save_probe(folder: Path, saved: SavedProbe) -> None:
         "pool": saved.pool,
         "class_names": list(saved.class_names),
         "made_for": asdict(saved.mark),
-        "learned_from": learned.source,
-        "learned_pictures": learned.pictures,
+        "learned_from": learned and learned.source,
+        "learned_pictures": learned and learned.pictures,
     }
     if isinstance(probe, LinearProbe):
         arrays = {"weight": probe.weight, "bias": probe.bias}
@@ -113,7 +113,8 @@ def load_probe(folder: Path, expected: Mark) -> SavedProbe:
         made_for = Mark(**header["made_for"])
         probe = _build(header["head"], tensors)
         layers, names = tuple(header["layers"]), tuple(header["class_names"])
-        learned_from = Learned(header["learned_from"], header.get("learned_pictures"))
+        source = header["learned_from"]
+        learned_from = Learned(source, header.get("learned_pictures")) if source else None
         saved = SavedProbe(probe, layers, header["pool"], names, made_for, learned_from)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a probe: {first_line(error)}") from error
