@@ -100,9 +100,8 @@ def test_what_a_probe_learned_from_is_not_what_it_is_tested_on(
     elsewhere = igpt("predict", run, "--data", others, "--probe", probe, "--json")
     assert json.loads(elsewhere.out)["count"] == 12
     assert "learned from" not in elsewhere.err
-    others.rename(tmp_path / "val")
-    (tmp_path / "held" / "val").parent.mkdir()
-    (tmp_path / "val").rename(tmp_path / "held" / "val")
+    (tmp_path / "held").mkdir()
+    others.rename(tmp_path / "held" / "val")
     elsewhere = igpt("predict", run, "--data", tmp_path / "held", "--probe", probe, "--json")
     assert json.loads(elsewhere.out)["count"] == 12
     # Nor is it known of pictures that were moved.

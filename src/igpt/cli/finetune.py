@@ -85,7 +85,7 @@ def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:
     start = None if name is None else Path(name)
     if start is None and not args.resume:
         raise UserError("name the RUN to start from")
-    out: Path | None = args.out or (
+    out: Path | None = args.out or (  # `.` and `..` have a name only as whole paths
         start and Path("runs") / f"{Path(os.path.abspath(start)).name}-classes"
     )
     if out is None:
