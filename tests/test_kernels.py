@@ -74,7 +74,7 @@ def error(found: Tensor, expected: Tensor) -> float:
     B=st.integers(1, 3),
     H=st.integers(1, 3),
     T=st.integers(1, 130),
-    D=st.sampled_from([4, 8, 16, 24, 32, 48, 64, 80, 128]),
+    D=st.sampled_from([1, 4, 5, 8, 16, 24, 32, 33, 48, 64, 80, 128]),
     causal=st.booleans(),
     fused=st.booleans(),
     seed=st.integers(0, 2**16),
@@ -355,9 +355,10 @@ print(color_cells(numpy.zeros(1 << 24, dtype=numpy.uint16)) is not None)
         {"IGPT_KERNELS": "0"},
         {"CXX": "no-such-compiler"},
         {"CXX": "false"},  # one that fails
+        {"CXX": "c++ 'unfinished"},
         {"XDG_CACHE_HOME": "/proc/nowhere"},  # a folder that cannot be written
     ],
-    ids=["switched off", "no compiler", "a broken compiler", "no cache"],
+    ids=["switched off", "no compiler", "a broken compiler", "no command", "no cache"],
 )
 def test_where_it_cannot_be_compiled_the_plain_road_is_taken(
     environment: dict[str, str], tmp_path: Path

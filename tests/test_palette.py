@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -241,3 +244,26 @@ def test_no_pictures_have_no_tokens_and_no_palette() -> None:
         Palette.fit(none)
     with pytest.raises(UserError, match="no pictures given"):
         Palette(np.zeros((1, 3), np.float32)).psnr(none)
+
+
+FORKED = """
+import os, signal
+import numpy as np, torch
+from igpt.palette import Palette
+torch.set_num_threads(2)
+palette = Palette(np.linspace(-1, 1, 15).reshape(5, 3))
+pictures = np.zeros((1100, 32, 32, 3), dtype=np.uint8)  # more than a million pixels
+palette.encode(pictures)
+expected = palette.encode(pictures)  # colours that are known, by several threads
+if os.fork() == 0:
+    signal.alarm(60)
+    os._exit(0 if np.array_equal(palette.encode(pictures), expected) else 1)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_process_that_was_forked_encodes_too() -> None:
+    """As `datasets.map` with several processes does; OpenMP's threads stay behind."""
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True)
+    assert done.stdout == "0\n", done.stderr

@@ -117,6 +117,13 @@ def test_the_likelihood_of_all_pictures_is_the_mean_of_theirs(
     assert total.nats_per_pixel == pytest.approx(pipeline.nll(digits).mean(), abs=1e-6)
 
 
+def test_autocast_around_a_call_does_not_change_its_pictures(pipeline: igpt.Pipeline) -> None:
+    plain = pipeline.sample(2, precision="float32")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = pipeline.sample(2, precision="float32")
+    assert all(np.array_equal(a, b) for a, b in zip(plain, inside, strict=True))
+
+
 @pytest.mark.parametrize("config", [AR, BERT, replace(AR, n_classes=3)], ids=["ar", "bert", "head"])
 def test_numbers_can_be_computed_in_bfloat16(config: igpt.ModelConfig) -> None:
     p = igpt.Pipeline(random_model(config), Codec(GREYS, "hilbert", 3), ("a", "b", "c"))
@@ -133,6 +140,8 @@ def test_numbers_can_be_computed_in_bfloat16(config: igpt.ModelConfig) -> None:
         exact, rounded, fastest = map(compute, ("float32", "bfloat16", "auto"))
         assert 0 < np.abs(rounded - exact).max() < 0.05, name
         assert np.array_equal(fastest, exact) or np.array_equal(fastest, rounded), name
+        with torch.autocast("cpu", torch.bfloat16):  # of a caller
+            assert np.array_equal(compute("float32"), exact), name
         with pytest.raises(UserError, match="one of auto, float32, bfloat16, got 'int8'") as error:
             compute("int8")
         assert "\n" not in str(error.value)

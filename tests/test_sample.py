@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -62,14 +64,34 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size() -> None
     assert not torch.equal(whole, completed(model, prefix, 3, Sampling(seed=6)))
 
 
-@pytest.mark.parametrize(("held", "batches"), [(0, [1] * 7), (3, [3, 3, 1]), (9, [7])])
-def test_no_more_pictures_are_decoded_at_once_than_memory_holds(
-    monkeypatch: pytest.MonkeyPatch, held: int, batches: list[int]
+@pytest.mark.parametrize(
+    ("held", "prefixes", "n", "batches"),
+    [
+        (0, 1, 7, [1] * 7),
+        (3, 1, 7, [2, 2, 2, 1]),  # beside the one that is started
+        (9, 1, 7, [7]),
+        (4, 5, 1, [2, 2, 1]),  # beside as many
+    ],
+)
+def test_no_more_caches_are_there_at_once_than_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, held: int, prefixes: int, n: int, batches: list[int]
 ) -> None:
+    caches: weakref.WeakSet[KVCache] = weakref.WeakSet()
+    most = 0
+
+    def count(self: KVCache) -> None:
+        nonlocal most
+        caches.add(self)
+        most = max(most, sum(cache.keys.shape[1] for cache in caches))
+
+    monkeypatch.setattr(KVCache, "__post_init__", count, raising=False)
+    monkeypatch.setattr(KVCache, "__hash__", object.__hash__)
     free = held * cache_bytes(AR, "float32")
     monkeypatch.setattr("igpt.sample.decoding_memory", lambda _device: free)
-    painted = generate(random_model(AR), EMPTY, 7, Sampling(precision="float32"))
+    prefix = torch.zeros(prefixes, 4, dtype=torch.long)
+    painted = generate(random_model(AR), prefix, n, Sampling(precision="float32"))
     assert [len(batch) for batch in painted] == batches
+    assert most <= max(held, 2)
 
 
 def test_what_is_given_is_computed_once_for_all_its_completions(
@@ -184,3 +206,10 @@ def test_bert_and_a_whole_picture_cannot_be_completed() -> None:
         completed(random_model(BERT), EMPTY, 1, Sampling())
     with pytest.raises(UserError, match="nothing to complete"):
         completed(random_model(AR), torch.zeros(1, 9, dtype=torch.long), 1, Sampling())
+
+
+def test_a_model_whose_logits_are_not_finite_paints_nothing() -> None:
+    model = random_model(AR)
+    model.head.weight.data[3] = torch.inf
+    with pytest.raises(UserError, match="logits are not finite"):
+        completed(model, EMPTY, 1, Sampling())

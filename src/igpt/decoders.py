@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from igpt.attention import FixedCache
+from igpt.attention import FixedCache, KVCache
 from igpt.config import STEP_PRECISIONS, UserError
 from igpt.device import autocast, check_precision, compute_dtype, record_step, replays_steps
 from igpt.kernels import BlockWeights, PackedCache, PackedWeights, Road, packed_step, roads
@@ -46,16 +46,22 @@ class PlainDecoder:
 
     def __init__(self, model: ImageGPT) -> None:
         self.model = model
+        self.cache: KVCache | None = None
+        self._started: KVCache | None = None
 
     def prefill(self, prefix: Tensor) -> Tensor:
+        self.cache = self._started = None  # before others take their room
         self._started, self._prefix = self.model.new_cache(len(prefix)), prefix
         return self.model.next_logits(prefix, self._started)
 
     def select(self, pictures: Tensor) -> None:
+        assert self._started is not None
+        self.cache = None
         self.cache = self._started.select(pictures)
         self.tokens = self._prefix[pictures]  # [R, t]
 
     def step(self, tokens: Tensor) -> Tensor:
+        assert self.cache is not None
         self.tokens = torch.cat((self.tokens, tokens[:, None]), dim=1)
         return self.model.next_logits(self.tokens, self.cache)
 
@@ -74,16 +80,20 @@ class ReplayedDecoder:
     def __init__(self, model: ImageGPT) -> None:
         self.model = model
         self.cache: FixedCache | None = None
+        self._started: KVCache | None = None
         self._steps: dict[int, Callable[[], Tensor]] = {}  # by the positions that they read
 
     def prefill(self, prefix: Tensor) -> Tensor:
+        self._started = None  # before another takes its room
         self._started = self.model.new_cache(len(prefix))
         return self.model.next_logits(prefix, self._started)
 
     def select(self, pictures: Tensor) -> None:
         """Take over what was started, in the room of the pictures before if they were as many."""
+        assert self._started is not None
         if self.cache is None or self.cache.keys.shape[1] != len(pictures):
             self._steps.clear()
+            self.cache = None
             self.cache = FixedCache(self._started, len(pictures))
             self._tokens = torch.zeros_like(pictures)
         self.cache.fill(self._started, pictures)
@@ -110,6 +120,8 @@ class PackedDecoder:
 
     def __init__(self, model: ImageGPT, road: Road, dtype: torch.dtype) -> None:
         self.model = model
+        self.cache: PackedCache | None = None
+        self._started: list[PackedCache] = []  # of each prefix
         self.weights = PackedWeights(
             [_block_weights(block) for block in model.blocks],
             model.ln_f.weight,
@@ -138,19 +150,22 @@ class PackedDecoder:
         device, stored = self.model.wte.device, self.weights.dtype
         dtype = compute_dtype("float32" if stored == torch.float32 else "auto", device)
         kind = self.weights.road.cache_types[stored]
-        self._started: list[PackedCache] = []  # of each prefix
+        self.cache, self._started = None, []  # before others take their room
         logits = []
-        for one in torch.split(prefix, 1):  # sums may be ordered by how many rows a product has
-            cache = self.model.new_cache(1, dtype)
-            with autocast(device, dtype):
+        with autocast(device, dtype):
+            for one in torch.split(prefix, 1):  # sums may be ordered by how many rows a product has
+                cache = self.model.new_cache(1, dtype)
                 logits.append(self.model.next_logits(one, cache).float())
-            self._started.append(PackedCache.pack(cache.keys, cache.values, cache.length, kind))
+                started = PackedCache.pack(cache.keys, cache.values, cache.length, kind)
+                self._started.append(started)
         return torch.cat(logits)
 
     def select(self, pictures: Tensor) -> None:
+        self.cache = None
         self.cache = PackedCache.beside([self._started[i] for i in pictures.tolist()])
 
     def step(self, tokens: Tensor) -> Tensor:
+        assert self.cache is not None
         h = self.model.wte[tokens] + self.model.wpe[self.cache.length]  # [R, d]
         return packed_step(self.weights, self.cache, h)
 

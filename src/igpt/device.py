@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import cache
 from threading import Lock
 
@@ -81,9 +81,9 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Mixed precision: float32 weights, products in `dtype`."""
+    """Mixed precision: float32 weights, products in `dtype`, whatever is set around it."""
     if dtype == torch.float32:
-        return nullcontext()
+        return torch.autocast(device.type, enabled=False)
     return torch.autocast(device.type, dtype)
 
 

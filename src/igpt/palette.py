@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from igpt.config import UserError
+from igpt.config import PaletteConfig, UserError
 from igpt.disk import write_atomically
 from igpt.types import Floats, Pixels, Tokens
 
@@ -224,6 +224,11 @@ class Palette:
             self._table[_pack(colors)] = nearest
             if self._cells:
                 self._cells.fill(int(_pack(low[None])[0]), CELL)
+
+
+def recipe_colors(config: PaletteConfig) -> int:
+    """How many colours a recipe's palette has; UserError where it is a file that is none."""
+    return config.colors if config.path is None else Palette.load(config.path).n_colors
 
 
 def _count_colors(pixels: Pixels) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:

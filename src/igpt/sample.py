@@ -16,7 +16,7 @@ from torch import Tensor
 
 from igpt.config import STEP_PRECISIONS, UserError
 from igpt.decoders import Decoder, new_decoder
-from igpt.device import check_precision, decoding_memory
+from igpt.device import autocast, check_precision, decoding_memory
 from igpt.model import ImageGPT
 from igpt.objectives import require_likelihood
 from igpt.plan import cache_bytes
@@ -89,9 +89,10 @@ def generate(model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling) -> Ite
     """Tokens [R, T] as they are painted: the n completions of the first picture, of the second, ...
 
     The prefix [B, t] may be empty (t = 0), and is computed once for all completions of a picture.
-    As many of these are decoded side by side as `decoding_memory` holds, up to MOST_TOGETHER: those
-    of several pictures, or a part of those of one. Raises UserError for a BERT model, which has no
-    order to paint in, and for a prefix that is not shorter than the picture.
+    As many of these are decoded side by side as `decoding_memory` holds beside their prefixes, up
+    to MOST_TOGETHER: those of several pictures, or a part of those of one. Raises UserError for a
+    BERT model, which has no order to paint in, for a prefix that is not shorter than the picture,
+    and for logits that are not finite.
     """
     if not model.config.causal:
         raise UserError("a BERT model cannot sample or complete: it has no order to paint in")
@@ -100,12 +101,15 @@ def generate(model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling) -> Ite
     if t >= n_positions:
         raise UserError(f"nothing to complete: all {n_positions} pixels are given")
     decoder, device = new_decoder(model, sampling.precision), model.wte.device
-    hold = decoding_memory(device) // cache_bytes(model.config, "float32")
-    most = min(MOST_TOGETHER, max(1, hold))
-    pictures = max(1, most // n)  # whose completions fit side by side
+    hold = max(2, decoding_memory(device) // cache_bytes(model.config, "float32"))
+    most = min(MOST_TOGETHER, hold - 1)
+    pictures = max(1, min(most // n, hold // (n + 1)))  # whose completions fit side by side
     for first in range(0, len(prefix), pictures):
         part = prefix[first : first + pictures].to(device)
-        logits = decoder.prefill(part)  # [P, K]
+        with autocast(device, torch.float32):  # not what is around the call
+            logits = decoder.prefill(part)  # [P, K]
+        if not logits.isfinite().all():
+            raise UserError("the model's logits are not finite: its weights are broken")
         every = range(first * n, (first + len(part)) * n)
         for start in range(0, len(every), most):
             rows = every[start : start + most]
@@ -124,6 +128,7 @@ def _paint(
     tokens[:, :t] = prefix
     for position in range(t, n_positions):
         if position > t:
-            logits = decoder.step(tokens[:, position - 1])
+            with autocast(tokens.device, torch.float32):
+                logits = decoder.step(tokens[:, position - 1])
         tokens[:, position] = draw(probabilities(logits, sampling), uniforms[:, position])
     return tokens

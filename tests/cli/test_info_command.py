@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
@@ -15,6 +16,7 @@ from igpt.config import PRESETS, ModelConfig
 from igpt.interop.files import fetch_folder
 from igpt.interop.huggingface import config_to_hf
 from igpt.model import ImageGPT
+from igpt.palette import Palette
 from igpt.pipeline import load
 
 
@@ -54,6 +56,20 @@ def test_a_preset_takes_a_size_and_colours(igpt) -> None:
     values = json.loads(igpt("info", "igpt-xl", "--size", 64, "--colors", 16, "--json").out)
     assert (values["n_positions"], values["vocab_size"]) == (4096, 16)
     assert values["parameters_by_part"]["positions"] == 4096 * 3072
+
+
+def test_a_recipe_is_shown_with_its_network(igpt, tmp_path: Path) -> None:
+    text = igpt("info", "pictures32").out
+    assert text.startswith("# source: some thousands of your own pictures")
+    assert "vocabulary, colours 256" in [" ".join(row.split()) for row in text.splitlines()]
+    clusters = tmp_path / "five.npy"
+    Palette(np.linspace(-1, 1, 15).reshape(5, 3)).save(clusters)
+    own = tmp_path / "own.yaml"
+    own.write_text(f"{{objective: bert, data: {{image_size: 8}}, palette: {{path: {clusters}}}}}")
+    values = json.loads(igpt("info", own, "--json").out)
+    assert (values["vocab_size"], values["n_positions"], values["causal"]) == (5, 64, False)
+    assert values["recipe"]["objective"] == "bert"
+    assert values["training"] == {}
 
 
 def test_a_run_is_described_as_it_is(igpt, tiny_run: Path) -> None:
@@ -130,7 +146,9 @@ def test_a_folder_of_transformers_is_described(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["igpt-z"], "no preset of that name: igpt-s, igpt-m"),
+        (["igpt-z"], "no preset or recipe of that name: igpt-s, igpt-m"),
+        (["digits", "--size", "8"], "are for presets"),
+        (["{tmp}/gone.yaml"], "no recipe file"),
         (["{tmp}"], "expected a run or an ImageGPT model folder"),
         (["{run}", "--size", "8"], "are for presets"),
         (["igpt-s", "--size", "-3"], "image_size must be at least 1"),

@@ -42,7 +42,7 @@ COMMANDS = {
     "prepare": "resize a source of pictures once, into shards to train on",
     "palette": "fit a colour palette to your pictures",
     "plan": "what a recipe needs on a cluster: memory, days, bytes",
-    "info": "what a preset, a run or a model is made of, and what it costs",
+    "info": "what a preset, a recipe, a run or a model is made of, and what it costs",
 }
 
 # The commands that torchrun may start on several processes.

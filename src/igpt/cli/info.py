@@ -1,4 +1,4 @@
-"""`igpt info`: what a preset, a run or a model is and costs."""
+"""`igpt info`: what a preset, a recipe, a run or a model is and costs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from igpt.cli.report import Report
 from igpt.config import PRESETS, Say, UserError
+from igpt.recipes import shipped_recipes
 
 if TYPE_CHECKING:
     from igpt.config import ModelConfig, Recipe
@@ -23,20 +24,42 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help=f"one of {', '.join(PRESETS)}; a run, a model folder or a Hub id",
+        help=f"a preset: {', '.join(PRESETS)}; a recipe: {', '.join(shipped_recipes())} or a .yaml "
+        "file; a run, a model folder or a Hub id",
     )
     parser.add_argument("--size", type=int, help=f"of a preset: side in pixels; default {SIZE}")
     parser.add_argument("--colors", type=int, help=f"of a preset: default {COLORS}")
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    config, batch_size, trained = _preset(args) if args.model in PRESETS else _trained(args)
+    if args.model in PRESETS:
+        return _report(args.model, *_preset(args))
+    if args.size is not None or args.colors is not None:
+        raise UserError(f"--size and --colors are for presets, one of: {', '.join(PRESETS)}")
+    if args.model in shipped_recipes() or Path(args.model).suffix in (".yaml", ".yml"):
+        return _recipe(args.model)
+    return _report(args.model, *_trained(args.model))
+
+
+def _report(name: str, config: ModelConfig, batch_size: int, trained: dict[str, Any]) -> Report:
     values = _values(config, batch_size)
-    text = _text(args.model, config, values)
+    text = _text(name, config, values)
     if trained:
         told = [_row(name.replace("_", " "), str(value)) for name, value in trained.items()]
         text = "\n".join([text, "", *told])
-    return Report(text, {"model": args.model, **values, "training": trained})
+    return Report(text, {"model": name, **values, "training": trained})
+
+
+def _recipe(name: str) -> Report:
+    """A recipe as it is written, with what its comments tell, and its network."""
+    from igpt.palette import recipe_colors
+    from igpt.recipes import load_recipe, recipe_text
+
+    recipe = load_recipe(name)
+    config = recipe.model_config(recipe_colors(recipe.palette), recipe.data.image_size**2)
+    network = _report("its network", config, recipe.train.batch_size, {})
+    text = f"{recipe_text(name).rstrip()}\n\n{network.text}"
+    return Report(text, {**network.values, "model": name, "recipe": asdict(recipe)})
 
 
 def _preset(args: argparse.Namespace) -> tuple[ModelConfig, int, dict[str, Any]]:
@@ -51,7 +74,7 @@ def _preset(args: argparse.Namespace) -> tuple[ModelConfig, int, dict[str, Any]]
     return config, TrainConfig().batch_size, {}
 
 
-def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int, dict[str, Any]]:
+def _trained(name: str) -> tuple[ModelConfig, int, dict[str, Any]]:
     """As `_preset`, for a run, a model folder or a Hub id; and how it was trained, if known."""
     from igpt.checkpoint import recipe_of
     from igpt.config import Recipe
@@ -60,13 +83,11 @@ def _trained(args: argparse.Namespace) -> tuple[ModelConfig, int, dict[str, Any]
     from igpt.interop.files import local_folder, read_weights
     from igpt.interop.huggingface import config_from_hf
 
-    if args.size is not None or args.colors is not None:
-        raise UserError(f"--size and --colors are for presets, one of: {', '.join(PRESETS)}")
-    folder = local_folder(args.model)
+    folder = local_folder(name)
     if not folder.is_dir():
         raise UserError(
-            f"no run, model folder or Hub id '{args.model}', and no preset of that name: "
-            f"{', '.join(PRESETS)}"
+            f"no run, model folder or Hub id '{name}', and no preset or recipe of that name: "
+            f"{', '.join((*PRESETS, *shipped_recipes()))}"
         )
     require_model(folder)
     weights, _ = read_weights(folder)  # they tell whether there are biases and a classifier

@@ -62,12 +62,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
+    from igpt.palette import recipe_colors
+
     name, changes = recipe_and_changes(args, SHORT)
     recipe = load_recipe(name, changes)
     if not 0 < args.utilisation <= 1:
         raise UserError(f"--utilisation must be above 0 and at most 1, got {args.utilisation}")
     gpu, size = GPUS[args.gpu], recipe.data.image_size
-    config = recipe.model_config(_colors(recipe), size * size)
+    config = recipe.model_config(recipe_colors(recipe.palette), size * size)
     own = _division(recipe, args.gpus, gpu)
     fitting = fitting_division(config, own, gpu)
     own_costs, preset = _costs(config, own, recipe, gpu, args.utilisation), recipe.model.preset
@@ -87,14 +89,6 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         "cache_bytes": cache_bytes(config, own.dtype),
     }
     return Report(_text(args, [name, *changes], recipe, values), values)
-
-
-def _colors(recipe: Recipe) -> int:
-    """How many colours the palette will have; UserError where it is a file that is none."""
-    from igpt.palette import Palette
-
-    path = recipe.palette.path
-    return recipe.palette.colors if path is None else Palette.load(path).n_colors
 
 
 def _division(recipe: Recipe, gpus: int, gpu: GPU) -> Division:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igpt.kernels.build import constant, load_for_bfloat16
+from igpt.kernels.build import constant, load_for_bfloat16, threads
 from igpt.kernels.operators import define
 
 
@@ -36,7 +36,7 @@ def _call(name: str, *tensors: Tensor) -> None:
     assert library is not None
     addresses = (ctypes.c_void_p(x.data_ptr()) for x in tensors)
     size = ctypes.c_int64(tensors[0].numel())
-    getattr(library, name)(*addresses, size, torch.get_num_threads())
+    getattr(library, name)(*addresses, size, threads())
 
 
 def _quick_gelu(x: Tensor) -> Tensor:

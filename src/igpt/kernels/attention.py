@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from igpt.kernels.build import constant, load, load_for_bfloat16
+from igpt.kernels.build import constant, load, load_for_bfloat16, threads
 from igpt.kernels.operators import define
 
 MAX_WIDTH = 256  # of a head; the kernel has no limit, but wider heads are not tested
@@ -78,7 +78,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple
     library.attention_forward(
         *(_Strided.of(x) for x in (query, key, value, out)),
         ctypes.c_void_p(log_sum.data_ptr()),
-        *(B, H, T, D, int(causal), torch.get_num_threads()),
+        *(B, H, T, D, int(causal), threads()),
     )
     return out, log_sum
 
@@ -104,7 +104,7 @@ def _attention_backward(
         *(_Strided.of(x) for x in (query, key, value, out, out_gradient)),
         ctypes.c_void_p(log_sum.data_ptr()),
         *(_Strided.of(x) for x in gradients),
-        *(B, H, T, D, int(causal), torch.get_num_threads()),
+        *(B, H, T, D, int(causal), threads()),
     )
     return gradients
 

@@ -21,12 +21,11 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import ParamSpec
-from uuid import uuid4
 
 import torch
 
-from igpt.config import first_line
-from igpt.disk import flush
+from igpt.config import UserError, first_line
+from igpt.disk import write_atomically
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 NO_TILES = "-DNO_TILES"  # a flag: use vectors even if the processor has matrix tiles
@@ -45,18 +44,40 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
     """
     if os.environ.get(SWITCH) == "0" or not _for_this_machine():
         return None
-    # Flags may follow the compiler, and a launcher like ccache come before it.
-    compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    try:  # flags may follow the compiler, and a launcher like ccache come before it
+        compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    except ValueError as error:
+        _log.warning("CXX is no command (%s): %s stays on the plain road", error, name)
+        return None
     if shutil.which(compiler[0]) is None:
         level = logging.WARNING if "CXX" in os.environ else logging.INFO
         _log.log(level, "no C++ compiler %s: %s stays on the plain road", compiler[0], name)
         return None
     try:
         return _library(name, compiler, flags)
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, UserError, subprocess.CalledProcessError) as error:
         reason = first_line(getattr(error, "stderr", None) or error)
         _log.warning("cannot compile %s, it stays on the plain road: %s", name, reason)
         return None
+
+
+_forked = False
+
+
+def _remember_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_remember_fork)
+
+
+def threads() -> int:
+    """How many a kernel takes: in a process that was forked one, as OpenMP would wait forever for
+    the others, which stayed with its parent.
+    """
+    return 1 if _forked else torch.get_num_threads()
 
 
 def constant(answer: Callable[P, bool]) -> Callable[P, bool]:
@@ -96,36 +117,36 @@ def _for_this_machine() -> bool:
 
 def _library(name: str, compiler: Sequence[str], flags: Sequence[str]) -> ctypes.CDLL:
     source = Path(__file__).with_name(f"{name}.cpp")
-    threads = _threads_of_torch()
+    openmp = _openmp_of_torch()
     # -march=native gives the same code on processors with the same flags, so these stand for it.
     headers = [path.read_text() for path in sorted(source.parent.glob("*.h"))]
     flags = (*FLAGS, *flags)
-    about = [source.read_text(), *headers, *flags, *compiler, *threads]
+    about = [source.read_text(), *headers, *flags, *compiler, *openmp]
     about += [_version(compiler), _processor()]
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
     library = _cache_folder() / f"{name}-{key}.so"
     if library.exists():
         with suppress(OSError):  # a damaged one is made anew
             return ctypes.CDLL(str(library))
-    library.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes, perhaps on several machines, may compile at once: each renames a complete
-    # file of its own to the same name.
-    temporary = library.with_name(f".{library.name}.{uuid4().hex[:8]}")
-    command = [*compiler, *flags, str(source), "-o", str(temporary), *threads]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    flush(temporary)
-    os.replace(temporary, library)
+
+    def compile_to(path: Path) -> None:
+        command = [*compiler, *flags, str(source), "-o", str(path), *openmp]
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
+
+    # Several processes, perhaps on several machines, may compile at once.
+    write_atomically(library, compile_to)
     return ctypes.CDLL(str(library))
 
 
-def _threads_of_torch() -> list[str]:
+def _openmp_of_torch() -> list[str]:
     """PyTorch's own OpenMP, to link with: two pools of threads would compete for the cores."""
     folder = Path(torch.__file__).parent / "lib"
     return [str(path) for path in sorted(folder.glob("libgomp*.so*"))[:1]]
 
 
 def _version(compiler: Sequence[str]) -> str:
-    done = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True)
+    command = [*compiler, "--version"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
     return done.stdout
 
 

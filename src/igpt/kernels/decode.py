@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igpt.kernels.build import load, load_for_tiles
+from igpt.kernels.build import load, load_for_tiles, threads
 
 UNIT = 32  # inputs, outputs and the width of a head are multiples of it
 TOGETHER = 64  # positions that are computed side by side; a cache has room for a multiple of it
@@ -248,7 +248,7 @@ def packed_step(weights: PackedWeights, cache: PackedCache, h: Tensor) -> Tensor
         ctypes.c_void_p(h.data_ptr()),
         ctypes.c_void_p(logits.data_ptr()),
         len(h),
-        torch.get_num_threads(),
+        threads(),
     )
     cache.length += 1
     return logits[:, : weights.n_outputs]

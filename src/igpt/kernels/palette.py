@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from igpt.kernels.build import load
+from igpt.kernels.build import load, threads
 
 CELLS, CELL = 1 << 18, 12  # cells of 4x4x4 colours; numbers of 16 bits in each (palette.cpp)
 
@@ -40,9 +39,9 @@ class ColorCells:
 
     def look_up(self, colors: npt.NDArray[np.uint8], tokens: npt.NDArray[np.uint16]) -> bool:
         """Write the tokens [N] of `colors` [N, 3], both contiguous; whether all were known."""
-        size, threads = ctypes.c_int64(len(colors)), torch.get_num_threads()
+        size = ctypes.c_int64(len(colors))
         table, cells = _at(self._table), _at(self._cells)
-        return bool(self._library.look_up(_at(colors), size, table, cells, _at(tokens), threads))
+        return bool(self._library.look_up(_at(colors), size, table, cells, _at(tokens), threads()))
 
 
 def _at(array: npt.NDArray[Any]) -> ctypes.c_void_p:
