@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from igpt.cli.arguments import add_data, add_run, load_pictures
+from igpt.cli.arguments import add_data, add_run, open_pictures
 from igpt.pipeline import load
+from igpt.run_data import load_named
 
 FORMATS: dict[str, dict[str, Any]] = {
     "PNG": {"format": "PNG", "optimize": True},
@@ -37,7 +38,7 @@ def main() -> None:
     add_data(parser)
     args = parser.parse_args()
     pipeline = load(args.run)
-    images = load_pictures(args, pipeline)
+    images = load_named(open_pictures(args), pipeline).images
     quantized = pipeline.quantize(images)
     print(f"{len(images)} pictures, {pipeline.palette.n_colors} colours", file=sys.stderr)
     counts = np.bincount(pipeline.tokens(images).numpy().ravel())

@@ -15,6 +15,7 @@ import igpt.folder
 from conftest import load_model
 from igpt.config import ModelConfig, UserError
 from igpt.folder import save_model
+from igpt.interop.huggingface import class_names_from_hf
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
@@ -115,3 +116,8 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path, broken, CODEC, NAMES)
     with pytest.raises(UserError, match=r"model\.safetensors: not all weights are finite"):
         load_model(tmp_path)
+
+
+def test_classes_of_one_name_keep_apart() -> None:
+    two_cranes = {"id2label": {"0": "crane", "1": "dog", "2": "crane"}}
+    assert class_names_from_hf(two_cranes, 4) == ("crane (0)", "dog", "crane (2)", "3")

@@ -13,7 +13,7 @@ from PIL import Image
 
 import igpt
 from igpt.config import UserError
-from igpt.data import decode_all, imagenet_centre, open_files, open_source
+from igpt.data import decode_all, fit_square, imagenet_centre, open_files, open_source
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.run_data import load_named
@@ -68,6 +68,27 @@ def test_every_form_of_picture_gives_the_same_likelihood(
         np.testing.assert_allclose(pipeline.nll(form), expected, atol=1e-6)
     np.testing.assert_allclose(pipeline.nll(pictures[0]), expected[:1], atol=1e-6)
     np.testing.assert_allclose(pipeline.nll(str(tmp_path / "0.png")), expected[:1], atol=1e-6)
+
+
+def test_files_are_opened_one_by_one(
+    pipeline: igpt.Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many photographs are more than memory holds."""
+    Image.new("RGB", (20, 20)).save(tmp_path / "big.png")
+    done: list[str] = []
+
+    def opened(*_: object) -> Image.Image:
+        done.append("opened")
+        return Image.new("RGB", (20, 20))
+
+    def shrunk(image: Image.Image, size: int) -> np.ndarray:
+        done.append("shrunk")
+        return fit_square(image, size)
+
+    monkeypatch.setattr("igpt.data.shown.read_rgb", opened)
+    monkeypatch.setattr(pipeline, "transform", shrunk)
+    pipeline.nll([tmp_path / "big.png"] * 3)
+    assert done == ["opened", "shrunk"] * 3
 
 
 @pytest.fixture

@@ -75,6 +75,24 @@ def test_names_of_local_folders_are_not_told(tiny_run: Path, tmp_path: Path) -> 
         assert line in shared
 
 
+def test_the_probe_of_a_model_that_is_no_run_is_shared_too(
+    igpt_cli, tiny_run: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    igpt.load(tiny_run).save_pretrained(model)
+    (model / "recipe.yaml").unlink()
+    few = ("--data", "digits", "--layer", 1, "--labels-per-class", 4, "--seeds", 1)
+    assert igpt_cli("probe", model, *few).status == 0
+    igpt.load(model).save_pretrained(tmp_path / "copy")
+    assert igpt_cli("push", model, "me/model", "--dry-run", tmp_path / "shared").status == 0
+    images = np.zeros((1, 8, 8, 3), dtype=np.uint8)
+    expected = igpt.load(model).predict(images).probabilities
+    for folder in ("copy", "shared"):
+        assert np.array_equal(igpt.load(tmp_path / folder).predict(images).probabilities, expected)
+    told = (tmp_path / "shared" / "probe" / "results.json").read_text()
+    assert str(tmp_path) not in told
+
+
 def test_the_card_tells_the_steps_that_were_done(tiny_run: Path, tmp_path: Path) -> None:
     from igpt.share import write_folder
 

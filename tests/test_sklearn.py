@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import check_estimator, estimator_checks_gen
 
 import igpt
 from igpt.data import imagenet_centre
-from igpt.probe.linear import STRENGTHS
+from igpt.probe.linear import STRENGTHS, Basis
 from igpt.sklearn import ImageGPTClassifier, ImageGPTFeatures, _choose_strength
 
 # scikit-learn's checks make up tables. Some of these cannot be pictures, whatever we do.
@@ -288,12 +288,29 @@ class Oracle:
 def test_the_best_strength_is_chosen_and_of_equals_the_strongest_penalty(
     monkeypatch: pytest.MonkeyPatch, good: set[float]
 ) -> None:
-    def probes(_x: object, _y: object, _n: int, strengths: list[float]) -> list[Oracle]:
+    def probes(_x: object, _y: object, _n: int, strengths: list[float], _c: int) -> list[Oracle]:
         return [Oracle(strength in good) for strength in strengths]
 
     monkeypatch.setattr("igpt.sklearn._probes", probes)
     labels = np.arange(20) % 2
-    assert _choose_strength(labels[:, None].astype(np.float32), labels) == 0.01
+    assert _choose_strength(labels[:, None].astype(np.float32), labels, 0) == 0.01
+
+
+def test_the_strength_is_chosen_for_as_many_components_as_are_fitted(
+    pipeline: igpt.Pipeline, digits: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = digits
+    asked: list[int] = []
+    fit = Basis.fit
+
+    def counted(features: np.ndarray, components: int) -> Basis:
+        asked.append(components)
+        return fit(features, components)
+
+    monkeypatch.setattr(Basis, "fit", counted)
+    # 48 features: fewer than the pictures, more than those of a fold.
+    ImageGPTClassifier(pipeline, white=16).fit(images[:50], labels[:50])
+    assert asked == [0] * len(asked)
 
 
 def test_two_classes_have_one_decision(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 import igpt
 from igpt.data import Labelled, Task
-from igpt.probe.linear import COMPONENTS
+from igpt.probe.linear import COMPONENTS, LayerData
 from igpt.study import (
     LinearMethod,
     ModelFeatures,
@@ -134,6 +135,28 @@ def test_test_is_predicted_at_the_layer_that_validation_chose(task: Task) -> Non
     neighbours = NeighbourMethod(method).fit(every)
     assert neighbours.layer == "signal"
     assert (neighbours.predicted == task.test.labels).mean() > 0.9
+
+
+def test_of_a_linear_probes_layers_one_is_copied_at_a_time(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def represent(images: np.ndarray) -> dict[str, np.ndarray]:
+        return {str(i): images.reshape(len(images), -1).astype(np.float32) for i in range(4)}
+
+    method, held = linear(task, represent), weakref.WeakSet[LayerData]()
+    make, most = method.layer_data, 0
+
+    def counted(layer: str, indices: np.ndarray) -> LayerData:
+        nonlocal most
+        data = make(layer, indices)
+        held.add(data)
+        most = max(most, len(held))
+        return data
+
+    monkeypatch.setattr(LayerData, "__hash__", object.__hash__)
+    monkeypatch.setattr(method, "layer_data", counted)
+    method.fit(Subset(None, 0, np.arange(120)))
+    assert most == 2  # one goes when the next is there
 
 
 def test_an_attentive_probe_is_tested_at_the_layer_that_validation_chose(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -131,13 +130,19 @@ def write_json(path: Path, contents: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(contents, indent=2) + "\n")
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """`write_atomically` of at least one row, as CSV below a line of the keys."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+
+    def write(temporary: Path) -> None:
+        following = iter(rows)
+        first = next(following)
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, first, lineterminator="\n")
+            writer.writeheader()
+            writer.writerow(first)
+            writer.writerows(following)
+
+    write_atomically(path, write)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def in_batches(
 ) -> Iterator[torch.Tensor]:
     """`compute` of each batch [B, T] of tokens [N, T] and the place of its first picture, in order.
 
+    A batch is int64, whatever whole numbers the tokens are.
     `check` is called before each and may raise. Of several processes, each computes its share of
     the batches, and all are given all.
     """
@@ -62,7 +63,7 @@ def in_batches(
         if check is not None:
             check()
         start = starts[place]
-        values = compute(tokens[start : start + batch_size], start)
+        values = compute(tokens[start : start + batch_size].to(torch.int64), start)
         yield from in_turn(values if counts else values[:0])
 
 

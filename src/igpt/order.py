@@ -131,7 +131,11 @@ class Codec:
 
     def encode(self, images: Pixels | Encoded) -> npt.NDArray[np.int64]:
         """Tokens [B, T] in the model's order, of any pictures that `raster_tokens` takes."""
-        return self.reorder(self.raster_tokens(images)).astype(np.int64)
+        return self.tokens(images).astype(np.int64)
+
+    def tokens(self, images: Pixels | Encoded) -> Tokens:
+        """The same in 16 bits, for sets of millions."""
+        return self.reorder(self.raster_tokens(images))
 
     def raster_tokens(self, images: Pixels | Encoded) -> Tokens:
         """Tokens [B, T] row by row, of uint8 images [B, H, W, 3] or of encoded ones.

@@ -24,7 +24,7 @@ from igpt.pipeline import Pipeline
 from igpt.plots import few_labels_figure, layers_figure, save_figure
 from igpt.probe.attention import AttentionHead
 from igpt.probe.linear import FittedProbe
-from igpt.probe.sgd import SGD
+from igpt.probe.sgd import MEASURED, SGD
 from igpt.probe.store import RESULTS, Learned, SavedProbe, mark, save_probe
 from igpt.probe.unfinished import UNFINISHED
 from igpt.run_data import RunData
@@ -122,6 +122,7 @@ def probe_run(
         on_first(lambda: (folder / UNFINISHED).unlink(missing_ok=True))
     for other in others:  # some take hours
         trials += compare([other], chosen, say)
+        del other  # and its features, before the next computes its own
         found = write()
     return found
 
@@ -138,6 +139,8 @@ def _streamed(
                 f"{unfinished} is of a fit that was cut short: --resume it, or remove it"
             )
         task = data.large_task(features.pipeline.codec)
+    sampled = features.bytes(min(MEASURED, len(task.train)))
+    require_memory(sampled, "fewer --layer, or a coarser --pool")
     _introduce(task, say)
     method = StreamedMethod(features, task, config, asked.metric, unfinished, say)
     return method, [], subsets(task, [None], 1)

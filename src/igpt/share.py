@@ -57,15 +57,14 @@ def save(pipeline: Pipeline, folder: Path) -> None:
 
 
 def _save_run(source: Path | None, folder: Path) -> None:
-    """The recipe and the probe of the run `source`, in place of those of an earlier model."""
+    """The recipe and the probe of the model `source`, in place of those of an earlier one."""
     unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
     try:
         for stale in (RECIPE, f"probe/{PROBE}", f"probe/{RESULTS}"):
             (folder / stale).unlink(missing_ok=True)
-        if source is None or not RunDirectory(source).exists():
-            return
-        shutil.copy(source / RECIPE, folder)
-        if (source / "probe").is_dir():
+        if source is not None and RunDirectory(source).exists():
+            shutil.copy(source / RECIPE, folder)
+        if source is not None and (source / "probe").is_dir():  # of any model, a run or not
             shutil.copytree(source / "probe", folder / "probe", ignore=unready, dirs_exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error}") from error
@@ -81,11 +80,10 @@ def write_folder(pipeline: Pipeline, path: Path, name: str, license: str | None)
     with new_folder(path) as folder:
         save(pipeline, folder)
         pipeline.palette.save(folder / "palette.npy")
-        recipe, rows, probed = None, [], {}
+        recipe, rows, probed = None, [], _shorten_paths(folder / "probe" / RESULTS)
         if pipeline.folder is not None and RunDirectory(folder).exists():
             recipe = _without_paths(RunDirectory(folder).recipe())
             write_text(folder / RECIPE, recipe_yaml(recipe))
-            probed = _shorten_paths(folder / "probe" / RESULTS)
             metrics = RunDirectory(pipeline.folder).metrics
             if metrics.is_file():
                 shutil.copy(metrics, folder / metrics.name)

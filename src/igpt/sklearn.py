@@ -210,8 +210,9 @@ class ImageGPTClassifier(ClassifierMixin, _PictureEstimator):  # type: ignore[mi
         if len(self.classes_) < 2:
             raise InvalidInput("a classifier needs pictures of two classes or more, got 1 class")
         features = self._features(images)
-        self.C_ = _choose_strength(features, labels) if self.C is None else self.C
-        (self.probe_,) = _probes(features, labels, len(self.classes_), [self.C_])
+        components = usual_components(features.shape[1], len(features))  # for the folds as well
+        self.C_ = _choose_strength(features, labels, components) if self.C is None else self.C
+        (self.probe_,) = _probes(features, labels, len(self.classes_), [self.C_], components)
         return self
 
     def decision_function(self, X: Any) -> Floats:
@@ -272,15 +273,19 @@ def _rgb(images: Pixels) -> Pixels:
 
 
 def _probes(
-    features: Features, labels: Labels, n_classes: int, strengths: Sequence[float]
+    features: Features,
+    labels: Labels,
+    n_classes: int,
+    strengths: Sequence[float],
+    components: int,
 ) -> list[LinearProbe]:
-    """A probe on features [N, F] for each strength."""
-    basis = Basis.fit(features, usual_components(features.shape[1], len(features)))
+    """A probe on features [N, F], or that many components of them, for each strength."""
+    basis = Basis.fit(features, components)
     path = logistic_path(basis(features), labels, n_classes, strengths)
     return [basis.fold(weight, bias) for weight, bias in path]
 
 
-def _choose_strength(features: Features, labels: Labels) -> float:
+def _choose_strength(features: Features, labels: Labels, components: int) -> float:
     """The strength with the best accuracy in cross-validation; of equals the strongest penalty."""
     counts = np.bincount(labels)
     if counts.min() < 2:
@@ -288,6 +293,6 @@ def _choose_strength(features: Features, labels: Labels) -> float:
     folds = StratifiedKFold(min(FOLDS, counts.min()), shuffle=True, random_state=0)
     right = np.zeros(len(STRENGTHS))
     for train, held_out in folds.split(features, labels):
-        probes = _probes(features[train], labels[train], len(counts), STRENGTHS)
+        probes = _probes(features[train], labels[train], len(counts), STRENGTHS, components)
         right += [(p.predict(features[held_out]) == labels[held_out]).sum() for p in probes]
     return STRENGTHS[int(right.argmax())]

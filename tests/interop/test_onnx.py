@@ -13,7 +13,7 @@ import torch
 
 import igpt as package
 from conftest import assert_mistake
-from igpt.config import ModelConfig
+from igpt.config import ModelConfig, UserError
 from igpt.interop.onnx import export_onnx
 from igpt.sample import Sampling
 from test_model import random_model
@@ -110,3 +110,18 @@ def test_without_onnx_one_line_says_what_to_install(
     result = igpt("export", "onnx", tiny_run, "--out", tmp_path / "out")
     assert_mistake(result, "not installed: pip install onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_gives_no_numbers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def run(self, _: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            return [np.full(inputs["tokens"].shape, np.nan, np.float32)]
+
+    monkeypatch.setattr("igpt.interop.onnx._export", lambda *_: None)
+    monkeypatch.setattr("onnxruntime.InferenceSession", Broken)
+    with pytest.raises(UserError, match="nan"):
+        export_onnx(random_model(replace(AR, n_layer=1)), tmp_path)

@@ -51,7 +51,7 @@ def _best_nats(sets: list[Pairs], k: int) -> float:
     """Nats a pixel on the last set, with the strength that is best on the one before it."""
     counts = Counts.of(sets[0], k)
     held_out, test = (counts.look_up(pairs) for pairs in sets[1:])
-    return min((_nats(held_out, strength), _nats(test, strength)) for strength in STRENGTHS)[1]
+    return _nats(test, min(STRENGTHS, key=lambda strength: _nats(held_out, strength)))
 
 
 @dataclass(frozen=True)

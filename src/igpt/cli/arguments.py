@@ -13,8 +13,6 @@ from igpt.config import PRECISIONS, STEP_PRECISIONS, UserError
 if TYPE_CHECKING:
     from igpt.config import Recipe
     from igpt.data import Pictures
-    from igpt.order import Encoded
-    from igpt.pipeline import Pipeline
     from igpt.probe.store import Learned
     from igpt.run_data import RunData
     from igpt.sample import Sampling
@@ -179,13 +177,6 @@ def limited(pictures: Pictures, limit: int | None) -> Pictures:
     if limit is None:
         return pictures
     return pictures.select(np.arange(min(limit, len(pictures))))
-
-
-def load_pictures(args: argparse.Namespace, pipeline: Pipeline) -> Encoded:
-    """The pictures of `open_pictures` as the model takes them."""
-    from igpt.run_data import load_named
-
-    return load_named(open_pictures(args), pipeline).images
 
 
 # short flag -> the recipe's field that it stands for, and its help

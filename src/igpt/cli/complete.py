@@ -11,7 +11,7 @@ from igpt.cli.arguments import (
     add_pictures_out,
     add_run,
     add_sampling,
-    load_pictures,
+    open_pictures,
     refuse_two_sources,
     sampling,
 )
@@ -55,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
     from igpt.plots import completion_sheet, require_pictures
+    from igpt.run_data import load_named
 
     args.images = [*(args.images or []), *args.files]
     refuse_two_sources(args)
@@ -63,8 +64,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         args.limit = SHOWN
         say(f"the first {SHOWN} pictures: --limit takes more")
     pipeline = load(args.run)
-    images = load_pictures(args, pipeline)
-    count, given = len(images), pipeline.given_mask(args.keep)
+    pictures = load_named(open_pictures(args), pipeline)
+    images, count, given = pictures.images, len(pictures.names), pipeline.given_mask(args.keep)
     batches = pipeline.complete_batches(images, args.keep, args.n, sampling(args))
     names = [f"{i:05}-{variant}" for i in range(count) for variant in range(args.n)]
 
@@ -74,5 +75,5 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     out = save_painted(batches, names, args.out, sheet, say)
     return Report(
         f"{args.n} completions of {count} pictures: {out}",
-        {"out": str(out), "count": count, "n": args.n},
+        {"out": str(out), "count": count, "n": args.n, "pictures": pictures.names},
     )

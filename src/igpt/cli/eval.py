@@ -10,7 +10,7 @@ from igpt.cli.arguments import (
     add_precision,
     add_run,
     add_shard,
-    load_pictures,
+    open_pictures,
     refuse_two_sources,
 )
 from igpt.cli.report import Report
@@ -31,13 +31,14 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import ParallelConfig
     from igpt.parallel.processes import processes, require_same, together
     from igpt.pipeline import load
+    from igpt.run_data import load_named
 
     refuse_two_sources(args)
     parallel = ParallelConfig(shard=args.shard)
     with processes(parallel):
         pipeline = load(args.run, parallel=parallel)
         with together():
-            images = load_pictures(args, pipeline)
+            images = load_named(open_pictures(args), pipeline).images
         require_same("pictures", len(images))
         say(f"{len(images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
         result = pipeline.likelihood(images, precision=args.precision)

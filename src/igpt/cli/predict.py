@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
+    import torch
+
     from igpt.classify import as_classes, report
     from igpt.disk import require_file, write_csv
     from igpt.pipeline import load
@@ -71,14 +74,14 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     if args.confusion and (known is None or not (known >= 0).any()):
         raise UserError("--confusion needs labelled pictures")
     say(f"{len(pictures.images):,} pictures, {len(classifier.class_names)} classes")
-    prediction = classifier.predict(
-        pipeline.tokens(pictures.images), pipeline.dtype(args.precision)
-    )
-    rows = _rows(pictures.names, prediction, known, every=bool(args.csv or args.json))
+    tokens = torch.from_numpy(pipeline.codec.tokens(pictures.images))
+    prediction = classifier.predict(tokens, pipeline.dtype(args.precision))
+    rows = partial(_rows, pictures.names, prediction, known)
     if args.csv:
-        write_csv(args.csv, rows)
-    values: dict[str, Any] = {"count": len(rows), "predictions": rows}
-    lines = _table(rows)
+        write_csv(args.csv, rows(every=True))
+    count = len(pictures.names)
+    values: dict[str, Any] = {"count": count, "predictions": list(rows(every=args.json))}
+    lines = _table(values["predictions"])
     if known is not None and (known >= 0).any():
         at = (known >= 0).nonzero()[0]
         if missing := len(known) - len(at):
@@ -110,12 +113,12 @@ def _rows(
     known: Labels | None,
     *,
     every: bool,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A row for each picture: its predicted class and its true one if known.
 
-    With the probabilities of `every` class if asked: of many classes they take gigabytes.
+    With the probabilities of `every` class if asked: of many classes all take gigabytes.
     """
-    rows, names = [], prediction.class_names
+    names = prediction.class_names
     columns = [f"p_{name}" for name in names]
     chosen = zip(pictures, prediction.labels, prediction.probabilities, strict=True)
     for i, (picture, label, p) in enumerate(chosen):
@@ -124,8 +127,7 @@ def _rows(
             row["true"] = names[known[i]] if known[i] >= 0 else ""
         if every:
             row |= {column: _rounded(value) for column, value in zip(columns, p, strict=True)}
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _rounded(probability: float) -> float:

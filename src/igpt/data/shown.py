@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +30,27 @@ def as_pixels(images: Shown, size: int, transform: Transform) -> Pixels:
         unchanged = images.shape[1:] == (size, size, 3) and transform is fit_square
         if unchanged:  # one by one, as below, a large set would take longer
             return images
-    pictures = _as_rgb(images)
-    if not pictures:
+    pixels = [transform(picture, size) for picture in _as_rgb(images)]
+    if not pixels:
         raise UserError("no pictures given")
-    return np.stack([transform(picture, size) for picture in pictures])
+    return np.stack(pixels)
 
 
-def _as_rgb(images: Shown) -> list[Image.Image]:
+def _as_rgb(images: Shown) -> Iterator[Image.Image]:
+    """Each in turn, as many files of photographs are more than memory holds."""
     if isinstance(images, Image.Image):
-        return [_convert(images)]
-    if isinstance(images, str | Path):
-        return [_open(Path(images))]
-    if isinstance(images, torch.Tensor):
-        return _array_as_rgb(_as_array(images))
-    if isinstance(images, np.ndarray):
-        return _array_as_rgb(images)
-    if not isinstance(images, Iterable):
+        yield _convert(images)
+    elif isinstance(images, str | Path):
+        yield _open(Path(images))
+    elif isinstance(images, torch.Tensor):
+        yield from _array_as_rgb(_as_array(images))
+    elif isinstance(images, np.ndarray):
+        yield from _array_as_rgb(images)
+    elif isinstance(images, Iterable):
+        for image in images:
+            yield from _as_rgb(image)
+    else:
         raise UserError(f"expected pictures, got {type(images).__name__}")
-    return [picture for image in images for picture in _as_rgb(image)]
 
 
 def _convert(image: Image.Image) -> Image.Image:
@@ -78,7 +81,7 @@ def _as_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
     return tensor.cpu().numpy()
 
 
-def _array_as_rgb(array: npt.NDArray[Any]) -> list[Image.Image]:
+def _array_as_rgb(array: npt.NDArray[Any]) -> Iterator[Image.Image]:
     if array.dtype != np.uint8:
         raise UserError(f"pictures must be uint8 arrays of 0 to 255, got {array.dtype}")
     colour = array.ndim >= 3 and array.shape[-1] == 3
@@ -90,6 +93,4 @@ def _array_as_rgb(array: npt.NDArray[Any]) -> list[Image.Image]:
             "pictures must have shape [H, W], [H, W, 3], [B, H, W] or [B, H, W, 3], "
             f"got {list(array.shape)}"
         )
-    if len(array) == 0:
-        raise UserError("no pictures given")
-    return [_convert(Image.fromarray(pixels)) for pixels in array]
+    yield from (_convert(Image.fromarray(pixels)) for pixels in array)

@@ -13,6 +13,7 @@ gives the same model.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -87,11 +88,15 @@ def config_to_hf(
 
 
 def class_names_from_hf(theirs: Mapping[str, Any], n_classes: int) -> tuple[str, ...]:
-    """Names of the classes from `config.json`; their numbers where it has none."""
-    names = theirs.get("id2label")
-    if not isinstance(names, Mapping):
-        names = {}
-    return tuple(str(names.get(str(i), i)) for i in range(n_classes))
+    """Names of the classes from `config.json`; their numbers where it has none.
+
+    Those of a name that several have, as ImageNet's two cranes, get their number behind it.
+    """
+    told = theirs.get("id2label")
+    found = told if isinstance(told, Mapping) else {}
+    names = [str(found.get(str(i), i)) for i in range(n_classes)]
+    shared = {name for name, count in Counter(names).items() if count > 1}
+    return tuple(f"{name} ({i})" if name in shared else name for i, name in enumerate(names))
 
 
 def config_from_hf(

@@ -177,7 +177,8 @@ def _difference(graph: Graph, path: Path) -> float:
             expected = (expected,)
         arrays: Mapping[str, Any] = {name: x.numpy() for name, x in inputs.items()}
         for mine, theirs in zip(expected, session.run(None, arrays), strict=True):
-            largest = max(largest, float(np.abs(mine.numpy() - theirs).max()))
+            # Which stays NaN once it is: `max` would forget it.
+            largest = float(np.maximum(largest, np.abs(mine.numpy() - theirs).max()))
     return largest
 
 

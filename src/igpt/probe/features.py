@@ -134,7 +134,7 @@ def batch_features(
     compute = in_dtype(partial(pooled_features, model, layers, pool), model, dtype)
 
     def features(tokens: Tensor, start: int, mask: int) -> Tensor:
-        return compute(*trunk_inputs(model, tokens.to(torch.int64), start, mask))
+        return compute(*trunk_inputs(model, tokens, start, mask))
 
     return features
 
@@ -199,7 +199,7 @@ class Extractor:
 
     def every(self, images: Pixels | Encoded) -> Iterator[dict[str, Features]]:
         """The same of a whole set, a few pictures at a time; shared by all processes."""
-        tokens = torch.from_numpy(self.codec.reorder(self.codec.raster_tokens(images)))
+        tokens = torch.from_numpy(self.codec.tokens(images))
         for pooled in extract(self.model, tokens, self.layers, self.pool, dtype=self.dtype):
             parts = self._grouped(torch.from_numpy(pooled))
             yield {name: part.numpy() for name, part in parts.items()}

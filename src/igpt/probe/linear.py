@@ -7,7 +7,7 @@ and the strength of the L2 penalty are chosen on validation data; test is for th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from igpt.types import Floats, Labels
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 ITERATIONS = 300  # of L-BFGS; a fit that needs more is one that validation would not choose
 COMPONENTS = 256  # principal components kept where features outnumber labels
-CONSTANT = 1e-5  # largest deviation, relative to the mean, of a feature that tells nothing
+CONSTANT = 1e-5  # largest range, relative to the mean, of a feature that tells nothing
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class Basis:
         from sklearn.decomposition import PCA
 
         mean, scale = features.mean(axis=0), features.std(axis=0)
-        # What is constant but for rounding would be blown up by its own rounding errors.
-        scale[scale <= CONSTANT * np.abs(mean)] = 1
+        # What is constant but for rounding would be blown up by rounding errors: its own, and those
+        # of the sums behind the mean.
+        scale[np.ptp(features, axis=0) <= CONSTANT * np.abs(mean)] = 1
         components = min(components, *features.shape)
         if components == 0:
             return cls(mean, scale)
@@ -129,7 +130,7 @@ def metric_value(metric: str, labels: Labels, predicted: Labels) -> float:
 
 
 def fit_probe(
-    layers: Mapping[str, LayerData],
+    layers: Iterable[tuple[str, LayerData]],
     labels: Labels,
     validation_labels: Labels,
     n_classes: int,
@@ -137,13 +138,13 @@ def fit_probe(
 ) -> FittedProbe:
     """The probe at the layer and strength that validation likes best; ties to the first.
 
+    Of `layers`, named, one is held at a time.
     Raises UserError when the labels [n] show one class only.
     """
     if len(np.unique(labels)) < 2:
         raise UserError("a probe needs labels of two classes or more")
     fitted = [
-        fit_layer(name, data, labels, validation_labels, n_classes, metric)
-        for name, data in layers.items()
+        fit_layer(name, data, labels, validation_labels, n_classes, metric) for name, data in layers
     ]
     best = max(fitted, key=lambda choice: choice.validation)
     by_layer = {choice.layer: choice.validation for choice in fitted}

@@ -148,7 +148,7 @@ class LinearMethod:
         self._bases: dict[tuple[str, int], Basis] = {}
 
     def fit(self, subset: Subset) -> Fit:
-        layers = {name: self.layer_data(name, subset.indices) for name in self.train}
+        layers = ((name, self.layer_data(name, subset.indices)) for name in self.train)
         train, validation = self.task.train, self.task.validation
         labels = train.labels[subset.indices]
         chosen = fit_probe(layers, labels, validation.labels, train.n_classes, self.metric)
@@ -276,8 +276,9 @@ class NeighbourMethod:
         for layer in self.linear.train:
             data = self.linear.layer_data(layer, subset.indices)
             x = data.basis(data.validation)
-            neighbours = fit_neighbours(data.basis(data.train), labels, x, validation, metric)
-            value = metric_value(metric, validation, neighbours.predict(x))
+            neighbours, value = fit_neighbours(
+                data.basis(data.train), labels, x, validation, metric
+            )
             if best is None or value > best[1]:
                 best = layer, value, neighbours, data.basis
         assert best is not None
