@@ -60,7 +60,7 @@ def probing(
 
 def add_probing(parser: argparse.ArgumentParser) -> None:
     """The arguments of `probing`."""
-    add_data(parser, limit=False)
+    add_data(parser, limit=None)
     parser.add_argument("--labels-per-class", type=int, default=100)
     parser.add_argument("--pool", default="mean")
     parser.add_argument("--metric", choices=METRICS, default="accuracy", help="chosen and drawn by")

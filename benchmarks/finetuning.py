@@ -142,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("overrides", nargs="*")
-    add_data(parser, limit=False)
+    add_data(parser, limit=None)
     parser.add_argument("--labels-per-class", type=int, default=100)
     parser.add_argument("--metric", choices=METRICS, default="accuracy")
     parser.add_argument("--seeds", type=int, default=3)

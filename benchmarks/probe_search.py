@@ -104,7 +104,7 @@ class Study:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    add_data(parser, limit=False)
+    add_data(parser, limit=None)
     parser.add_argument("--labels-per-class", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--metric", default="accuracy")

@@ -25,7 +25,7 @@ from igpt.study import CnnMethod, compare, subsets
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    add_data(parser, limit=False)
+    add_data(parser, limit=None)
     parser.add_argument("--size", type=int)
     parser.add_argument("--augmentation", default="flip")
     parser.add_argument("--minutes", type=float)

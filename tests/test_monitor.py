@@ -179,3 +179,22 @@ def test_wandb_that_does_not_start_is_one_line(
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     with pytest.raises(UserError, match=r"cannot start Weights & Biases: api_key not configured$"):
         Monitor(tmp_path, 0, 10, wandb=True)
+
+
+def test_a_runs_page_at_wandb_is_its_own_wherever_the_run_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[str] = []
+
+    def init(id: str, **_: object) -> None:
+        pages.append(id)
+        raise RuntimeError("no network")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for name in ("first", "first", "moved", "second"):
+        if name == "moved":
+            (tmp_path / "first").rename(tmp_path / "moved")
+        (tmp_path / name).mkdir(exist_ok=True)
+        with pytest.raises(UserError, match="no network"):
+            Monitor(tmp_path / name, 0, 10, wandb=True)
+    assert pages[0] == pages[1] == pages[2] != pages[3]

@@ -249,3 +249,12 @@ def test_checkpointing_computes_the_blocks_again() -> None:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(torch.zeros(2, 16, dtype=torch.long)).sum().backward()
     assert counter.get_total_flops() == 2 * computed_flops(config, Division(2, checkpointing=True))
+
+
+def test_smaller_passes_are_tried_before_blocks_are_computed_again() -> None:
+    """They cost nothing while they fill a GPU; activation checkpointing costs a third."""
+    config = ModelChoice("igpt-m").resolve(512, 32 * 32, causal=True)
+    found = fitting_division(config, Division(128, dtype="bfloat16"), GPUS["h100"])
+    assert found is not None
+    assert not found.checkpointing
+    assert found.rows == 32

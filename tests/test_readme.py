@@ -89,8 +89,8 @@ BRIEFLY = {
     "pretrain": ["--steps", "2", "model.n_layer=2"],
     "demo": ["--steps", "2"],
     "probe": ["--labels-per-class", "1", "--seeds", "1", "--layer", "2", "--cnn-minutes", "0.01"],
-    "predict": [],
     "finetune": ["--steps", "2"],
+    "predict": [],
     "complete": [],
     "eval": [],
     "export": [],
@@ -124,8 +124,6 @@ def test_the_python_of_the_readme_runs(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, labels = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    for name in ("digit.png", "other.png"):
-        (tmp_path / name).write_bytes(picture_bytes(0, (8, 8)))
     monkeypatch.chdir(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 3), dtype=np.uint8)
     names: dict[str, object] = {"images": images}

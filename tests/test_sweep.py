@@ -15,7 +15,7 @@ import torch
 
 from conftest import TINY, newest, silent, write_pictures
 from igpt.checkpoint import RunDirectory
-from igpt.config import UserError
+from igpt.config import Diverged, Recipe, UserError
 from igpt.data import decode_all, open_source
 from igpt.monitor import Monitor
 from igpt.pipeline import load
@@ -316,3 +316,20 @@ def test_what_was_compiled_for_one_shape_is_forgotten_before_the_next(
         with pytest.raises(KeyboardInterrupt):
             sweep(grid, tmp_path, None, silent)
         assert len(resets) == expected
+
+
+def test_a_point_that_diverges_is_left_out_and_the_others_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(recipe: Recipe, *args: object, **words: object) -> Pretrained:
+        if recipe.train.lr == 1:
+            raise Diverged("the loss is nan")
+        return pretrain(recipe, *args, **words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("igpt.sweep.pretrain", diverging)
+    said: list[str] = []
+    chosen = points(data, tmp_path, ["image_size=4", "lr=1,0.001"])
+    swept = sweep(chosen, tmp_path, 2, said.append)
+    assert swept.diverged == ["image_size=4,lr=1"]
+    assert [result.name for result in swept.results] == ["image_size=4,lr=0.001"]
+    assert "warning: image_size=4,lr=1 is left out: the loss is nan" in said

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import igpt
-from conftest import load_model, silent, tiny_recipe, write_classes
+from conftest import assert_mistake, load_model, silent, tiny_recipe, write_classes
 from igpt.checkpoint import RunDirectory
 from igpt.config import ModelConfig, Recipe, UserError
 from igpt.data import open_data, training_splits
@@ -211,3 +211,25 @@ def test_other_pictures_need_no_validation_split_of_a_run_whose_own_are_gone(
     shutil.rmtree(mine)
     tested = igpt("eval", tmp_path / "run", "--data", other)
     assert tested.status == 0, tested.err
+
+
+def test_another_part_held_out_than_the_start_held_out_is_told(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match="held out other pictures of digits"):
+        go_on(tiny_run, tmp_path / "out", *STILL, "data.validation_fraction=0.3")
+
+
+def test_a_run_whose_start_was_moved_goes_on_from_where_it_is_now(
+    igpt, tiny_run: Path, tmp_path: Path
+) -> None:
+    start, moved, out = tmp_path / "start", tmp_path / "moved", tmp_path / "out"
+    shutil.copytree(tiny_run, start)
+    assert igpt("pretrain", "--init-from", start, "--steps", 4, "--out", out).status == 0
+    (out / "checkpoints" / "latest").unlink()
+    shutil.rmtree(out / "checkpoints" / "step-00000004")
+    start.rename(moved)
+    gone = igpt("pretrain", "--out", out, "--resume")
+    assert_mistake(gone, f"{start}, which the run starts from, is gone: if it was moved, name it")
+    resumed = igpt("pretrain", "--init-from", moved, "--out", out, "--resume")
+    assert resumed.status == 0, resumed.err

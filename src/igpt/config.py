@@ -15,6 +15,10 @@ class UserError(Exception):
     """A mistake of the user's, in one line that says what was expected (exit status 2)."""
 
 
+class Diverged(UserError):
+    """A training whose losses or weights are not finite any more."""
+
+
 def first_line(error: BaseException | str) -> str:
     """What an error of a library says, shortened to stand in one line of ours."""
     lines = str(error).strip().splitlines()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -13,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from igpt.config import UserError, first_line
 from igpt.console import print_line
+from igpt.disk import write_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -190,8 +191,10 @@ def _start_wandb(run_dir: Path) -> Any:
         import wandb
     except ImportError as error:
         raise UserError("train.wandb asks for Weights & Biases: pip install wandb") from error
-    # The same id for the same directory, so that a resumed run continues its W&B run.
-    identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
+    known = run_dir / ".wandb-id"  # so that a resumed run continues its W&B run, wherever it lies
+    if not known.is_file():
+        write_text(known, uuid4().hex)
+    identity = known.read_text(encoding="utf-8")
     try:
         return wandb.init(
             project="igpt", dir=str(run_dir), name=run_dir.name, id=identity, resume="allow"

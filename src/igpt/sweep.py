@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from igpt.checkpoint import RunDirectory
-from igpt.config import SUBSETS, Recipe, Say, UserError
+from igpt.config import SUBSETS, Diverged, Recipe, Say, UserError
 from igpt.data import (
     encode_all,
     few_labels,
@@ -81,6 +81,7 @@ class Swept:
     """The results, in the grid's order, and the run that a signal stopped."""
 
     results: list[Result]
+    diverged: list[str]  # names of points whose training did
     stopped: tuple[Point, Outcome] | None = None
 
 
@@ -156,12 +157,12 @@ def _check(point: Point) -> None:
 def sweep(points: Sequence[Point], out: Path, labels_per_class: int | None, say: Say) -> Swept:
     """Train and measure every point that `out`/sweep.json lacks; a signal ends it early.
 
-    Runs go on where they are. Raises UserError when there is nothing to test on or a class has too
-    few labels, and what `pretrain` raises.
+    Runs go on where they are; one that diverges is left out. Raises UserError when there is nothing
+    to test on or a class has too few labels, and what `pretrain` raises.
     """
     _require_data(points, labels_per_class)
     path = out / "sweep.json"
-    known, done = _read(path), list[Result]()
+    known, swept = _read(path), Swept([], [])
     for number, point in enumerate(points, 1):
         say(f"[{number}/{len(points)}] {point.name}")
         result = known.get(point.name)
@@ -171,13 +172,18 @@ def sweep(points: Sequence[Point], out: Path, labels_per_class: int | None, say:
             if point.recipe.train.compile:
                 torch.compiler.reset()  # what it made for another shape would be reused
             resume = point.run.exists()
-            outcome = pretrain(point.recipe, point.run.path, resume=resume, say=say).outcome
+            try:
+                outcome = pretrain(point.recipe, point.run.path, resume=resume, say=say).outcome
+            except Diverged as error:
+                say(f"warning: {point.name} is left out: {error}")
+                swept.diverged.append(point.name)
+                continue
             if outcome.signal is not None:
-                return Swept(done, (point, outcome))
+                return replace(swept, stopped=(point, outcome))
             result = measure(point, outcome, labels_per_class, say)
             _replace(path, point.name, result)
-        done.append(result)
-    return Swept(done)
+        swept.results.append(result)
+    return swept
 
 
 def measure(point: Point, outcome: Outcome, labels_per_class: int | None, say: Say) -> Result:

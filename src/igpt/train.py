@@ -30,7 +30,7 @@ from igpt.checkpoint import (
     UnfinishedCheckpoint,
     optimizer_tensors,
 )
-from igpt.config import TrainConfig, UserError
+from igpt.config import Diverged, TrainConfig, UserError
 from igpt.data import Batch, Loader, State, prefetch
 from igpt.device import (
     autocast,
@@ -371,8 +371,8 @@ def _result(coming: Future[Batch], stop: Stop) -> Batch | None:
     return coming.result()
 
 
-def _diverged(what: str, step: int, rate: float) -> UserError:
-    return UserError(
+def _diverged(what: str, step: int, rate: float) -> Diverged:
+    return Diverged(
         f"the {what} at step {step}, with learning rate {rate:.3g}; the last checkpoint, if any, "
         "is intact: try a smaller train.lr or train.grad_clip=1"
     )

@@ -5,6 +5,7 @@ The run takes over its weights, palette, order and shape. A resumed run opens it
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from igpt.config import (
     Recipe,
     UserError,
 )
-from igpt.data import data_of
+from igpt.data import data_of, is_gone, source_name
 from igpt.folder import StoredModel, open_model
 from igpt.interop.files import local_folder
 
@@ -66,6 +67,11 @@ def open_start(recipe: Recipe) -> StoredModel:
     """
     if recipe.init_from is None:
         raise UserError("init_from of the recipe must name the model that the run goes on from")
+    if is_gone(recipe.init_from):
+        raise UserError(
+            f"{recipe.init_from}, which the run starts from, is gone: if it was moved, name it "
+            "(igpt pretrain --init-from MOVED --resume, or igpt finetune MOVED --resume)"
+        )
     stored = open_model(local_folder(recipe.init_from))
     config, codec = stored.config, stored.codec
     asked = recipe.model_config(config.vocab_size, config.n_positions)
@@ -81,7 +87,22 @@ def open_start(recipe: Recipe) -> StoredModel:
         )
     if not recipe.data.source:
         raise UserError(f"{recipe.init_from} names no data: give --data")
+    theirs = recipe_of(Path(recipe.init_from))
+    same = theirs and source_name(theirs.data.source) == source_name(recipe.data.source)
+    if theirs and same and _held_out(theirs) != _held_out(recipe):
+        warnings.warn(
+            f"{recipe.init_from} held out other pictures of {recipe.data.source}: what is "
+            "validated and tested on may be what it learned from",
+            stacklevel=1,
+        )
     return stored
+
+
+def _held_out(recipe: Recipe) -> tuple[object, ...]:
+    """What decides which pictures of a source are not trained on."""
+    data = recipe.data
+    fraction = data.validation_pictures if data.streaming else data.validation_fraction
+    return data.train_split, data.validation_split, data.streaming, fraction, recipe.split_seed
 
 
 def shape_from(stored: StoredModel, recipe: Recipe, n_classes: int = 0) -> ModelConfig:

@@ -383,3 +383,17 @@ def test_unreadable_pictures_are_counted_in_the_summary(igpt, tmp_path: Path) ->
     assert result.status == 0, result.err
     assert "1 unreadable pictures skipped" in result.out
     assert "broken.png" in result.err
+
+
+def test_a_recipe_that_tests_on_validation_takes_what_was_held_out_of_a_single_split(
+    igpt, tmp_path: Path
+) -> None:
+    """As the ImageNet recipes are, on one's own pictures."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "mine.npy", images)
+    words = ("--data", tmp_path / "mine.npy", "data.test_split=validation", "--colors", 4)
+    run = ("pretrain", "digits", *TINY, *words, "--steps", 2, "--out", tmp_path / "run")
+    assert igpt(*run).status == 0
+    tested = igpt("eval", tmp_path / "run", "--json")
+    assert json.loads(tested.out)["count"] == 4
+    assert "has no split 'validation': the 4 pictures that training held out" in tested.err

@@ -99,3 +99,17 @@ def test_more_gpus_than_pictures_divide_the_mlps(igpt) -> None:
 )
 def test_what_cannot_be_is_a_mistake(igpt, words: list[object], complaint: str) -> None:
     assert_mistake(igpt("plan", "igpt-s-imagenet32", "--gpu", "h100", *words), complaint)
+
+
+def test_days_of_a_v100_are_those_of_the_model_however_it_is_divided(igpt) -> None:
+    words = ("plan", "igpt-l-imagenet32", "--gpus", 64, "--gpu", "h100", "--json")
+
+    def days(*more: str) -> dict[str, float | None]:
+        return json.loads(igpt(*words, *more).out)["v100_days"]
+
+    as_it_is = days()
+    assert as_it_is["reported"] == 2500
+    assert days("parallel.tensor=2", "train.activation_checkpointing=true") == as_it_is
+    other = days("model.n_layer=2")  # of which OpenAI told nothing
+    assert other["planned"] < as_it_is["planned"] / 10
+    assert other["reported"] is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data(parser: argparse.ArgumentParser, *, limit: bool = True) -> None:
+def add_data(parser: argparse.ArgumentParser, *, limit: str | None = "default: all") -> None:
+    """Which pictures; `limit` tells how many if --limit does not, None: there is no such option."""
     parser.add_argument(
         "--data",
         metavar="D",
@@ -56,8 +58,9 @@ def add_data(parser: argparse.ArgumentParser, *, limit: bool = True) -> None:
     )
     parser.add_argument("--image-column", metavar="NAME", help="column of the pictures")
     parser.add_argument("--label-column", metavar="NAME", help="column of the labels")
-    if limit:
-        parser.add_argument("--limit", type=positive, metavar="N", help="only the first N pictures")
+    if limit is not None:
+        text = f"only the first N pictures; {limit}"
+        parser.add_argument("--limit", type=positive, metavar="N", help=text)
 
 
 def add_shard(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +69,8 @@ def add_shard(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="processes, of those that torchrun starts, that hold the model between them; "
-        "default 1: each holds the whole",
+        help="how many of torchrun's processes share one copy of the model; default 1: each holds "
+        "the whole",
     )
 
 
@@ -109,7 +112,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="only the likeliest colours, which together have probability P",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything random; default 0")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of all that is drawn at random; default 0"
+    )
     parser.add_argument(
         "--precision",
         choices=STEP_PRECISIONS,
@@ -198,7 +203,7 @@ def training_flags(*, data: str, own: ShortFlags, steps: str, lr: str) -> ShortF
         "--batch-size": ("train.batch_size", "pictures a step"),
         "--lr": ("train.lr", lr),
         "--precision": ("train.precision", "auto, float32 or bfloat16"),
-        "--seed": ("train.seed", "of everything random"),
+        "--seed": ("train.seed", "of all that is drawn at random; default 0"),
         "--eval-every": ("train.eval_every", "steps between validations"),
         "--checkpoint-every": ("train.checkpoint_every", "steps between checkpoints"),
     }
@@ -242,6 +247,21 @@ def started_recipe(
 
     source = OmegaConf.select(parse_overrides(changes), "data.source")
     return changed(make(start, source), changes, f"of {start}")
+
+
+def recipe_from_start(
+    make: Callable[[Path, str | None], Recipe],
+    start: Path,
+    changes: Sequence[str],
+    resumed: Path | None,
+) -> Recipe:
+    """`started_recipe`, or that of the run `resumed`, if it is there; its start may have moved."""
+    from igpt.warm_start import start_name
+
+    recipe = None if resumed is None else resumed_recipe(resumed, changes)
+    if recipe is None:
+        return started_recipe(make, start, changes)
+    return replace(recipe, init_from=start_name(str(start)))
 
 
 def resumed_recipe(out: Path, changes: Sequence[str]) -> Recipe | None:

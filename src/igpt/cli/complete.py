@@ -39,13 +39,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="picture files or folders of them; default: those of --data",
     )
     parser.add_argument("--images", nargs="+", type=Path, help="the same as IMAGES")
-    add_data(parser)
+    add_data(parser, limit=f"default {SHOWN} of a data set, and all of IMAGES")
     parser.add_argument(
         "--keep",
         type=float,
         default=0.5,
-        help="part of each picture that is given, in the model's order: of a raster the upper; "
-        "default 0.5",
+        help="part that is given, 0 to below 1, in the model's order: in raster order the upper "
+        "part of the picture; default 0.5",
     )
     parser.add_argument("-n", type=int, default=4, help="completions a picture; default 4")
     add_sampling(parser)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,8 @@ from igpt.cli.arguments import (
     add_short_flags,
     name_and_fields,
     overrides,
+    recipe_from_start,
     resumed_recipe,
-    started_recipe,
     training_flags,
 )
 from igpt.cli.report import Report, draw_losses, stopped
@@ -28,12 +27,12 @@ EXAMPLE = "igpt finetune runs/digits --out runs/digits-classes --steps 300 finet
 SHORT = training_flags(
     data="labelled pictures: a Hub id, folder, .npz or `digits`",
     own={
-        "--labels-per-class": ("finetune.labels_per_class", "use so many; default all"),
+        "--labels-per-class": ("finetune.labels_per_class", "learn from so many; default all"),
         "--metric": ("finetune.metric", "accuracy or balanced_accuracy: validation chooses by it"),
         "--freeze": ("finetune.freeze", "first blocks that stay as they are"),
     },
-    steps="optimizer steps at most",
-    lr="learning rate after the warm-up",
+    steps="optimizer steps at most; default 2000",
+    lr="learning rate after the warm-up; default a tenth of the largest that RUN was trained with",
 )
 
 
@@ -77,7 +76,6 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:
     """The run's directory, and its recipe: a new one, or that of the run there if it is resumed."""
     from igpt.finetune import default_recipe
-    from igpt.warm_start import start_name
 
     name, dotted = name_and_fields(args.words, "RUN")
     given = [*overrides(args, SHORT), *dotted]
@@ -90,9 +88,6 @@ def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:
     )
     if out is None:
         raise UserError("name the run to go on with: --out NEW, or the RUN that it started from")
-    recipe = resumed_recipe(out, changes) if args.resume else None
     if start is None:
-        return out, recipe
-    if recipe is None:
-        return out, started_recipe(default_recipe, start, changes)
-    return out, replace(recipe, init_from=start_name(str(start)))
+        return out, resumed_recipe(out, changes)
+    return out, recipe_from_start(default_recipe, start, changes, out if args.resume else None)

@@ -22,7 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--size", type=positive, required=True, help="side of the pictures, in pixels"
     )
     parser.add_argument("--colors", type=int, default=512, help="default 512")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random; default 0")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of all that is drawn at random; default 0"
+    )
     parser.add_argument("--out", type=Path, required=True, help="clusters, as .npy")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="also draw the colours")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from igpt.cli.arguments import add_short_flags, positive, recipe_and_changes
 from igpt.cli.pretrain import SHORT
 from igpt.cli.report import Report
-from igpt.config import Recipe, Say, UserError
+from igpt.config import ModelChoice, Recipe, Say, UserError
 from igpt.plan import (
     GPU,
     GPUS,
@@ -24,6 +24,7 @@ from igpt.plan import (
     fits,
     fitting_division,
     n_parameters,
+    training_flops,
     training_memory,
 )
 from igpt.recipes import load_recipe, shipped_recipes
@@ -56,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=UTILISATION,
         metavar="U",
-        help=f"part of the GPU's products a second that are reached; default {UTILISATION}",
+        help=f"fraction of the GPU's peak speed that is reached; default {UTILISATION}",
     )
     add_short_flags(parser, SHORT)
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     config = recipe.model_config(recipe_colors(recipe.palette), size * size)
     own = _division(recipe, args.gpus, gpu)
     fitting = fitting_division(config, own, gpu)
-    own_costs, preset = _costs(config, own, recipe, gpu, args.utilisation), recipe.model.preset
+    own_costs = _costs(config, own, recipe, gpu, args.utilisation)
     values = {
         "parameters": n_parameters(config),
         "gpus": args.gpus,
@@ -82,8 +83,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         "recipe": own_costs,
         "fitting": fitting and _costs(config, fitting, recipe, gpu, args.utilisation),
         "v100_days": {
-            "planned": _v100_days(own_costs, args),
-            "reported": REPORTED.get((preset, size)),
+            "planned": _v100_days(config, recipe, args.utilisation),
+            "reported": _reported(recipe),
         },
         "checkpoint_bytes": checkpoint_bytes(config),
         "cache_bytes": cache_bytes(config, own.dtype),
@@ -134,10 +135,20 @@ def _costs(
     }
 
 
-def _v100_days(costs: dict[str, Any], args: argparse.Namespace) -> float:
-    """Days that the FLOPs in `costs` take on one V100, in float32."""
-    rate: float = GPUS["v100"].flops["float32"] * args.utilisation
-    return float(costs["flops"] / rate / SECONDS_A_DAY)
+def _v100_days(config: ModelConfig, recipe: Recipe, utilisation: float) -> float:
+    """Days that a run takes on one V100, in float32, where nothing is computed twice."""
+    flops = recipe.train.steps * recipe.train.batch_size * training_flops(config)
+    return float(flops / (GPUS["v100"].flops["float32"] * utilisation) / SECONDS_A_DAY)
+
+
+def _reported(recipe: Recipe) -> int | None:
+    """What OpenAI told of such a run, if it did."""
+    shape = recipe.model.resolve(1, 1, causal=True)
+    for (preset, size), days in REPORTED.items():
+        same = ModelChoice(preset).resolve(1, 1, causal=True) == shape
+        if same and size == recipe.data.image_size:
+            return days
+    return None
 
 
 def _text(

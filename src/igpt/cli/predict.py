@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from igpt.pipeline import Pipeline
     from igpt.types import Labels
 
-EXAMPLE = "igpt predict runs/digits --data digits --split test --confusion confusion.png"
+EXAMPLE = "igpt predict runs/digits-classes --split test --confusion confusion.png"
 
 SHOWN = 20  # pictures of the table on the terminal
 
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=ENSEMBLES,
         help="how the masks of a BERT model vote; default modal",
     )
-    masks = "that vote, of a BERT model; default 5 (probes were tested with one)"
+    masks = "of a BERT model: masks that vote; default 5 (probes were tested with one)"
     parser.add_argument("--masks", type=positive, help=masks)
     add_precision(parser, "auto")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all predictions there")

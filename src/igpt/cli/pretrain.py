@@ -11,8 +11,8 @@ from igpt.cli.arguments import (
     add_short_flags,
     name_and_fields,
     overrides,
+    recipe_from_start,
     resumed_recipe,
-    started_recipe,
     training_flags,
 )
 from igpt.cli.report import Report, draw_losses, stopped
@@ -31,7 +31,7 @@ SHORT = training_flags(
         "--colors": ("palette.colors", "colours of the palette"),
         "--palette": ("palette.path", "a .npy of clusters to use instead of fitting one"),
         "--order": ("order", "raster, column, snake, hilbert or random:SEED"),
-        "--objective": ("objective", "ar or bert"),
+        "--objective": ("objective", "ar (predict the next pixel) or bert (predict masked ones)"),
         "--model": ("model.preset", f"one of {', '.join(PRESETS)}"),
     },
     steps="optimizer steps",
@@ -105,7 +105,8 @@ def _recipe(args: argparse.Namespace) -> Recipe | None:
     if name is not None:
         return load_recipe(name, changes)
     if args.init_from is not None:
-        return started_recipe(recipe_from, args.init_from, changes)
+        resumed = args.out if args.resume else None
+        return recipe_from_start(recipe_from, args.init_from, changes, resumed)
     if args.resume:
         return resumed_recipe(args.out, changes)
     shipped = ", ".join(shipped_recipes())

@@ -32,7 +32,7 @@ EXAMPLE = "igpt probe runs/digits --labels-per-class 1 4 10 all --baselines"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    add_data(parser, limit=False)
+    add_data(parser, limit=None)
     parser.add_argument(
         "--layer",
         nargs="+",

@@ -63,12 +63,15 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         args.out = Path("runs") / f"sweep-{Path(name).stem}"
     points = make_points(name, args.grid, changes, args.out)
     swept = sweep(points, args.out, args.labels_per_class, say)
-    values = {"out": str(args.out), "runs": [asdict(result) for result in swept.results]}
+    runs = [asdict(result) for result in swept.results]
+    values = {"out": str(args.out), "runs": runs, "diverged": swept.diverged}
     lines = _table(swept.results)
     if swept.results:
         figure = args.out / "sweep.png"
         save_figure(sweep_figure(swept.results), figure)
         lines += ["", f"runs, sweep.json and sweep.png: {args.out}"]
+    if swept.diverged:
+        lines += ["", f"diverged, and left out: {', '.join(swept.diverged)}"]
     if swept.stopped is None:
         return Report("\n".join(lines), values)
     point, outcome = swept.stopped

@@ -120,9 +120,12 @@ def _set_apart(source: Source, config: DataConfig, seed: int) -> tuple[Pictures,
 
 
 def is_single(source: Source, test_split: str) -> bool:
-    """Whether a source's only split must serve for testing too, as no other was asked for."""
-    default = test_split in (DataConfig.train_split, DataConfig.test_split)
-    return default and test_split not in source.splits and len(source.splits) == 1
+    """Whether a source's only split must serve for testing too, as no other was asked for.
+
+    Recipes ask for `validation` where, as ImageNet's, that is what their own source has for tests.
+    """
+    usual = test_split in (DataConfig.train_split, DataConfig.test_split, *VALIDATION_NAMES)
+    return usual and test_split not in source.splits and len(source.splits) == 1
 
 
 def _hold_out(
