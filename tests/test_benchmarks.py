@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,29 @@ def test_a_row_of_the_bench(tmp_path: Path) -> None:
     )
     assert f"| {ratio:.1f} |" in printed
     assert is_sheet(tmp_path / "bench.png")
+
+
+def test_what_start_up_takes_is_measured_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    start_up = import_module("start_up")
+    taken = start_up._taken("--help", {})
+    assert 0 < taken.seconds < 60
+    assert taken.peak_bytes > 2**20
+    table = start_up.table({"igpt x, until its first step": [taken, taken]})
+    assert f"| `igpt x`, until its first step | {taken.seconds:.2f} (" in table
+    with pytest.raises(RuntimeError, match="exit status 2"):
+        start_up._taken("info no-such-model", {})
+
+
+def test_costs_are_told_and_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    costs = import_module("costs")
+    cost = costs.Cost(seconds=0.002, least=0.001, most=0.004, flops=4e9, peak_bytes=2**30)
+    points = [
+        costs.Point(line, value, 1000, cost, cost) for line in costs.LINES for value in (8, 16)
+    ]
+    assert costs.row(points[0]) == (
+        "| tokens 8 | 2.0 (1.0 to 4.0) | 2000 | 1.00 GiB | 2 (1 to 4) | 1.00 GiB |"
+    )
+    costs.draw(points, tmp_path / "costs.png")
+    assert is_sheet(tmp_path / "costs.png")
