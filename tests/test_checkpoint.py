@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from conftest import load_model, newest, silent, tiny_recipe
-from igpt.checkpoint import Progress, RunDirectory
+from igpt.checkpoint import Progress, RunDirectory, UnfinishedCheckpoint
 from igpt.config import UserError
 from igpt.pretrain import pretrain
+from igpt.train import Trainer
 
 
 @pytest.fixture
@@ -381,3 +382,19 @@ def test_a_run_that_another_process_began_meanwhile_is_kept(
     with pytest.raises(UserError, match="another process began it"):
         pretrain(tiny_recipe(), tmp_path, resume=False, say=silent)
     assert newest(tmp_path)[0].step == 2
+
+
+def test_a_step_that_fails_leaves_the_checkpoint_that_was_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: Trainer, batch: object) -> None:
+        if self.step == 5:
+            raise RuntimeError("out of memory")
+        optimizer_step(self, batch)
+
+    optimizer_step = Trainer._optimizer_step
+    monkeypatch.setattr(Trainer, "_optimizer_step", step)
+    monkeypatch.setattr(UnfinishedCheckpoint, "is_written", lambda _: False)
+    with pytest.raises(RuntimeError):
+        pretrain(tiny_recipe(), tmp_path, resume=False, say=silent)
+    assert newest(tmp_path)[0].step == 4

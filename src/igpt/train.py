@@ -208,8 +208,11 @@ class Trainer:
         with stop.on_signals():
             try:
                 caught = self._train(log, stop)
-            except UserError:
-                self._publish()  # what was begun to be written is a state to go on from
+            except Exception as error:
+                # What was begun to be written is a state to go on from. Of several processes all
+                # raise what is the user's mistake, and perhaps one alone what is another's.
+                if size() == 1 or isinstance(error, UserError):
+                    self._publish()
                 raise
             self._publish()
         early = caught is None and self.step < self.config.steps
