@@ -116,7 +116,9 @@ def generate(model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling) -> Ite
             which = torch.tensor([row // n - first for row in rows], device=device)
             uniforms = _uniforms(sampling.seed, rows, n_positions).to(device)
             decoder.select(which)
-            yield _paint(decoder, part[which], logits[which], uniforms, sampling).cpu()
+            with autocast(device, torch.float32):
+                painted = _paint(decoder, part[which], logits[which], uniforms, sampling)
+            yield painted.cpu()
 
 
 def _paint(
@@ -128,7 +130,6 @@ def _paint(
     tokens[:, :t] = prefix
     for position in range(t, n_positions):
         if position > t:
-            with autocast(tokens.device, torch.float32):
-                logits = decoder.step(tokens[:, position - 1])
+            logits = decoder.step(tokens[:, position - 1])
         tokens[:, position] = draw(probabilities(logits, sampling), uniforms[:, position])
     return tokens
