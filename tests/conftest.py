@@ -54,6 +54,22 @@ def silent(_line: str) -> None:
     """A `say` that says nothing."""
 
 
+real_fsync = os.fsync
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks() -> Iterator[None]:
+    """No test cuts the power, and to wait for the disk takes longer than small steps do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _descriptor: None)
+        yield
+
+
+@pytest.fixture
+def waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", real_fsync)
+
+
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The results of what is recorded, which as with CUDA graphs stay in one place."""

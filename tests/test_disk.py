@@ -13,6 +13,8 @@ import pytest
 from igpt.config import UserError
 from igpt.disk import new_folder, require_file, write_atomically, write_text
 
+pytestmark = pytest.mark.usefixtures("waiting_for_disks")
+
 
 def test_two_threads_may_write_the_same_file_at_once(tmp_path: Path) -> None:
     path, together = tmp_path / "new" / "file", Barrier(2)

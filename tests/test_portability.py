@@ -49,6 +49,7 @@ def test_commands_need_nothing_that_only_linux_has(tmp_path: Path) -> None:
     assert not (tmp_path / "cache" / "igpt").exists()  # no kernel was tried
 
 
+@pytest.mark.usefixtures("waiting_for_disks")
 def test_files_are_written_where_folders_cannot_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

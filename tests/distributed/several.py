@@ -30,6 +30,7 @@ _context.set_forkserver_preload(
 
 def _work(environment: dict[str, str], log: Path, act: Callable[..., None], args: Any) -> None:
     os.environ.update(environment)
+    os.fsync = lambda _: None  # as in conftest.py
     for descriptor, name in ((1, "out"), (2, "err")):
         file = os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, descriptor)
