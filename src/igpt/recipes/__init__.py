@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
@@ -67,7 +68,7 @@ def parse_recipe(text: str, overrides: Sequence[str], name: str) -> Recipe:
         asked = parse_overrides(overrides)
         if OmegaConf.select(asked, "model.preset") is not None:
             written.pop("model", None)  # its sizes would stand above those of the preset
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), written, asked)
+        merged = OmegaConf.merge(_defaults(), written, asked)
         recipe = OmegaConf.to_object(merged)
     except AssertionError as error:  # of OmegaConf, for a number in place of fields
         raise UserError(f"recipe {name}: expected `field: value` lines") from error
@@ -84,6 +85,14 @@ def parse_recipe(text: str, overrides: Sequence[str], name: str) -> Recipe:
             "one"
         )
     return recipe
+
+
+@cache
+def _defaults() -> DictConfig:
+    """What recipes are merged into, which copies it."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Recipe)
 
 
 def parse_overrides(overrides: Sequence[str]) -> DictConfig:
@@ -112,15 +121,16 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
     return found
 
 
-def _text_fields(section: Any) -> set[str]:
+@cache
+def _text_fields(section: type) -> frozenset[str]:
     """Dotted names of the fields that hold text, below a section."""
-    found = set()
+    found: set[str] = set()
     for name, hint in get_type_hints(section).items():
-        kinds = {hint, *get_args(hint)}  # for `str | None` also str and None
+        kinds: set[type] = {hint, *get_args(hint)}  # for `str | None` also str and None
         found |= {name} if str in kinds else set()
         for inner in filter(is_dataclass, kinds):
             found |= {f"{name}.{field}" for field in _text_fields(inner)}
-    return found
+    return frozenset(found)
 
 
 def _complaint(error: Exception) -> str:
