@@ -71,7 +71,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert recipe.model.resolve(4, 9, causal=True).n_layer == 3
 
 
-@settings(deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     lr=st.floats(1e-6, 1, allow_nan=False),
     clip=st.none() | st.floats(0.1, 10),
