@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def rows() -> list[Row]:
                 "scaled_dot_product_attention": Contender(attend_causally, (HEADS, False)),
                 "igpt": Contender(attend_causally, (HEADS, True)),
             },
-            product_limit(IGPT_S, 1, 1e9 * attention),
+            product_limit(replace(IGPT_S, n_layer=1), 1, 1e9 * attention),
             needs=f"{attention:.2g} GFLOP a pass",
         ),
         training("L=8 d=128, 1,024 tokens", SMALL, 8 * more, quick=True),
