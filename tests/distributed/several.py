@@ -20,10 +20,14 @@ from typing import Any
 from torch.distributed import TCPStore
 
 _context = multiprocessing.get_context("forkserver")
+# Installed modules: of those that only pytest finds, it would import none.
 _context.set_forkserver_preload(
     [
-        *("igpt.cli.pretrain", "igpt.finetune", "igpt.plots", "datasets", "sklearn.cluster"),
-        *("torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard"),
+        *("igpt.cli.pretrain", "igpt.finetune", "igpt.plots", "igpt.probing", "datasets"),
+        *("sklearn.cluster", "sklearn.datasets", "matplotlib.figure", "omegaconf", "pytest"),
+        *("matplotlib.backends.backend_agg", "torch._dynamo", "torch.utils.tensorboard"),
+        *("torch.distributed.checkpoint.hf_storage", "torch.distributed.fsdp"),
+        "torch.distributed.checkpoint.state_dict_saver",
     ]
 )
 
