@@ -13,9 +13,11 @@ import torch
 from safetensors.numpy import load_file
 
 from conftest import write_classes
+from igpt.cli import main
 from igpt.config import ParallelConfig
 from igpt.interop.files import read_metadata
 from igpt.parallel.processes import in_turn, processes, rank
+from igpt.probe import attention
 
 # What is compared with several processes is where they are: on the processor.
 pytestmark = pytest.mark.usefixtures("on_processor")
@@ -32,6 +34,13 @@ def test_parts_of_any_length_come_in_the_order_of_the_processes() -> None:
     several.call(3, uneven)
 
 
+def quick(*argv: str) -> None:
+    """The command line, with fewer steps of attentive probes."""
+    attention.STEPS = QUICK_STEPS
+    main(list(argv))
+
+
+QUICK_STEPS = 100
 SPLIT = ["--shard", 2]  # the model, between the processes
 BASELINES = ("--baselines", "--cnn-minutes", 0.001)
 
@@ -59,19 +68,23 @@ def test_a_file_of_features_is_the_same(igpt, tiny_run: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "words",
     [
-        ["--labels-per-class", 2, 10, "--seeds", 2, *BASELINES],
-        ["--labels-per-class", 10, "--seeds", 1, "--precision", "float32", *BASELINES],
+        ["--labels-per-class", 2, 10, "--seeds", 1, *BASELINES],
+        ["--labels-per-class", 4, "--seeds", 1, "--layer", 1, "--precision", "float32"],
         ["--head", "attention", "--layer", 1, "--labels-per-class", 10, "--seeds", 1],
-        ["--solver", "sgd", "--epochs", 2, "--batch-size", 32],
+        ["--solver", "sgd", "--epochs", 1, "--batch-size", 32],
     ],
 )
-def test_a_probe_is_the_same(igpt, tiny_run: Path, tmp_path: Path, words: list[object]) -> None:
+def test_a_probe_is_the_same(
+    igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[object]
+) -> None:
+    monkeypatch.setattr(attention, "STEPS", QUICK_STEPS)
+
     def probe(name: str) -> list[object]:
         return ["probe", tiny_run, "--json", "--out", tmp_path / name, *words]
 
     alone = json.loads(igpt(*probe("one")).out)
     for name, split in (("two", []), ("split", SPLIT)):
-        done = several.igpt(2, *probe(name), *split)
+        done = several.Several(2, quick, tuple(map(str, [*probe(name), *split])))
         assert done.wait() == [0, 0], done.err
         shared = json.loads(done.out)
         for one, two in zip(alone["summaries"], shared["summaries"], strict=True):
