@@ -75,14 +75,15 @@ def test_of_a_single_split_three_parts_are_made_and_the_test_part_was_never_trai
     np.savez(tmp_path / "d.npz", x=images, y=np.arange(50) % 2)
     source = open_source(str(tmp_path / "d.npz"))
     _, held_out = training_splits(source, CONFIG, seed=3)
+    of_the_run = replace(CONFIG, split_pictures=50)
     with pytest.warns(UserWarning, match=r"the 5 pictures that training held out of 'train'"):
-        task = open_task(source, CONFIG, 8, seed=3)
+        task = open_task(source, of_the_run, 8, seed=3)
     assert np.array_equal(task.test.images, decode_all(held_out, 8).images)
     parts = [{image.tobytes() for image in part.images} for part in
              (task.train, task.validation, task.test)]  # fmt: skip
     assert [len(part) for part in parts] == [41, 4, 5]
     assert len(set.union(*parts)) == 50
-    with pytest.warns(UserWarning, match="held out"):
+    with pytest.warns(UserWarning, match="5 pictures of 'train' are held out for it"):
         train, validation = open_training(source, CONFIG, seed=3)
     assert np.array_equal(train.labels, task.train.labels)
     assert len(validation) == 4

@@ -109,13 +109,17 @@ def evaluation_split(source: Source, name: str) -> Pictures:
 
 
 def _set_apart(source: Source, config: DataConfig, seed: int) -> tuple[Pictures, Pictures]:
-    """`training_splits` of a single split, with a warning that its held-out part is the test."""
+    """`training_splits` of a single split, with a warning of what its test is."""
     train, held_out = training_splits(source, config, seed)
-    warnings.warn(  # shown once, whichever part is asked for, since it belongs to this line
-        f"{source.name} has no split '{config.test_split}': the {len(held_out):,} pictures that "
-        f"training held out of '{config.train_split}', and chose its best model by, are taken",
-        stacklevel=1,
+    count, split = f"{len(held_out):,} pictures", f"'{config.train_split}'"
+    known = config.split_pictures is not None  # to the run, which drew them from as many
+    taken = (
+        f"the {count} that training held out of {split}, and chose its best model by, are taken"
+        if known
+        else f"{count} of {split} are held out for it"
     )
+    # Shown once, whichever part is asked for, since it belongs to this line.
+    warnings.warn(f"{source.name} has no split '{config.test_split}': {taken}", stacklevel=1)
     return train, held_out
 
 
