@@ -6,9 +6,11 @@ import copy
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -409,3 +411,27 @@ def test_the_switch_turns_the_kernels_off() -> None:
     command = [sys.executable, "-c", SWITCHED_OFF]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@every_way
+def test_caches_are_let_go_before_others_take_their_room(
+    precision: str, road: Road | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lively(CONFIG)
+    tokens = torch.randint(27, (2, 5), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        decoder = decoder_of(model, precision, road)
+        decoder.prefill(tokens)
+        decoder.select(torch.tensor([0, 1, 1]))
+        old = weakref.ref(decoder.cache)
+        new_cache = ImageGPT.new_cache
+        gone: list[bool] = []
+
+        def look(self: ImageGPT, *args: Any) -> KVCache:
+            gone.append(old() is None)
+            return new_cache(self, *args)
+
+        monkeypatch.setattr(ImageGPT, "new_cache", look)
+        decoder.prefill(tokens)
+    assert gone
+    assert all(gone)

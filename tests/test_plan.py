@@ -225,10 +225,13 @@ def test_the_cheapest_division_that_fits_is_found() -> None:
     assert large is not None
     assert large.shard > 1
     assert not large.checkpointing
-    # The activations of 4 pictures do not fit, however the weights are split.
-    tight = plan("igpt-xl", 64, 4, 8, "h100")
+    # The activations of 4 pictures do not fit, however the weights are split; of fewer they do.
+    tight = plan("igpt-xl", 64, 4, 32, "h100")
     assert tight is not None
-    assert (tight.rows, tight.checkpointing) == (4, True)
+    assert (tight.rows, tight.checkpointing) == (1, False)
+    tighter = plan("igpt-xl", 64, 4, 8, "h100")
+    assert tighter is not None
+    assert (tighter.rows, tighter.checkpointing) == (4, True)
     assert plan("igpt-xl", 64, 1, 1, "h100") is None  # its weights and moments alone are 82 GB
 
 

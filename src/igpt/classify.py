@@ -171,7 +171,7 @@ def vote(logits: Logits, ensemble: Ensemble, class_names: tuple[str, ...]) -> Pr
     """One prediction a picture from logits [N, masks, C]."""
     n, masks, n_classes = logits.shape
     probabilities = torch.from_numpy(logits).double().softmax(dim=-1).mean(dim=1).numpy()
-    if ensemble == "logits" or masks == 1:
+    if ensemble == "logits" or masks == 1:  # of one vote the modal class is the likeliest
         return Prediction(logits.mean(axis=1).argmax(axis=1), probabilities, class_names)
     ballots = logits.argmax(axis=2)  # [N, masks]
     counts = (ballots[:, :, None] == np.arange(n_classes)).sum(axis=1).astype(np.float64)

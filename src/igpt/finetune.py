@@ -38,7 +38,13 @@ from igpt.parallel.processes import name_skipped, require_same, together
 from igpt.probe.linear import metric_value
 from igpt.run import in_run, new_model, require_same_split, train_run, with_split_pictures
 from igpt.train import Outcome, ParameterGroup, Trainer, Validation
-from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
+from igpt.warm_start import (
+    RATE_FACTOR,
+    inherited_recipe,
+    open_start,
+    shape_from,
+    warn_of_other_parts,
+)
 
 # What a fine-tuning is told unless the command line says otherwise: ours, for few labels and small
 # models. The paper takes pretraining's batches and says neither a length nor a warm-up (3.4).
@@ -95,6 +101,7 @@ def _finetune(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Fine
         _check(options, start)
         codec = start.codec
         source = open_data(recipe.data)
+        warn_of_other_parts(recipe, source)
         count = count_split_pictures(source, recipe.data)
         require_same_split(recipe, count, resume)
         train, validation = _open_pictures(source, recipe, options, codec, say)

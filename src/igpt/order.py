@@ -131,9 +131,9 @@ class Codec:
 
     def encode(self, images: Pixels | Encoded) -> npt.NDArray[np.int64]:
         """Tokens [B, T] in the model's order, of any pictures that `raster_tokens` takes."""
-        return self.tokens(images).astype(np.int64)
+        return self.encode_16(images).astype(np.int64)
 
-    def tokens(self, images: Pixels | Encoded) -> Tokens:
+    def encode_16(self, images: Pixels | Encoded) -> Tokens:
         """The same in 16 bits, for sets of millions."""
         return self.reorder(self.raster_tokens(images))
 

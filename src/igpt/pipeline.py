@@ -182,7 +182,7 @@ class Pipeline:
 
         For a BERT model: of the pixels hidden by a fixed random mask, given the others.
         """
-        dtype, tokens = self.dtype(precision), self._tokens(images)
+        dtype, tokens = self.dtype(precision), self._encode_16(images)
         nats = picture_nats(self.model, self._objective(), tokens, BATCH, dtype)
         return nats.double().numpy()
 
@@ -208,8 +208,8 @@ class Pipeline:
         """
         layers = parse_layers(str(layer), self.model.config.n_layer)
         reduce, dtype = make_pool(pool, self.codec), self.dtype(precision)
-        extractor = Extractor(self.model, self.codec, reduce, {"": layers}, dtype)
-        features = extractor.whole(self._shown(images))[""]  # [B, layers * F]
+        extractor = Extractor(self.model, self.codec, reduce, {"asked": layers}, dtype)
+        features = extractor.whole(self._shown(images))["asked"]  # [B, layers * F]
         return features.reshape(len(features), len(layers), -1) if layer == "all" else features
 
     def predict(self, images: Images, *, precision: str = "float32") -> Prediction:
@@ -218,7 +218,7 @@ class Pipeline:
         By the model's own head or, if it has none, by its run's probe.
         """
         dtype = self.dtype(precision)
-        return self.classifier().predict(self._tokens(images), dtype)
+        return self.classifier().predict(self._encode_16(images), dtype)
 
     def classifier(
         self, probe: Path | None = None, ensemble: Ensemble = "modal", masks: int = MASKS
@@ -242,7 +242,7 @@ class Pipeline:
         Given the pixels that the model reads before it; for a BERT model, given all but a random
         part of the pixels, of which it is one: a seventh for the paper's 15 %.
         """
-        dtype, tokens = self.dtype(precision), self._tokens(images)
+        dtype, tokens = self.dtype(precision), self._encode_16(images)
         nats = pixel_nats(self.model, tokens, BATCH, dtype).numpy()  # [B, T]
         raster = np.empty_like(nats)
         raster[:, self.codec.pi] = nats
@@ -265,10 +265,10 @@ class Pipeline:
 
     def tokens(self, images: Images) -> torch.Tensor:
         """Tokens int64 [B, T] in the model's order, of pictures brought to the model's size."""
-        return self._tokens(images).to(torch.int64)
+        return self._encode_16(images).to(torch.int64)
 
-    def _tokens(self, images: Images) -> torch.Tensor:
-        return torch.from_numpy(self.codec.tokens(self._shown(images)))
+    def _encode_16(self, images: Images) -> torch.Tensor:
+        return torch.from_numpy(self.codec.encode_16(self._shown(images)))
 
     def _shown(self, images: Images) -> Pixels | Encoded:
         """Pictures brought to the model's size, or such as are encoded already."""
@@ -278,7 +278,7 @@ class Pipeline:
 
     def quantize(self, images: Images) -> Pixels:
         """The pictures as the model sees them, [B, H, W, 3]: resized, in the palette's colours."""
-        return self.codec.decode(self._tokens(images).numpy())
+        return self.codec.decode(self._encode_16(images).numpy())
 
     def _n_given(self, keep: float) -> int:
         """How many tokens the part `keep` of a picture is; UserError unless it is in [0, 1)."""

@@ -34,7 +34,7 @@ GPUS = {
 # Part of a GPU's memory that a plan may fill. The rest is for the driver, the libraries, the gaps
 # between tensors, and the error of the estimate (docs/scaling.md).
 USABLE = 0.8
-FULL_PASS = 8192  # tokens of a forward pass that leave no GPU without work, as an estimate
+FULL_PASS = 1e12  # FLOPs of a forward pass from which on a GPU does not wait for it, an estimate
 
 
 def parameters(config: ModelConfig) -> dict[str, int]:
@@ -146,19 +146,20 @@ def fits(config: ModelConfig, division: Division, gpu: GPU) -> bool:
 
 
 def fitting_division(config: ModelConfig, first: Division, gpu: GPU) -> Division | None:
-    """The fastest division that fits, on as many processes as `first`; None when none fits.
+    """The division that is tried first of those that fit, on as many processes; None without one.
 
-    Tries `first` itself, then copies that are split over more processes, then also smaller forward
-    passes that still fill a GPU, then activation checkpointing, which costs a third more work, and
-    last passes that do not.
+    `first` itself, then copies that are split over more processes, then also smaller forward passes
+    that still fill a GPU, then activation checkpointing, which costs a third more work, and last
+    passes that do not.
     """
     groups = first.data * first.shard
     shards = [n for n in range(1, groups + 1) if groups % n == 0]
     rows = [n for n in range(first.rows, 0, -1) if first.rows % n == 0]
-    full = [n for n in rows if n == first.rows or n * config.n_positions >= FULL_PASS]
+    full = [n for n in rows if n == first.rows or n * forward_flops(config) >= FULL_PASS]
+    smaller = [n for n in rows if n not in full]
     passes = [
         *((n, checkpointing) for checkpointing in (False, True) for n in full),
-        *((n, checkpointing) for n in rows[len(full) :] for checkpointing in (False, True)),
+        *((n, checkpointing) for n in smaller for checkpointing in (False, True)),
     ]
     candidates = (
         replace(

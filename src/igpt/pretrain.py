@@ -53,7 +53,13 @@ from igpt.parallel.processes import (
 from igpt.rng import numpy_rng
 from igpt.run import in_run, new_model, require_same_split, train_run, with_split_pictures
 from igpt.train import Outcome, Trainer, Validation
-from igpt.warm_start import RATE_FACTOR, inherited_recipe, open_start, shape_from
+from igpt.warm_start import (
+    RATE_FACTOR,
+    inherited_recipe,
+    open_start,
+    shape_from,
+    warn_of_other_parts,
+)
 
 # Pictures that a palette is fitted on when they do not all fit in memory.
 PALETTE_SAMPLE = 20_000
@@ -82,6 +88,7 @@ def training_data(
         return _data_of_stream(recipe, palette, say)
     with together():
         source = open_data(data)
+        warn_of_other_parts(recipe, source)
         count = count_split_pictures(source, data)
         require_same_split(recipe, count, resume)
         train, held_out = training_splits(source, data, recipe.split_seed)

@@ -182,8 +182,9 @@ class RunData:
 
         How many pictures there were matters only to a run that drew what it held out from train.
         """
-        drawn = validation_name(source.splits, self.config) is None
-        pictures = self.config.split_pictures if drawn else None
+        pictures = None
+        if validation_name(source.splits, self.config) is None and self._is_own(source):
+            pictures = self.recipe.data.split_pictures if self.recipe else None
         return replace(self.config, test_split=self.split, split_pictures=pictures)
 
     @property

@@ -92,7 +92,7 @@ def generate(model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling) -> Ite
     As many of these are decoded side by side as `decoding_memory` holds beside their prefixes, up
     to MOST_TOGETHER: those of several pictures, or a part of those of one. Raises UserError for a
     BERT model, which has no order to paint in, for a prefix that is not shorter than the picture,
-    and for logits that are not finite.
+    and where the first logits are not finite.
     """
     if not model.config.causal:
         raise UserError("a BERT model cannot sample or complete: it has no order to paint in")

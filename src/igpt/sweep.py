@@ -188,7 +188,7 @@ def sweep(points: Sequence[Point], out: Path, labels_per_class: int | None, say:
 
 def measure(point: Point, outcome: Outcome, labels_per_class: int | None, say: Say) -> Result:
     """What the finished run of `point` cost and reached."""
-    recipe, pipeline = point.recipe, load(point.run.path)
+    recipe, pipeline = point.run.recipe(), load(point.run.path)
     data, config = recipe.data, pipeline.model.config
     test = pictures_to_test(open_data(data), data, recipe.split_seed)
     assert outcome.best is not None  # the last step validates

@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import FrameType
 
@@ -212,7 +212,8 @@ class Trainer:
                 # What was begun to be written is a state to go on from. Of several processes all
                 # raise what is the user's mistake, and perhaps one alone what is another's.
                 if size() == 1 or isinstance(error, UserError):
-                    self._publish()
+                    with suppress(UserError):  # of two errors the first one is told
+                        self._publish()
                 raise
             self._publish()
         early = caught is None and self.step < self.config.steps

@@ -20,7 +20,7 @@ from igpt.config import (
     Recipe,
     UserError,
 )
-from igpt.data import data_of, is_gone, source_name
+from igpt.data import Source, data_of, is_gone, is_single, source_name, validation_name
 from igpt.folder import StoredModel, open_model
 from igpt.interop.files import local_folder
 
@@ -87,22 +87,30 @@ def open_start(recipe: Recipe) -> StoredModel:
         )
     if not recipe.data.source:
         raise UserError(f"{recipe.init_from} names no data: give --data")
-    theirs = recipe_of(Path(recipe.init_from))
-    same = theirs and source_name(theirs.data.source) == source_name(recipe.data.source)
-    if theirs and same and _held_out(theirs) != _held_out(recipe):
-        warnings.warn(
-            f"{recipe.init_from} held out other pictures of {recipe.data.source}: what is "
-            "validated and tested on may be what it learned from",
-            stacklevel=1,
-        )
     return stored
 
 
+def warn_of_other_parts(recipe: Recipe, source: Source) -> None:
+    """Say so where the model that a run starts from held out other pictures of the same source."""
+    if recipe.init_from is None or validation_name(source.splits, recipe.data) is not None:
+        return  # nothing is drawn
+    theirs = recipe_of(Path(recipe.init_from))
+    if theirs is None or source_name(theirs.data.source) != source_name(recipe.data.source):
+        return
+    if _held_out(theirs) != _held_out(recipe):
+        used = "validated and tested" if is_single(source, recipe.data.test_split) else "validated"
+        warnings.warn(
+            f"{recipe.init_from} held out other pictures of {recipe.data.source}: some of what is "
+            f"{used} on may be what it learned from",
+            stacklevel=1,
+        )
+
+
 def _held_out(recipe: Recipe) -> tuple[object, ...]:
-    """What decides which pictures of a source are not trained on."""
+    """What decides which pictures of a source are drawn to be held out."""
     data = recipe.data
-    fraction = data.validation_pictures if data.streaming else data.validation_fraction
-    return data.train_split, data.validation_split, data.streaming, fraction, recipe.split_seed
+    part = data.validation_pictures if data.streaming else data.validation_fraction
+    return data.train_split, data.streaming, part, recipe.split_seed
 
 
 def shape_from(stored: StoredModel, recipe: Recipe, n_classes: int = 0) -> ModelConfig:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY, assert_mistake, is_sheet, signalled_pretrain
+from igpt.config import Diverged
 
 FAST = [*TINY[1:], "train.steps=2"]
 
@@ -90,3 +91,15 @@ def test_a_mistake_gives_one_line_status_2_and_leaves_nothing(
     result = igpt("sweep", *[word.format(tmp=tmp_path) for word in argv])
     assert_mistake(result, complaint)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_of_which_nothing_is_left_is_a_mistake(
+    igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(*_: object, **__: object) -> None:
+        raise Diverged("the loss is nan")
+
+    monkeypatch.setattr("igpt.sweep.pretrain", diverging)
+    result = igpt("sweep", "digits", "--grid", "lr=1,2", "--out", tmp_path / "sweep", *FAST)
+    assert_mistake(result, "every run diverged")
+    assert result.err.count("is left out: the loss is nan") == 2

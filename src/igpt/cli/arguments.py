@@ -203,7 +203,7 @@ def training_flags(*, data: str, own: ShortFlags, steps: str, lr: str) -> ShortF
         "--batch-size": ("train.batch_size", "pictures a step"),
         "--lr": ("train.lr", lr),
         "--precision": ("train.precision", "auto, float32 or bfloat16"),
-        "--seed": ("train.seed", "of all that is drawn at random; default 0"),
+        "--seed": ("train.seed", "of all that is drawn at random"),
         "--eval-every": ("train.eval_every", "steps between validations"),
         "--checkpoint-every": ("train.checkpoint_every", "steps between checkpoints"),
     }

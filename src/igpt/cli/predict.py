@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,14 +75,15 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     if args.confusion and (known is None or not (known >= 0).any()):
         raise UserError("--confusion needs labelled pictures")
     say(f"{len(pictures.images):,} pictures, {len(classifier.class_names)} classes")
-    tokens = torch.from_numpy(pipeline.codec.tokens(pictures.images))
+    tokens = torch.from_numpy(pipeline.codec.encode_16(pictures.images))
     prediction = classifier.predict(tokens, pipeline.dtype(args.precision))
     rows = partial(_rows, pictures.names, prediction, known)
     if args.csv:
         write_csv(args.csv, rows(every=True))
     count = len(pictures.names)
-    values: dict[str, Any] = {"count": count, "predictions": list(rows(every=args.json))}
-    lines = _table(values["predictions"])
+    every = list(rows(every=True)) if args.json else []
+    values: dict[str, Any] = {"count": count, "predictions": every}
+    lines = _table(list(islice(rows(every=False), SHOWN)), count)
     if known is not None and (known >= 0).any():
         at = (known >= 0).nonzero()[0]
         if missing := len(known) - len(at):
@@ -134,10 +136,10 @@ def _rounded(probability: float) -> float:
     return round(float(probability), 6)
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A table of the first pictures: probability, predicted label, and the true one if known."""
+def _table(rows: Sequence[dict[str, Any]], count: int) -> list[str]:
+    """The first of `count` pictures: probability, predicted label, and the true one if known."""
     columns = [name for name in ("label", "true") if name in rows[0]]
-    shown = [dict.fromkeys(columns, "") | row for row in rows[:SHOWN]]
+    shown = [dict.fromkeys(columns, "") | row for row in rows]
     widths = {name: max(len(name), *(len(row[name]) for row in shown)) for name in columns}
 
     def line(probability: str, picture: str, cells: Mapping[str, str]) -> str:
@@ -146,8 +148,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
     head = line("probability", "picture", {name: name for name in columns})
     body = [line(f"{row['probability']:11.3f}", row["picture"], row) for row in shown]
-    more = [f"… {len(rows) - SHOWN:,} more: --csv or --json gives all"]
-    return [head, *body] + (more if len(rows) > SHOWN else [])
+    more = [f"… {count - len(rows):,} more: --csv or --json gives all"]
+    return [head, *body] + (more if count > len(rows) else [])
 
 
 def _report_values(result: classify.Report, classes: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from igpt.cli.arguments import add_short_flags, number_of_labels, recipe_and_changes
 from igpt.cli.pretrain import SHORT
 from igpt.cli.report import Report, stopped
-from igpt.config import Say
+from igpt.config import Say, UserError
 from igpt.recipes import shipped_recipes
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         args.out = Path("runs") / f"sweep-{Path(name).stem}"
     points = make_points(name, args.grid, changes, args.out)
     swept = sweep(points, args.out, args.labels_per_class, say)
+    if swept.diverged and not swept.results and swept.stopped is None:
+        raise UserError("every run diverged: try smaller values of lr, or train.grad_clip=1")
     runs = [asdict(result) for result in swept.results]
     values = {"out": str(args.out), "runs": runs, "diverged": swept.diverged}
     lines = _table(swept.results)

@@ -93,4 +93,6 @@ def _array_as_rgb(array: npt.NDArray[Any]) -> Iterator[Image.Image]:
             "pictures must have shape [H, W], [H, W, 3], [B, H, W] or [B, H, W, 3], "
             f"got {list(array.shape)}"
         )
+    if len(array) == 0:
+        raise UserError("no pictures given")
     yield from (_convert(Image.fromarray(pixels)) for pixels in array)

@@ -112,12 +112,12 @@ def _set_apart(source: Source, config: DataConfig, seed: int) -> tuple[Pictures,
     """`training_splits` of a single split, with a warning of what its test is."""
     train, held_out = training_splits(source, config, seed)
     count, split = f"{len(held_out):,} pictures", f"'{config.train_split}'"
-    known = config.split_pictures is not None  # to the run, which drew them from as many
-    taken = (
-        f"the {count} that training held out of {split}, and chose its best model by, are taken"
-        if known
-        else f"{count} of {split} are held out for it"
-    )
+    if config.split_pictures is None and not config.streaming:  # of no run that was trained on them
+        taken = f"{count} of {split} are held out for it"
+    else:
+        taken = (
+            f"the {count} that training held out of {split}, and chose its best model by, are taken"
+        )
     # Shown once, whichever part is asked for, since it belongs to this line.
     warnings.warn(f"{source.name} has no split '{config.test_split}': {taken}", stacklevel=1)
     return train, held_out

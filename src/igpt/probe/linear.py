@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Protocol
 
 import numpy as np
@@ -143,9 +144,8 @@ def fit_probe(
     """
     if len(np.unique(labels)) < 2:
         raise UserError("a probe needs labels of two classes or more")
-    fitted = [
-        fit_layer(name, data, labels, validation_labels, n_classes, metric) for name, data in layers
-    ]
+    asked = (labels, validation_labels, n_classes, metric)
+    fitted = list(starmap(lambda name, data: fit_layer(name, data, *asked), layers))
     best = max(fitted, key=lambda choice: choice.validation)
     by_layer = {choice.layer: choice.validation for choice in fitted}
     return FittedProbe(best.probe, best.layer, best.strength, best.validation, by_layer)
