@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import several
 from conftest import TINY, newest, no_gpu, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.pretrain import pretrain
@@ -21,11 +22,16 @@ from igpt.pretrain import pretrain
 pytestmark = pytest.mark.usefixtures("on_processor")
 
 STEPS = 60
-COMMAND = [sys.executable, "-m", "igpt", "pretrain", "digits", *TINY, f"train.steps={STEPS}"]
+COMMAND = ["pretrain", "digits", *TINY, f"train.steps={STEPS}"]
 
 
 def command(out: Path, *more: str) -> list[str]:
     return [*COMMAND, "--out", str(out), *more]
+
+
+def started(out: Path, *more: str, **environment: str) -> several.Several:
+    """One process of its own."""
+    return several.igpt(1, *command(out, *more), environment=environment)
 
 
 def losses(run: Path) -> list[tuple[int, str, float]]:
@@ -42,36 +48,35 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str
     return losses(out)
 
 
-def start_and(
-    act: Callable[[subprocess.Popen[bytes]], None],
-    out: Path,
-    after_step: int,
-    stderr: int = subprocess.DEVNULL,
-) -> int:
-    """Start the run, wait until it logged a step, act on it; its exit status."""
-    process = subprocess.Popen(command(out, "--resume"), stderr=stderr, stdout=subprocess.DEVNULL)
+def wait_for_step(out: Path, step: int, ended: Callable[[], bool]) -> None:
+    """Until the run logged that step, or ended."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and not ended():
         path = out / "metrics.jsonl"
-        if path.is_file() and f'"step": {after_step},' in path.read_text():
-            act(process)
-            break
+        if path.is_file() and f'"step": {step},' in path.read_text():
+            return
         time.sleep(0.002)
-    return process.wait(timeout=60)
+
+
+def start_and(send: signal.Signals, out: Path, after_step: int, delay: float = 0) -> int:
+    """Start the run, signal it so long after it logged a step; its exit status."""
+    running = started(out, "--resume")
+    (process,) = running.processes
+    wait_for_step(out, after_step, lambda: process.exitcode is not None)
+    time.sleep(delay)
+    running.send(send, [0])
+    (status,) = running.wait(60)
+    return status
 
 
 def test_killed_at_random_moments_a_run_ends_with_the_undisturbed_curve(
     igpt, tmp_path: Path, undisturbed: list[tuple[int, str, float]]
 ) -> None:
     out, rng = tmp_path / "run", random.Random(os.getpid())
-    moments = sorted(rng.sample(range(1, STEPS - 5), 2))
+    moments = sorted(rng.sample(range(1, STEPS - 10), 2))
     for moment in moments:
-
-        def kill(process: subprocess.Popen[bytes]) -> None:
-            time.sleep(rng.uniform(0, 0.03))
-            process.kill()
-
-        assert start_and(kill, out, moment) == -signal.SIGKILL, moments
+        status = start_and(signal.SIGKILL, out, moment, rng.uniform(0, 0.03))
+        assert status == -signal.SIGKILL, moments
     assert igpt("pretrain", "--out", out, "--resume").status == 0
     assert losses(out) == undisturbed, moments
 
@@ -81,7 +86,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(
     igpt, tmp_path: Path, undisturbed: list[tuple[int, str, float]], name: str, status: int
 ) -> None:
     out = tmp_path / "run"
-    assert start_and(lambda p: p.send_signal(signal.Signals[name]), out, 18) == status
+    assert start_and(signal.Signals[name], out, 18) == status
     state, _ = newest(out)
     assert 18 <= state.step < STEPS
     assert igpt("pretrain", "--out", out, "--resume").status == 0
@@ -90,13 +95,13 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(
 
 def test_a_run_outlives_the_reader_of_its_lines(tmp_path: Path) -> None:
     """Ctrl-C under `2>&1 | tee log` ends `tee` as well, and the run has yet to save."""
-
-    def close(process: subprocess.Popen[bytes]) -> None:
+    out = tmp_path / "run"
+    words = [sys.executable, "-m", "igpt", *command(out)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        wait_for_step(out, 18, lambda: process.poll() is not None)
         assert process.stderr is not None
         process.stderr.close()
-
-    out = tmp_path / "run"
-    assert start_and(close, out, 18, subprocess.PIPE) == 0
+        assert process.wait(timeout=60) == 0
     assert newest(out)[0].step == STEPS
 
 
@@ -109,16 +114,12 @@ def test_a_full_disk_stops_the_run_in_one_line_with_the_last_checkpoint_intact(
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("mounting a small disk needs root")
     try:
-        done = subprocess.run(
-            command(disk / "run", "model.n_embd=32", "train.eval_every=1000"),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 2
-        last = done.stderr.strip().splitlines()[-1]
+        done = started(disk / "run", "model.n_embd=32", "train.eval_every=1000")
+        assert done.wait() == [2]
+        last = done.err.strip().splitlines()[-1]
         assert "cannot write" in last
         assert "No space left" in last
-        assert "Traceback" not in done.stderr
+        assert "Traceback" not in done.err
         said: list[str] = []
         assert RunDirectory(disk / "run").latest_checkpoint(said.append) is not None
         assert said == []  # nothing was gone back to
@@ -131,12 +132,8 @@ def test_a_full_disk_stops_the_run_in_one_line_with_the_last_checkpoint_intact(
 
 def test_without_a_compiler_a_run_that_asks_for_it_trains_all_the_same(tmp_path: Path) -> None:
     caches = {name: str(tmp_path / "c") for name in ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")}
-    done = subprocess.run(
-        command(tmp_path / "run", "train.steps=2", "train.compile=true"),
-        env={**os.environ, **caches, "PATH": str(tmp_path)},  # which has no programs
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "train.compile is left out" in done.stderr
+    words = ("train.steps=2", "train.compile=true", "model.n_layer=1")
+    done = started(tmp_path / "run", *words, **caches, PATH=str(tmp_path))  # which has no programs
+    assert done.wait() == [0], done.err
+    assert "train.compile is left out" in done.err
     assert losses(tmp_path / "run")[-1][0] == 2

@@ -1,6 +1,7 @@
-"""Several processes as torchrun starts them, for tests: forked from one that has imported torch.
+"""Processes for tests, as torchrun starts several: forked from one that has imported torch.
 
-torchrun itself takes seconds to start; its environment variables and its store do not.
+A new Python, and torchrun itself, take seconds to start; torchrun's environment variables and its
+store do not.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shutil
 import signal
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -63,6 +64,7 @@ class Several:
     act: Callable[..., None]
     args: tuple[Any, ...]
     restarts: int = 0  # how often torchrun started them before
+    environment: Mapping[str, str] = field(default_factory=dict)  # more of it
     processes: list[BaseProcess] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -76,6 +78,7 @@ class Several:
             "MASTER_PORT": str(self._store.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RESTART_COUNT": str(self.restarts),
+            **self.environment,
         }
         for rank in range(self.n):
             environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -111,9 +114,11 @@ class Several:
         return "".join(path.read_text() for path in sorted(self._logs.glob(f"*.{name}")))
 
 
-def igpt(n: int, *argv: object, restarts: int = 0) -> Several:
+def igpt(
+    n: int, *argv: object, restarts: int = 0, environment: Mapping[str, str] | None = None
+) -> Several:
     """The command line on `n` processes, not waited for."""
-    return Several(n, _command, tuple(map(str, argv)), restarts)
+    return Several(n, _command, tuple(map(str, argv)), restarts, environment or {})
 
 
 def call(n: int, act: Callable[..., None], *args: Any) -> None:
