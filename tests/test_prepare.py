@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import several
 from conftest import assert_mistake, picture_bytes, write_pictures
+from igpt.cli import main
 from igpt.data import decode_all, open_source
 from igpt.data.pictures import Pictures
 from igpt.prepare import Finished, Piece, Preparation, _map
@@ -127,23 +129,29 @@ def test_parts_of_several_machines_add_up_to_the_same_shards(
     assert (parts / "manifest.json").read_text() == (whole / "manifest.json").read_text()
 
 
+def apart(*argv: str) -> None:
+    """The command line, in a group of processes of its own."""
+    os.setsid()
+    main(list(argv))
+
+
 def test_killed_at_a_random_moment_it_goes_on_to_identical_shards(igpt, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = ["prepare", "--data", "digits", "--size", "8", "--shard-pictures", "20", "--out"]
     assert igpt(*options, whole, "--workers", 1).status == 0
-    command = [sys.executable, "-m", "igpt", *options, str(killed), "--workers", "2"]
     rng = random.Random(os.getpid())
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, start_new_session=True, **quiet)
+    running = several.Several(1, apart, (*options, str(killed), "--workers", "2"))
+    (process,) = running.processes
     enough, deadline = rng.randrange(1, 15), time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.exitcode is None:
         if len(list(killed.glob("data/*.parquet"))) >= enough:
             break
         time.sleep(0.002)
+    assert process.pid is not None
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    process.join(60)
     assert not (killed / "manifest.json").exists(), f"done before {enough} were seen"
-    subprocess.run(command, check=True, capture_output=True)
+    assert igpt(*options, killed, "--workers", 1).status == 0
     assert shards(killed) == shards(whole), enough
     assert len(shards(killed)) == 90  # 75 to train on, 15 to test on
 
@@ -259,7 +267,8 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(
     assert [p.name for p in other.iterdir()] == ["mine.png"]
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # scikit-learn's digits, whatever folder is there
-        assert igpt("prepare", "--data", "digits", "--size", 8, "--out", "digits/8").status == 0
+        words = ("--data", "digits", "--size", 8, "--workers", 1, "--out", "digits/8")
+        assert igpt("prepare", *words).status == 0
     result = igpt("prepare", "--data", other, "--size", 8, "--out", other / "small")
     assert_mistake(result, "is among the pictures of")
     assert [p.name for p in other.iterdir()] == ["mine.png"]

@@ -98,7 +98,7 @@ BRIEFLY = {
     "info": [],
     "palette": [],
     "plan": [],
-    "prepare": [],
+    "prepare": ["--workers", "1"],
     "push": [],
     "sample": [],
     "score": ["--limit", "4"],
