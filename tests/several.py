@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
@@ -119,6 +120,18 @@ def igpt(
 ) -> Several:
     """The command line on `n` processes, not waited for."""
     return Several(n, _command, tuple(map(str, argv)), restarts, environment or {})
+
+
+def script(source: str, **environment: str) -> Several:
+    """A program that has ended well, in a process whose modules have read no environment."""
+    done = Several(1, _run, (source,), environment=environment)
+    assert done.wait() == [0], done.err
+    return done
+
+
+def _run(source: str) -> None:
+    exec(source, {})
+    sys.stdout.flush()
 
 
 def call(n: int, act: Callable[..., None], *args: Any) -> None:

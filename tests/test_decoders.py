@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import several
 from conftest import silent, tiny_recipe
 from igpt.attention import KVCache
 from igpt.config import ModelConfig, UserError
@@ -407,10 +405,7 @@ print(PackedDecoder.takes(ImageGPT(ModelConfig(n_layer=1, n_embd=32, n_head=1, v
 
 
 def test_the_switch_turns_the_kernels_off() -> None:
-    env = {**os.environ, "IGPT_KERNELS": "0"}
-    command = [sys.executable, "-c", SWITCHED_OFF]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert several.script(SWITCHED_OFF, IGPT_KERNELS="0").out.strip() == "False"
 
 
 @every_way

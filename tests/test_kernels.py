@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import several
 from igpt.attention import attend
 from igpt.config import ModelConfig
 from igpt.kernels import attention_takes, build, fast_attention, fast_quick_gelu, gelu_takes
@@ -363,11 +364,9 @@ print(color_cells(numpy.zeros(1 << 24, dtype=numpy.uint16)) is not None)
 def test_where_it_cannot_be_compiled_the_plain_road_is_taken(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment}
-    command = [sys.executable, "-c", WHERE + OTHERS]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True", "False", "True", "False", "False"]
-    assert len(done.stderr.splitlines()) <= 4  # one a kernel
+    done = several.script(WHERE + OTHERS, **{"XDG_CACHE_HOME": str(tmp_path), **environment})
+    assert done.out.split() == ["False", "True", "False", "True", "False", "False"]
+    assert len(done.err.splitlines()) <= 4  # one a kernel
 
 
 @pytest.fixture
@@ -406,12 +405,11 @@ def test_a_damaged_library_is_made_anew(tmp_path: Path) -> None:
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler here")
     # Flags are no part of the compiler's name.
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": "c++ -Wall"}
+    env = {"XDG_CACHE_HOME": str(tmp_path), "CXX": "c++ -Wall"}
     words = "from igpt.kernels.build import load; print(load('palette') is not None)"
     for _ in range(2):
-        command = [sys.executable, "-c", words]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        assert done.stdout == "True\n", done.stderr
+        done = several.script(words, **env)
+        assert done.out == "True\n", done.err
         (library,) = (tmp_path / "igpt").iterdir()
         assert library.stat().st_size > 1000
         library.write_bytes(b"cut short")

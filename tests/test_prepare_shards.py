@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Sequence
@@ -21,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import several
 from conftest import assert_mistake, picture_bytes
 from igpt.config import DataConfig
 from igpt.data import (
@@ -192,13 +190,12 @@ def test_killed_within_a_file_it_goes_on_after_the_last_whole_shard(igpt, tmp_pa
     words = ["prepare", "--data", str(tmp_path / "many.tar"), "--size", "4", "--workers", "1"]
     words += ["--shard-pictures", "1", "--out"]
     assert igpt(*words, whole).status == 0
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, "-m", "igpt", *words, str(killed)], **quiet)
+    running = several.igpt(1, *words, killed)
     deadline = time.monotonic() + 60
     while len(list(killed.glob(".shards/train-*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    running.send(signal.SIGKILL, [0])
+    assert running.wait() == [-signal.SIGKILL]
     assert not (killed / "manifest.json").exists(), "it was done before it was killed"
     first = killed / "data/train-00000-of-00001.parquet"
     made = first.stat().st_mtime_ns

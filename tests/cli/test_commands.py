@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -319,14 +319,17 @@ def test_a_run_knows_its_pictures_from_any_working_directory(
         assert values["count"] == 2  # what training held out, and not what it learned from
 
 
-def test_a_name_that_stdout_cannot_write_is_escaped(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_name_that_stdout_cannot_write_is_escaped(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "cat \N{CHECK MARK}.png"
     path.write_bytes(picture_bytes(0))
-    words = [sys.executable, "-m", "igpt", "score", tiny_run, path, "--out", tmp_path / "scores"]
-    env = {**os.environ, "PYTHONIOENCODING": "cp1252"}
-    done = subprocess.run(words, capture_output=True, env=env)
-    assert done.returncode == 0, done.stderr
-    assert b"cat \\u2713.png" in done.stdout
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    with pytest.raises(SystemExit, match="0"):
+        main(["score", str(tiny_run), str(path), "--out", str(tmp_path / "scores")])
+    sys.stdout.flush()
+    assert b"cat \\u2713.png" in written.getvalue()
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import several
 from conftest import silent
 from igpt.config import ModelConfig, UserError
 from igpt.data import Pictures, UnreadablePicture, decode, open_files
@@ -271,14 +271,14 @@ for name, limit in {tries}:
 """
     for name, _ in tries:
         (tmp_path / name).write_bytes(b"the old one")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.split() == ["2", "2", "2"], done.stderr
-    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    done = several.script(program)
+    assert done.out.split() == ["2", "2", "2"], done.err
+    errors = [line for line in done.err.splitlines() if "error" in line.lower()]
     assert len(errors) == 3
     for (name, _), error in zip(tries, errors, strict=True):
         assert f"cannot write {tmp_path / name}: " in error
         assert "File too large" in error
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.err
     assert {path.name for path in tmp_path.iterdir()} == {"f.npz", "f.parquet"}
     assert all(path.read_bytes() == b"the old one" for path in tmp_path.iterdir())
 
