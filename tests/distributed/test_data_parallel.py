@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -13,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import several
 import torch
 from PIL import Image
 
 import igpt.pretrain
+import several
 from conftest import TINY, load_model, no_gpu, picture_bytes, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.config import ParallelConfig, UserError
@@ -36,7 +37,7 @@ SHORT = [
     "data.validation_fraction=0.025",
 ]
 CASES = {
-    "ar": [*SHORT, "data.augmentation=flip", "train.grad_clip=0.5"],
+    "ar": [*SHORT, "data.augmentation=flip", "train.grad_clip=0.5", "train.patience=1"],
     "bert": [*SHORT, "objective=bert", "train.micro_batch_size=1", "data.augmentation=cifar"],
     "uneven": [*SHORT, "train.batch_size=12", "train.micro_batch_size=2", "train.patience=1"],
 }
@@ -168,11 +169,11 @@ def wait_for_step(run: Path, step: int) -> None:
 
 
 def test_one_process_speaks_for_all(tmp_path: Path) -> None:
-    done = several.igpt(2, *command(tmp_path / "run", "--json"))
+    done = several.igpt(2, *command(tmp_path / "run", *SHORT, "--json"))
     assert done.wait() == [0, 0], done.err
-    assert json.loads(done.out)["step"] == 12
-    assert done.err.count("1,350 pictures to train on") == 1
-    assert done.err.count("step 12/12  loss") == 1
+    assert json.loads(done.out)["step"] == 4
+    assert done.err.count("1,462 pictures to train on") == 1
+    assert done.err.count("step 4/4  loss") == 1
 
 
 @pytest.mark.parametrize(
@@ -252,26 +253,53 @@ def stopped(run: Path, where: str) -> None:
         assert gather(outcome.signal) == [signal.SIGTERM] * 2
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with no_gpu():
+        pretrain(tiny_recipe(), out, resume=False, say=silent)
+    return out
+
+
 @pytest.mark.parametrize("where", ["wait", "validation"])
 def test_a_signal_interrupts_what_a_process_waits_for_and_nothing_is_lost(
-    tmp_path: Path, where: str
+    whole: Path, tmp_path: Path, where: str
 ) -> None:
-    run, whole = tmp_path / "run", tmp_path / "whole"
+    run = tmp_path / "run"
     began = time.monotonic()
     several.call(2, stopped, run, where)
     assert time.monotonic() - began < 50
-    for path, resume in ((whole, False), (run, True)):
-        pretrain(tiny_recipe(), path, resume=resume, say=silent)
+    pretrain(tiny_recipe(), run, resume=True, say=silent)
     for key in ("loss", "val_loss"):
         assert rows(run, key) == pytest.approx(rows(whole, key), abs=1e-5)
 
 
-def test_a_hang_within_a_part_of_the_processes_ends_the_others_too(tmp_path: Path) -> None:
+# name -> the processes, how they share the model, and what the second is sent
+HANGS = {
+    "stopped": (2, [], signal.SIGSTOP),
+    "killed": (2, [], signal.SIGKILL),
+    "groups": (4, ["parallel.data=2", "parallel.shard=2"], signal.SIGSTOP),
+}
+
+
+@pytest.fixture(scope="module")
+def hanging(tmp_path_factory: pytest.TempPathFactory) -> dict[str, several.Several]:
+    """Runs of which a process hangs, whose others wait for it at the same time."""
+    out, running = tmp_path_factory.mktemp("hanging"), {}
+    for name, (n, layout, number) in HANGS.items():
+        words = command(out / name, "train.steps=100000", "parallel.timeout=8", *layout)
+        running[name] = several.igpt(n, *words)
+        wait_for_step(out / name, 5)
+        running[name].send(number, [1])
+    return running
+
+
+def test_a_hang_within_a_part_of_the_processes_ends_the_others_too(
+    hanging: dict[str, several.Several],
+) -> None:
     """Those of a split model wait in groups, which have a patience of their own."""
-    run, layout = tmp_path / "run", ("parallel.data=2", "parallel.shard=2", "parallel.timeout=8")
-    running = several.igpt(4, *command(run, "train.steps=100000", *layout))
-    wait_for_step(run, 5)
-    running.send(signal.SIGSTOP, [1])
+    running = hanging["groups"]
     for first in (0, 2, 3):
         running.processes[first].join(60)
         assert running.processes[first].exitcode not in (None, 0)
@@ -279,28 +307,23 @@ def test_a_hang_within_a_part_of_the_processes_ends_the_others_too(tmp_path: Pat
     running.wait(0)
 
 
-def test_a_process_that_hangs_or_is_gone_ends_the_others_in_one_line(tmp_path: Path) -> None:
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        run = tmp_path / number.name
-        running = several.igpt(2, *command(run, "train.steps=100000", "parallel.timeout=8"))
-        wait_for_step(run, 5)
-        began = time.monotonic()
-        running.send(number, [1])
-        running.processes[0].join(60)
-        assert running.processes[0].exitcode == 1
-        assert time.monotonic() - began < 60
-        (line,) = [line for line in running.err.splitlines() if "error:" in line]
-        assert "did not answer for 8 s (parallel.timeout)" in line
-        assert "Traceback" not in running.err
-        running.wait(0)
+@pytest.mark.parametrize("name", ["stopped", "killed"])
+def test_a_process_that_hangs_or_is_gone_ends_the_others_in_one_line(
+    hanging: dict[str, several.Several], name: str
+) -> None:
+    running = hanging[name]
+    running.processes[0].join(60)
+    assert running.processes[0].exitcode == 1
+    (line,) = [line for line in running.err.splitlines() if "error:" in line]
+    assert "did not answer for 8 s (parallel.timeout)" in line
+    assert "Traceback" not in running.err
+    running.wait(0)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(
     runs: dict[int, Path], tmp_path: Path
 ) -> None:
-    run, words = tmp_path / "run", [*TINY, *CASES["ar"]]
-    stopped = several.igpt(4, "pretrain", "digits", "--out", run, *words, "train.patience=1")
-    assert stopped.wait() == [0, 0, 0, 0], stopped.err
+    run = Path(shutil.copytree(runs[4] / "ar", tmp_path / "run"))
     (run / "checkpoints/latest").write_text("step-00000002\n")
     again = several.igpt(2, "pretrain", "--out", run, "--resume")
     assert again.wait() == [0, 0], again.err
