@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY, silent, tiny_recipe
+from conftest import TINY, no_gpu, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.pretrain import pretrain
 
 # There need not be as many GPUs as processes.
 pytestmark = pytest.mark.usefixtures("on_processor")
 
-STEPS = 80
+STEPS = 50
 WORDS = [f"train.steps={STEPS}", "train.eval_every=20", "train.checkpoint_every=5"]
 
 
@@ -60,8 +60,17 @@ def curve(run: Path) -> list[tuple[int, str, float]]:
     return [(r["step"], key, r[key]) for r in lines for key in ("loss", "val_loss") if key in r]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float]]:
+    """The undisturbed curve of one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    with no_gpu():
+        pretrain(tiny_recipe(*WORDS), out, resume=False, say=silent)
+    return curve(out)
+
+
 def test_a_run_whose_workers_are_killed_goes_on_by_itself_to_the_undisturbed_curve(
-    tmp_path: Path,
+    tmp_path: Path, alone: list[tuple[int, str, float]]
 ) -> None:
     rng = random.Random(os.getpid())
     run = tmp_path / "run"
@@ -73,16 +82,16 @@ def test_a_run_whose_workers_are_killed_goes_on_by_itself_to_the_undisturbed_cur
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert f"{run}: {STEPS} steps" in out
-    pretrain(tiny_recipe(*WORDS), tmp_path / "alone", resume=False, say=silent)
-    expected = curve(tmp_path / "alone")
     found = curve(run)
-    assert [row[:2] for row in found] == [row[:2] for row in expected], moment
-    assert [row[2] for row in found] == pytest.approx([row[2] for row in expected], abs=1e-5)
+    assert [row[:2] for row in found] == [row[:2] for row in alone], moment
+    assert [row[2] for row in found] == pytest.approx([row[2] for row in alone], abs=1e-5)
     # Before the first checkpoint is whole, the run begins again.
     assert err.count("resuming at step") == 1 or moment <= 10
 
 
-def test_two_machines_train_one_model_and_go_on_when_one_loses_its_worker(tmp_path: Path) -> None:
+def test_two_machines_train_one_model_and_go_on_when_one_loses_its_worker(
+    tmp_path: Path, alone: list[tuple[int, str, float]]
+) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -96,11 +105,10 @@ def test_two_machines_train_one_model_and_go_on_when_one_loses_its_worker(tmp_pa
     assert [agent.returncode for agent in agents] == [0, 0], said
     assert sum(f"{run}: {STEPS} steps" in out for out, _ in said) == 1
     assert any("resuming at step" in err for _, err in said)
-    pretrain(tiny_recipe(*WORDS), tmp_path / "alone", resume=False, say=silent)
-    expected, found_curve = curve(tmp_path / "alone"), curve(run)
-    assert [row[:2] for row in found_curve] == [row[:2] for row in expected]
+    found_curve = curve(run)
+    assert [row[:2] for row in found_curve] == [row[:2] for row in alone]
     values = [row[2] for row in found_curve]
-    assert values == pytest.approx([row[2] for row in expected], abs=1e-5)
+    assert values == pytest.approx([row[2] for row in alone], abs=1e-5)
 
 
 def test_a_node_that_is_taken_away_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
