@@ -24,6 +24,7 @@ from conftest import (
 from igpt.checkpoint import RunDirectory
 from igpt.interop.files import read_metadata, read_tensors
 from igpt.pretrain import pretrain
+from igpt.probe import attention
 
 FAST = ("--steps", 6, "--batch-size", 16, "--eval-every", 3, "--checkpoint-every", 3)
 
@@ -127,7 +128,7 @@ def test_a_folder_of_train_and_val_is_probed_on_val_without_a_false_alarm(
 
 def test_few_labels_beside_every_baseline(igpt, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "few"
-    words = ("--labels-per-class", 1, 5, "all", "--seeds", 2, "--baselines")
+    words = ("--layer", 1, "--labels-per-class", 1, 5, "all", "--seeds", 2, "--baselines")
     result = igpt("probe", run, *words, "--cnn-minutes", 0.02, "--out", out)
     assert result.status == 0, result.err
     values = json.loads((out / "results.json").read_text())
@@ -146,7 +147,10 @@ def test_few_labels_beside_every_baseline(igpt, run: Path, tmp_path: Path) -> No
     assert is_sheet(out / "few_labels.png")
 
 
-def test_an_attentive_probe_is_saved_and_used(igpt, run: Path, tmp_path: Path) -> None:
+def test_an_attentive_probe_is_saved_and_used(
+    igpt, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "STEPS", 300)
     out = tmp_path / "attention"
     words = ("--head", "attention", "--layer", 1, "--labels-per-class", 20, "--seeds", 1)
     values = json.loads(igpt("probe", run, *words, "--out", out, "--json").out)
@@ -154,7 +158,7 @@ def test_an_attentive_probe_is_saved_and_used(igpt, run: Path, tmp_path: Path) -
     assert accuracy > 0.2  # chance is 0.1
     predicted = json.loads(igpt("predict", run, "--probe", out, "--json").out)
     assert predicted["accuracy"] == pytest.approx(accuracy, abs=0.01)
-    again = igpt("probe", run, *words, "--out", out)
+    again = igpt("probe", run, "--layer", 1, "--labels-per-class", 1, "--seeds", 1, "--out", out)
     assert f"the probe in {out} will be replaced" in again.err
 
 
