@@ -13,7 +13,7 @@ from conftest import assert_mistake, is_sheet, signalled_pretrain
 
 def test_the_demo_shows_all_it_promises(igpt, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    result = igpt("demo", "--out", out, "--steps", 30)
+    result = igpt("demo", "--out", out, "--steps", 4)
     assert result.status == 0, result.err
     for name in ("samples", "completions", "palette", "loss"):
         assert is_sheet(out / "figures" / f"{name}.png")
