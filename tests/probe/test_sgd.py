@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+import several
 from conftest import assert_mistake, silent, tiny_recipe, write_classes
 from igpt.config import DataConfig, UserError
 from igpt.data import open_large_task, open_source
@@ -53,16 +53,15 @@ def test_sgd_agrees_with_lbfgs_and_predict_takes_its_probe(
 def test_a_killed_fit_goes_on_and_gives_the_same_probe(
     igpt, tiny_run: Path, tmp_path: Path
 ) -> None:
-    words = ["--solver", "sgd", "--augmentation", "cifar", "--epochs", "15", "--layer", "1"]
+    words = ["--solver", "sgd", "--augmentation", "cifar", "--epochs", "8", "--layer", "1"]
     assert igpt("probe", tiny_run, *words, "--out", tmp_path / "whole").status == 0
     out = tmp_path / "killed"
-    command = [*(sys.executable, "-m", "igpt", "probe", str(tiny_run)), *words, "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    running = several.igpt(1, "probe", tiny_run, *words, "--out", out)
     while not (out / UNFINISHED).exists():
-        assert process.poll() is None
+        assert running.processes[0].exitcode is None, running.err
         time.sleep(0.01)
-    process.kill()
-    process.wait()
+    running.send(signal.SIGKILL, [0])
+    assert running.wait() == [-signal.SIGKILL]
     assert not (out / "probe.safetensors").exists()
     again = ["probe", tiny_run, *words, "--out", out]
     assert_mistake(igpt(*again), "is of a fit that was cut short: --resume it, or remove it")
