@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-import several
 
+import several
 from conftest import TINY
 from numbered_shards import write_shards
 
 STREAM = ["--streaming", "data.validation_pictures=4", "data.shuffle_buffer=5", "--size", "4"]
-WORDS = [*TINY, *STREAM, "train.steps=40", "train.checkpoint_every=5", "train.eval_every=20"]
+WORDS = [*TINY, *STREAM, "train.steps=25", "train.checkpoint_every=5", "train.eval_every=20"]
 
 
 def curve(run: Path) -> list[tuple[int, str, float]]:
