@@ -61,7 +61,7 @@ def test_fine_tunings_beside_each_other(campaign: Campaign, tiny_run: Path, tmp_
 
 
 def test_a_search_of_probes(campaign: Campaign, tiny_run: Path) -> None:
-    few = ["--labels-per-class", 2, 4, "--seeds", 2]
+    few = ["--labels-per-class", 2, 4, "--seeds", 1]
     printed = campaign("probe_search", tiny_run, "--layer", 1, "--grid", 4, *few)
     rows = [line for line in printed.splitlines() if "±" in line]
     assert len(rows) > 12
