@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import several
 import torch
 from safetensors.numpy import load_file
 
+import several
 from conftest import write_classes
 from igpt.cli import main
 from igpt.config import ParallelConfig

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import several
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,6 +23,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import igpt.attention
 import igpt.folder
 import igpt.model
+import several
 from conftest import TINY, load_model, no_gpu, silent, tiny_recipe
 from igpt.checkpoint import Progress, RunDirectory, optimizer_tensors
 from igpt.cli import main
