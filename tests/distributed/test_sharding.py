@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -101,6 +102,7 @@ def train_compiled(out: Path) -> None:
     """As the paper's recipes are. Blocks are gathered and recomputed all the same."""
     from torch._inductor.compile_fx import compile_fx  # which takes seconds
 
+    gc.collect()  # FSDP's table of earlier models would shrink while the compiler reads it
     compiled: set[str] = set()
 
     def look(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
