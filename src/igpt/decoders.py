@@ -56,7 +56,7 @@ class PlainDecoder:
 
     def select(self, pictures: Tensor) -> None:
         assert self._started is not None
-        self.cache = None
+        self.cache = None  # before another takes its room
         self.cache = self._started.select(pictures)
         self.tokens = self._prefix[pictures]  # [R, t]
 
@@ -93,7 +93,7 @@ class ReplayedDecoder:
         assert self._started is not None
         if self.cache is None or self.cache.keys.shape[1] != len(pictures):
             self._steps.clear()
-            self.cache = None
+            self.cache = None  # before another takes its room
             self.cache = FixedCache(self._started, len(pictures))
             self._tokens = torch.zeros_like(pictures)
         self.cache.fill(self._started, pictures)
@@ -161,7 +161,7 @@ class PackedDecoder:
         return torch.cat(logits)
 
     def select(self, pictures: Tensor) -> None:
-        self.cache = None
+        self.cache = None  # before another takes its room
         self.cache = PackedCache.beside([self._started[i] for i in pictures.tolist()])
 
     def step(self, tokens: Tensor) -> Tensor:

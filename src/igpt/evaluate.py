@@ -54,9 +54,8 @@ def in_batches(
 ) -> Iterator[torch.Tensor]:
     """`compute` of each batch [B, T] of tokens [N, T] and the place of its first picture, in order.
 
-    A batch is int64, whatever whole numbers the tokens are.
-    `check` is called before each and may raise. Of several processes, each computes its share of
-    the batches, and all are given all.
+    A batch is int64, whatever whole numbers the tokens are. `check` is called before each and may
+    raise. Of several processes, each computes its share of the batches, and all are given all.
     """
     starts = range(0, len(tokens), batch_size)
     for place, counts in share_of(len(starts)):

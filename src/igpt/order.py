@@ -134,7 +134,7 @@ class Codec:
         return self.encode_16(images).astype(np.int64)
 
     def encode_16(self, images: Pixels | Encoded) -> Tokens:
-        """The same in 16 bits, for sets of millions."""
+        """`encode` as uint16 [B, T], a quarter of the memory: for sets of millions."""
         return self.reorder(self.raster_tokens(images))
 
     def raster_tokens(self, images: Pixels | Encoded) -> Tokens:

@@ -182,7 +182,7 @@ class Pipeline:
 
         For a BERT model: of the pixels hidden by a fixed random mask, given the others.
         """
-        dtype, tokens = self.dtype(precision), self._encode_16(images)
+        dtype, tokens = self.dtype(precision), self.encode_16(images)
         nats = picture_nats(self.model, self._objective(), tokens, BATCH, dtype)
         return nats.double().numpy()
 
@@ -218,7 +218,7 @@ class Pipeline:
         By the model's own head or, if it has none, by its run's probe.
         """
         dtype = self.dtype(precision)
-        return self.classifier().predict(self._encode_16(images), dtype)
+        return self.classifier().predict(self.encode_16(images), dtype)
 
     def classifier(
         self, probe: Path | None = None, ensemble: Ensemble = "modal", masks: int = MASKS
@@ -242,7 +242,7 @@ class Pipeline:
         Given the pixels that the model reads before it; for a BERT model, given all but a random
         part of the pixels, of which it is one: a seventh for the paper's 15 %.
         """
-        dtype, tokens = self.dtype(precision), self._encode_16(images)
+        dtype, tokens = self.dtype(precision), self.encode_16(images)
         nats = pixel_nats(self.model, tokens, BATCH, dtype).numpy()  # [B, T]
         raster = np.empty_like(nats)
         raster[:, self.codec.pi] = nats
@@ -265,9 +265,10 @@ class Pipeline:
 
     def tokens(self, images: Images) -> torch.Tensor:
         """Tokens int64 [B, T] in the model's order, of pictures brought to the model's size."""
-        return self._encode_16(images).to(torch.int64)
+        return self.encode_16(images).to(torch.int64)
 
-    def _encode_16(self, images: Images) -> torch.Tensor:
+    def encode_16(self, images: Images) -> torch.Tensor:
+        """`tokens` as uint16 [B, T], a quarter of the memory: for sets of millions."""
         return torch.from_numpy(self.codec.encode_16(self._shown(images)))
 
     def _shown(self, images: Images) -> Pixels | Encoded:
@@ -278,7 +279,7 @@ class Pipeline:
 
     def quantize(self, images: Images) -> Pixels:
         """The pictures as the model sees them, [B, H, W, 3]: resized, in the palette's colours."""
-        return self.codec.decode(self._encode_16(images).numpy())
+        return self.codec.decode(self.encode_16(images).numpy())
 
     def _n_given(self, keep: float) -> int:
         """How many tokens the part `keep` of a picture is; UserError unless it is in [0, 1)."""

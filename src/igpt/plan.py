@@ -34,7 +34,7 @@ GPUS = {
 # Part of a GPU's memory that a plan may fill. The rest is for the driver, the libraries, the gaps
 # between tensors, and the error of the estimate (docs/scaling.md).
 USABLE = 0.8
-FULL_PASS = 1e12  # FLOPs of a forward pass from which on a GPU does not wait for it, an estimate
+FULL_PASS = 1e12  # FLOPs of a forward pass that keep a GPU busy: an estimate, not measured
 
 
 def parameters(config: ModelConfig) -> dict[str, int]:

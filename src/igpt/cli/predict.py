@@ -52,8 +52,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    import torch
-
     from igpt.classify import as_classes, report
     from igpt.disk import require_file, write_csv
     from igpt.pipeline import load
@@ -75,7 +73,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     if args.confusion and (known is None or not (known >= 0).any()):
         raise UserError("--confusion needs labelled pictures")
     say(f"{len(pictures.images):,} pictures, {len(classifier.class_names)} classes")
-    tokens = torch.from_numpy(pipeline.codec.encode_16(pictures.images))
+    tokens = pipeline.encode_16(pictures.images)
     prediction = classifier.predict(tokens, pipeline.dtype(args.precision))
     rows = partial(_rows, pictures.names, prediction, known)
     if args.csv:
