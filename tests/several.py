@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -139,3 +140,15 @@ def call(n: int, act: Callable[..., None], *args: Any) -> None:
     several = Several(n, act, args)
     statuses = several.wait()
     assert statuses == [0] * n, several.err
+
+
+def reaches(
+    run: Path, step: int, seconds: float, ended: Callable[[], bool] = lambda: False
+) -> bool:
+    """Wait for a run to log that step; whether it did, before it ended or the time was up."""
+    deadline, path = time.monotonic() + seconds, run / "metrics.jsonl"
+    while time.monotonic() < deadline and not ended():
+        if path.is_file() and f'"step": {step},' in path.read_text():
+            return True
+        time.sleep(0.002)
+    return False

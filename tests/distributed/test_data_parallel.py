@@ -159,13 +159,7 @@ def command(out: Path, *words: object) -> list[object]:
 
 
 def wait_for_step(run: Path, step: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        path = run / "metrics.jsonl"
-        if path.is_file() and f'"step": {step},' in path.read_text():
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{run} did not come to step {step}")
+    assert several.reaches(run, step, 60), f"{run} did not come to step {step}"
 
 
 def test_one_process_speaks_for_all(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import several
 from conftest import TINY, no_gpu, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.pretrain import pretrain
@@ -46,13 +47,9 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
 
 
 def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        path = run / "metrics.jsonl"
-        if path.is_file() and f'"step": {step},' in path.read_text():
-            return
-        time.sleep(0.002)
-    raise AssertionError(f"{run} did not come to step {step}: {process.communicate(timeout=60)}")
+    if not several.reaches(run, step, 240, lambda: process.poll() is not None):
+        said = process.communicate(timeout=60)
+        raise AssertionError(f"{run} did not come to step {step}: {said}")
 
 
 def curve(run: Path) -> list[tuple[int, str, float]]:

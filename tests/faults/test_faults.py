@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,21 +47,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str
     return losses(out)
 
 
-def wait_for_step(out: Path, step: int, ended: Callable[[], bool]) -> None:
-    """Until the run logged that step, or ended."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not ended():
-        path = out / "metrics.jsonl"
-        if path.is_file() and f'"step": {step},' in path.read_text():
-            return
-        time.sleep(0.002)
-
-
 def start_and(send: signal.Signals, out: Path, after_step: int, delay: float = 0) -> int:
     """Start the run, signal it so long after it logged a step; its exit status."""
     running = started(out, "--resume")
     (process,) = running.processes
-    wait_for_step(out, after_step, lambda: process.exitcode is not None)
+    several.reaches(out, after_step, 120, lambda: process.exitcode is not None)
     time.sleep(delay)
     running.send(send, [0])
     (status,) = running.wait(60)
@@ -98,7 +87,7 @@ def test_a_run_outlives_the_reader_of_its_lines(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = [sys.executable, "-m", "igpt", *command(out)]
     with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        wait_for_step(out, 18, lambda: process.poll() is not None)
+        several.reaches(out, 18, 120, lambda: process.poll() is not None)
         assert process.stderr is not None
         process.stderr.close()
         assert process.wait(timeout=60) == 0
