@@ -213,7 +213,7 @@ def prepare(work: Preparation, *, workers: int, part: tuple[int, int], say: Say)
     mine = [piece for piece in ours if not is_whole(work.finished(piece))]
     if kept := len(ours) - len(mine):
         say(f"{kept} of {len(ours)} pieces are there from an earlier call, and stay as they are")
-    with _map(work, workers) as run:
+    with _map(work, min(workers, len(mine))) as run:
         for piece, made in zip(mine, run(mine), strict=True):
             pictures, skipped = _count(made)
             lost = f", {skipped} skipped" if skipped else ""
@@ -242,7 +242,7 @@ def _map(
     """A function that maps `work.write` over pieces: here, or in processes that each open the
     source once.
     """
-    if workers == 1:
+    if workers <= 1:
         yield lambda pieces: map(work.write, pieces)
         return
     fresh, context = replace(work), get_context("spawn")  # without the source that is open here
