@@ -29,7 +29,7 @@ SHORT = training_flags(
     own={
         "--labels-per-class": ("finetune.labels_per_class", "learn from so many; default all"),
         "--metric": ("finetune.metric", "accuracy or balanced_accuracy: validation chooses by it"),
-        "--freeze": ("finetune.freeze", "first blocks that stay as they are"),
+        "--freeze": ("finetune.freeze", "first blocks that stay as they are, and the embeddings with them"),
     },
     steps="optimizer steps at most; default 2000",
     lr="learning rate after the warm-up; default a tenth of the largest that RUN was trained with",

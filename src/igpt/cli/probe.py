@@ -100,7 +100,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cnn-minutes",
         type=float,
         metavar="M",
-        help="longest training of the baseline network; default: as long as the run was trained",
+        help="at most so long the baseline network is trained; default: as long as the run was",
     )
     parser.add_argument(
         "--augmentation",
