@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from igpt.cli.arguments import add_data, add_run, open_pictures
+from igpt.cli.arguments import add_data, add_images, add_run, open_pictures
 from igpt.pipeline import load
 from igpt.run_data import load_named
 
@@ -35,6 +35,7 @@ def file_bits(pixels: np.ndarray, options: dict[str, Any]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_run(parser)
+    add_images(parser)
     add_data(parser)
     args = parser.parse_args()
     pipeline = load(args.run)

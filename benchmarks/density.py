@@ -28,17 +28,9 @@ from igpt.config import METRICS
 from igpt.disk import write_text
 from igpt.order import Encoded
 from igpt.pipeline import load
-from igpt.plots import save_figure
-from igpt.plots.curves import CYCLE
-from igpt.study import (
-    LinearMethod,
-    ModelFeatures,
-    Subset,
-    compare,
-    needed_pictures,
-    subsets,
-    summarise,
-)
+from igpt.plots.curves import CYCLE, save_figure
+from igpt.study.methods import LinearMethod, ModelFeatures, Subset, needed_pictures
+from igpt.study.outcomes import compare, subsets, summarise
 
 SEEDS, TESTED = 5, 2_000  # subsets of labels; first test pictures
 

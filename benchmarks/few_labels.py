@@ -17,8 +17,8 @@ import numpy as np
 
 from igpt.config import METRICS
 from igpt.disk import read_json
-from igpt.plots import few_labels_figure, save_figure
-from igpt.study import Summary
+from igpt.plots.curves import few_labels_figure, save_figure
+from igpt.study.outcomes import Summary
 
 
 def margins(outcomes: list[dict[str, Any]], metric: str) -> str:

@@ -25,13 +25,12 @@ from matplotlib.figure import Figure
 
 from igpt.cli.arguments import add_data, run_data
 from igpt.config import METRICS, Ensemble
-from igpt.data import open_data
 from igpt.data.labels import labelled
+from igpt.data.sources import open_data
 from igpt.disk import write_text
 from igpt.finetune import default_recipe, finetune
 from igpt.pipeline import load
-from igpt.plots import save_figure
-from igpt.plots.curves import CYCLE
+from igpt.plots.curves import CYCLE, save_figure
 from igpt.probe.linear import metric_value
 from igpt.recipes import changed
 

@@ -18,7 +18,7 @@ from finetuning import VOTES, less, say, spread
 from igpt.classify import ProbeClassifier
 from igpt.config import METRICS
 from igpt.probe.linear import metric_value
-from igpt.probe.store import SavedProbe, mark
+from igpt.probe.store import SavedProbe, fingerprint
 
 
 def measure(run: Path, args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
@@ -26,7 +26,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, dict[str, list[flo
     features, linear, chosen = probing(run, args)
     pipeline, test = features.pipeline, linear.task.test
     tokens, dtype = pipeline.tokens(test.images), pipeline.dtype("auto")
-    made_for = mark(pipeline.model, pipeline.codec)
+    made_for = fingerprint(pipeline.model, pipeline.codec)
     found: dict[str, dict[str, list[float]]] = {way: {m: [] for m in METRICS} for way in VOTES}
     for subset in chosen:
         fitted = linear.fit(subset).probe

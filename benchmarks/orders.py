@@ -12,7 +12,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from igpt.data import decode_all, open_source
+from igpt.data.decode import decode_all
+from igpt.data.sources import open_source
 from igpt.order import ORDERS
 from igpt.pipeline import load
 from igpt.pretrain import pretrain

@@ -22,7 +22,8 @@ from machine import machine
 from peers import encode_ours, encode_theirs, palette
 from pictures import KINDS, SIZE, photo_like
 
-from igpt.data import decode_all, open_source
+from igpt.data.decode import decode_all
+from igpt.data.sources import open_source
 from igpt.disk import write_json
 from igpt.order import Encoded
 from igpt.palette import Palette

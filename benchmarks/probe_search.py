@@ -15,28 +15,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from igpt.cli.arguments import add_data, run_data
-from igpt.data import Task
+from igpt.data.labels import Task
 from igpt.pipeline import Pipeline, load
 from igpt.probe.features import Extractor, Features, make_pool, parse_layers
 from igpt.probe.linear import (
     STRENGTHS,
-    Basis,
+    FeatureTransform,
     LayerData,
     fit_layer,
     logistic_path,
     metric_value,
 )
-from igpt.study import Subset, needed_pictures, subsets
+from igpt.study.methods import Subset, needed_pictures
+from igpt.study.outcomes import subsets
 
 COMPONENTS = (64, 256)
 
 
-def whitened(features: Features, components: int) -> Basis:
+def whitened(features: Features, components: int) -> FeatureTransform:
     """Principal components of the same variance."""
-    basis = Basis.fit(features, components)
+    basis = FeatureTransform.fit(features, components)
     assert basis.components is not None
     deviations = basis(features).std(axis=0)
-    return Basis(basis.mean, basis.scale, basis.components / deviations[:, None])
+    return FeatureTransform(basis.mean, basis.scale, basis.components / deviations[:, None])
 
 
 class Study:
@@ -57,7 +58,7 @@ class Study:
         validation = self.task.validation.images
         return extractor.whole(train)[layers], extractor.whole(validation)[layers]
 
-    def data(self, features: tuple[Features, Features], basis: Basis) -> Iterator[
+    def data(self, features: tuple[Features, Features], basis: FeatureTransform) -> Iterator[
         tuple[Subset, LayerData]
     ]:  # fmt: skip
         """What a probe is fitted to, for every subset."""
@@ -66,7 +67,7 @@ class Study:
             rows = [self.place[index] for index in subset.indices.tolist()]
             yield subset, LayerData(train[rows], validation, basis)
 
-    def row(self, name: str, features: tuple[Features, Features], basis: Basis) -> None:
+    def row(self, name: str, features: tuple[Features, Features], basis: FeatureTransform) -> None:
         """Print what validation says of every number of labels."""
         found: dict[int | None, list[float]] = {}
         labels, held_out = self.task.train.labels, self.task.validation.labels
@@ -77,7 +78,9 @@ class Study:
             found.setdefault(subset.per_class, []).append(fitted.validation)
         self._print(name, found)
 
-    def by_strength(self, name: str, features: tuple[Features, Features], basis: Basis) -> None:
+    def by_strength(
+        self, name: str, features: tuple[Features, Features], basis: FeatureTransform
+    ) -> None:
         """A row for every strength of the penalty."""
         labels, held_out = self.task.train.labels, self.task.validation.labels
         found: dict[float, dict[int | None, list[float]]] = {c: {} for c in STRENGTHS}
@@ -121,27 +124,27 @@ def main() -> None:
     print(f"| {args.run.name}, validation {args.metric}, % | {sizes} |")
     print(f"|---|{'---|' * len(args.labels_per_class)}")
     mean = study.features(str(layer), "mean")
-    study.row(f"layer {layer}, mean", mean, Basis.fit(mean[0]))
+    study.row(f"layer {layer}, mean", mean, FeatureTransform.fit(mean[0]))
     study.row(f"layer {layer}, mean, whitened", mean, whitened(mean[0], mean[0].shape[1]))
     for layers in (f"{layer - 1}:{layer + 1}", f"{top // 2}:{top}", f"0:{top}"):
         beside = study.features(layers, "mean")
-        study.row(f"layers {layers} side by side, mean", beside, Basis.fit(beside[0]))
+        study.row(f"layers {layers} side by side, mean", beside, FeatureTransform.fit(beside[0]))
     last = study.features(str(layer), "last")
-    study.row(f"layer {layer}, last position", last, Basis.fit(last[0]))
+    study.row(f"layer {layer}, last position", last, FeatureTransform.fit(last[0]))
     cells = study.features(str(layer), grid)
-    study.row(f"layer {layer}, {grid}", cells, Basis.fit(cells[0]))
+    study.row(f"layer {layer}, {grid}", cells, FeatureTransform.fit(cells[0]))
     for components in COMPONENTS:
         name = f"layer {layer}, {grid}, {components} components"
-        study.row(name, cells, Basis.fit(cells[0], components))
+        study.row(name, cells, FeatureTransform.fit(cells[0], components))
         study.row(f"{name}, whitened", cells, whitened(cells[0], components))
     beside = study.features(f"{layer - 1}:{layer + 1}", grid)
     name = f"layers {layer - 1}:{layer + 1} side by side, {grid}, {COMPONENTS[-1]} components"
-    study.row(name, beside, Basis.fit(beside[0], COMPONENTS[-1]))
+    study.row(name, beside, FeatureTransform.fit(beside[0], COMPONENTS[-1]))
     flat = study.features(str(layer), "flatten")
     name = f"layer {layer}, all positions, {COMPONENTS[-1]} components"
-    study.row(name, flat, Basis.fit(flat[0], COMPONENTS[-1]))
-    study.by_strength("mean", mean, Basis.fit(mean[0]))
-    study.by_strength(grid, cells, Basis.fit(cells[0]))
+    study.row(name, flat, FeatureTransform.fit(flat[0], COMPONENTS[-1]))
+    study.by_strength("mean", mean, FeatureTransform.fit(mean[0]))
+    study.by_strength(grid, cells, FeatureTransform.fit(cells[0]))
 
 
 if __name__ == "__main__":

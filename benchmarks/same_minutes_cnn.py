@@ -14,12 +14,13 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from igpt.baselines import LEAST_STEPS
+from igpt.baselines.cnn import LEAST_STEPS
 from igpt.checkpoint import RunDirectory
 from igpt.cli.arguments import add_data, run_data
 from igpt.config import METRICS
 from igpt.monitor import read_metrics, training_minutes
-from igpt.study import CnnMethod, compare, subsets
+from igpt.study.methods import CnnMethod
+from igpt.study.outcomes import compare, subsets
 
 
 def main() -> None:

@@ -9,15 +9,8 @@ from conftest import silent
 from igpt.pretrain import pretrain
 from igpt.recipes import load_recipe
 from igpt.run_data import RunData
-from igpt.study import (
-    LinearMethod,
-    ModelFeatures,
-    compare,
-    make_baselines,
-    needed_pictures,
-    subsets,
-    summarise,
-)
+from igpt.study.methods import LinearMethod, ModelFeatures, make_baselines, needed_pictures
+from igpt.study.outcomes import compare, subsets, summarise
 
 
 def test_a_hundred_steps_without_labels_make_ten_labels_a_class_reach_further(

@@ -19,7 +19,7 @@ import igpt.device as device_room
 from igpt.checkpoint import RunDirectory
 from igpt.classify import HeadClassifier
 from igpt.config import PRECISIONS, ModelConfig, TrainConfig, UserError
-from igpt.data import Batch, Loader, prefetch
+from igpt.data.loader import Batch, Loader, prefetch
 from igpt.decoders import ReplayedDecoder
 from igpt.device import (
     compile_training,

@@ -13,15 +13,11 @@ import torch
 import igpt
 from conftest import load_model, silent, tiny_recipe, write_classes
 from igpt.config import FinetuneConfig, ModelConfig, Recipe, UserError
-from igpt.data import (
-    Batch,
-    Labelled,
-    Pictures,
-    open_data,
-    open_training,
-    pictures_to_test,
-    training_splits,
-)
+from igpt.data.labels import Labelled, open_training
+from igpt.data.loader import Batch
+from igpt.data.pictures import Pictures
+from igpt.data.sources import open_data
+from igpt.data.splits import pictures_to_test, training_splits
 from igpt.finetune import class_weights, default_recipe, finetune, parameter_groups
 from igpt.monitor import read_metrics
 from igpt.objectives import AR, BERT, Generative, Joint

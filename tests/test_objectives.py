@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from igpt.data import Batch
+from igpt.data.loader import Batch
 from igpt.evaluate import Likelihood, picture_nats
 from igpt.objectives import AR, BERT, masked_mean, token_nats
 from test_model import AR as AR_CONFIG

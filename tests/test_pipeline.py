@@ -13,7 +13,9 @@ from PIL import Image
 
 import igpt
 from igpt.config import UserError
-from igpt.data import decode_all, fit_square, imagenet_centre, open_files, open_source
+from igpt.data.decode import decode_all, fit_square, imagenet_centre
+from igpt.data.pictures import open_files
+from igpt.data.sources import open_source
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.run_data import load_named

@@ -12,18 +12,20 @@ from PIL import Image
 
 from conftest import is_sheet
 from igpt.config import UserError
-from igpt.plots import (
+from igpt.plots.curves import confusion_figure, loss_figure, save_figure
+from igpt.plots.sheets import (
+    CELL,
+    GUTTER,
+    HIDDEN,
+    MARGIN,
+    PAPER,
     completion_sheet,
-    confusion_figure,
-    loss_figure,
     palette_sheet,
     picture_sheet,
     require_pictures,
-    save_figure,
     save_image,
     save_pictures,
 )
-from igpt.plots.sheets import CELL, GUTTER, HIDDEN, MARGIN, PAPER
 
 Pixels = npt.NDArray[np.uint8]
 TITLES = 20  # rows of pixels that the titles of columns take
@@ -106,7 +108,7 @@ def test_pictures_are_a_sheet_files_or_an_array_as_the_name_says(tmp_path: Path)
 
     def save(name: str) -> Path:
         require_pictures(tmp_path / name)
-        save_pictures(images, names, tmp_path / name, lambda: picture_sheet(images))
+        save_pictures([images[:2], images[2:]], names, tmp_path / name, picture_sheet)
         return tmp_path / name
 
     assert is_sheet(save("sheet.png"))

@@ -21,8 +21,9 @@ from PIL import Image
 import several
 from conftest import assert_mistake, picture_bytes, write_pictures
 from igpt.cli import main
-from igpt.data import decode_all, open_source
+from igpt.data.decode import decode_all
 from igpt.data.pictures import Pictures
+from igpt.data.sources import open_source
 from igpt.prepare import Finished, Piece, Preparation, _map
 
 BROKEN = "broken.png"

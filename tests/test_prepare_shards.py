@@ -21,14 +21,9 @@ from PIL import Image
 import several
 from conftest import assert_mistake, picture_bytes
 from igpt.config import DataConfig
-from igpt.data import (
-    decode_all,
-    fit_square,
-    next_pictures,
-    open_source,
-    open_streams,
-    to_rgb,
-)
+from igpt.data.decode import decode_all, fit_square, to_rgb
+from igpt.data.shards import next_pictures, open_streams
+from igpt.data.sources import open_source
 from numbered_shards import add, picture, write_tar
 
 SIZE = 8

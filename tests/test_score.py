@@ -15,13 +15,14 @@ from PIL import Image
 
 import igpt
 from igpt.config import ModelConfig
-from igpt.data import decode_all, open_source
+from igpt.data.decode import decode_all
+from igpt.data.sources import open_source
 from igpt.evaluate import picture_nats, pixel_nats, turns
 from igpt.model import ImageGPT
 from igpt.objectives import AR, token_nats
 from igpt.order import ORDERS, Codec
 from igpt.palette import Palette
-from igpt.plots import extremes_sheet, surprise_sheet
+from igpt.plots.scores import extremes_sheet, surprise_sheet
 from igpt.plots.sheets import CELL, GUTTER, MARGIN, TITLE
 from igpt.score import Scores, Signal, compressed_bits, out_of_distribution, score
 from test_model import AR as AR_CONFIG

@@ -15,7 +15,7 @@ from PIL import Image
 import igpt
 from conftest import is_sheet
 from igpt.config import UserError
-from igpt.data import imagenet_centre
+from igpt.data.decode import imagenet_centre
 from igpt.order import Codec
 from igpt.palette import Palette
 from test_model import AR, BERT, random_model

@@ -21,8 +21,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
 
 import igpt
-from igpt.data import imagenet_centre
-from igpt.probe.linear import STRENGTHS, Basis
+from igpt.data.decode import imagenet_centre
+from igpt.probe.linear import STRENGTHS, FeatureTransform
 from igpt.sklearn import ImageGPTClassifier, ImageGPTFeatures, _choose_strength
 
 # scikit-learn's checks make up tables. Some of these cannot be pictures, whatever we do.
@@ -301,13 +301,13 @@ def test_the_strength_is_chosen_for_as_many_components_as_are_fitted(
 ) -> None:
     images, labels = digits
     asked: list[int] = []
-    fit = Basis.fit
+    fit = FeatureTransform.fit
 
-    def counted(features: np.ndarray, components: int) -> Basis:
+    def counted(features: np.ndarray, components: int) -> FeatureTransform:
         asked.append(components)
         return fit(features, components)
 
-    monkeypatch.setattr(Basis, "fit", counted)
+    monkeypatch.setattr(FeatureTransform, "fit", counted)
     # 48 features: fewer than the pictures, more than those of a fold.
     ImageGPTClassifier(pipeline, white=16).fit(images[:50], labels[:50])
     assert set(asked) == {0}

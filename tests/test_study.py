@@ -11,26 +11,22 @@ import pytest
 import torch
 
 import igpt
-from igpt.data import Labelled, Task
+from igpt.data.labels import Labelled, Task
 from igpt.probe.linear import COMPONENTS, LayerData
-from igpt.study import (
-    LinearMethod,
-    ModelFeatures,
-    Subset,
-    compare,
-    make_baselines,
-    needed_pictures,
-    subsets,
-    summarise,
-)
 from igpt.study.methods import (
     PIXEL_COMPONENTS,
     AttentionMethod,
     Fit,
+    LinearMethod,
+    ModelFeatures,
     NeighbourMethod,
+    Subset,
+    make_baselines,
+    needed_pictures,
     pixel_features,
     untrained,
 )
+from igpt.study.outcomes import compare, subsets, summarise
 
 
 def random_pictures(n: int, seed: int) -> Labelled:
@@ -86,7 +82,7 @@ def test_features_are_projected_where_they_outnumber_labels_or_as_told(
         return {"": images.reshape(len(images), -1)[:, :width].astype(np.float32)}
 
     every = np.arange(120)  # all are of the known pictures without labels, too
-    assert linear(task, represent, components).layer_data("", every).basis.width == kept
+    assert linear(task, represent, components).layer_data("", every).transform.width == kept
     assert kept <= COMPONENTS
 
 
@@ -95,9 +91,9 @@ def test_baselines_take_what_they_are_called(task: Task, tiny_run: Path) -> None
     pixels, components, fresh, neighbours = make_baselines(features, linear(task, features))
     every = np.arange(120)
     assert isinstance(pixels, LinearMethod)
-    assert pixels.layer_data("", every).basis.width == 8 * 8 * 3
+    assert pixels.layer_data("", every).transform.width == 8 * 8 * 3
     assert isinstance(components, LinearMethod)
-    assert components.layer_data("", every).basis.width == PIXEL_COMPONENTS
+    assert components.layer_data("", every).transform.width == PIXEL_COMPONENTS
     assert isinstance(fresh, LinearMethod)
     same_shape = features(task.test.images)["1"]
     assert fresh.test["1"].shape == same_shape.shape
@@ -115,7 +111,7 @@ def test_a_coloured_picture_among_grey_ones_to_test_on_is_no_error(tiny_run: Pat
         task = Task(*grey)
         pixels, *_ = make_baselines(features, linear(task, features))
         assert isinstance(pixels, LinearMethod)
-        assert pixels.layer_data("", every.indices).basis.width == width
+        assert pixels.layer_data("", every.indices).transform.width == width
         assert len(pixels.fit(every).predicted) == 20
         grey[2].pixels[3, 0, 0] = (255, 0, 0)
 

@@ -16,10 +16,11 @@ import torch
 from conftest import TINY, newest, silent, write_pictures
 from igpt.checkpoint import RunDirectory
 from igpt.config import Diverged, Recipe, UserError
-from igpt.data import decode_all, open_source
+from igpt.data.decode import decode_all
+from igpt.data.sources import open_source
 from igpt.monitor import Monitor
 from igpt.pipeline import load
-from igpt.plots import save_figure, sweep_figure
+from igpt.plots.curves import save_figure, sweep_figure
 from igpt.pretrain import Pretrained, pretrain
 from igpt.sweep import Point, Result, make_points, sweep
 

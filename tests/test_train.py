@@ -22,8 +22,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from conftest import newest, silent, tiny_recipe, write_pictures
 from igpt.checkpoint import RunDirectory
 from igpt.config import TrainConfig, UserError
-from igpt.data import Batch, TokenLoader, open_data, training_splits
 from igpt.data.decode import PART
+from igpt.data.loader import Batch, TokenLoader
+from igpt.data.sources import open_data
+from igpt.data.splits import training_splits
 from igpt.evaluate import picture_nats
 from igpt.objectives import AR
 from igpt.palette import Palette

@@ -16,7 +16,8 @@ import igpt
 from conftest import assert_mistake, load_model, silent, tiny_recipe, write_classes
 from igpt.checkpoint import RunDirectory
 from igpt.config import ModelConfig, Recipe, UserError
-from igpt.data import open_data, training_splits
+from igpt.data.sources import open_data
+from igpt.data.splits import training_splits
 from igpt.finetune import finetune
 from igpt.folder import save_model
 from igpt.monitor import read_metrics

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from igpt.config import Ensemble, UserError
-from igpt.data import LARGEST_LABEL
+from igpt.data.labels import LARGEST_LABEL
 from igpt.evaluate import in_batches, in_dtype
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.probe.features import extract, make_pool, trunk_inputs
 from igpt.probe.linear import metric_value
-from igpt.probe.store import Learned, SavedProbe
+from igpt.probe.store import LearnedFrom, SavedProbe
 from igpt.rng import numpy_rng
 from igpt.types import Floats, Labels
 
@@ -92,7 +92,7 @@ class Classifier(ABC):
         self,
         model: ImageGPT,
         class_names: tuple[str, ...],
-        learned_from: Learned | None,  # None: from what the run names, or not known
+        learned_from: LearnedFrom | None,  # None: from what the run names, or not known
         ensemble: Ensemble,
         masks: int,
     ) -> None:
@@ -193,9 +193,14 @@ class Report:
 
 
 def report(labels: Labels, prediction: Prediction) -> Report:
-    """Compare with labels [N], classes of the classifier."""
+    """Compare with labels [N], classes of the classifier; pictures of label -1 are left out."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+    at = (labels >= 0).nonzero()[0]
+    labels = labels[at]
+    prediction = replace(
+        prediction, labels=prediction.labels[at], probabilities=prediction.probabilities[at]
+    )
     classes = np.arange(prediction.probabilities.shape[1])
     precision, recall, _, support = precision_recall_fscore_support(
         labels, prediction.labels, labels=classes, zero_division=0

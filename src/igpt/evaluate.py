@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from igpt.config import ModelConfig
-from igpt.data import Batch
+from igpt.data.loader import Batch
 from igpt.device import autocast, replay_batches, to_device
 from igpt.model import ImageGPT
 from igpt.objectives import Objective, require_likelihood, token_nats

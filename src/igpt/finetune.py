@@ -19,16 +19,10 @@ import torch
 from igpt.checkpoint import RunDirectory
 from igpt.classify import HeadClassifier
 from igpt.config import DataConfig, FinetuneConfig, Recipe, Say, TrainConfig, UserError
-from igpt.data import (
-    Labelled,
-    Source,
-    Undecoded,
-    count_split_pictures,
-    few_labels,
-    is_single,
-    open_data,
-    open_training,
-)
+from igpt.data.labels import Labelled, LazyLabelled, few_labels, open_training
+from igpt.data.pictures import Source
+from igpt.data.sources import open_data
+from igpt.data.splits import count_split_pictures, is_single
 from igpt.device import compute_dtype, default_device
 from igpt.folder import StoredModel, load_class_names, save_model
 from igpt.model import ImageGPT
@@ -197,12 +191,12 @@ def _require_same_classes(run: RunDirectory, names: tuple[str, ...]) -> None:
 
 def _open_pictures(
     source: Source, recipe: Recipe, options: FinetuneConfig, codec: Codec, say: Say
-) -> tuple[Labelled | Undecoded, Labelled]:
+) -> tuple[Labelled | LazyLabelled, Labelled]:
     """Training pictures, held as tokens unless random crops are decoded anew, and validation's."""
     data = recipe.data
     pictures, held_out = open_training(source, data, recipe.split_seed)
     crops = data.augmentation == "imagenet"
-    train: Labelled | Undecoded = pictures if crops else pictures.encode(codec)
+    train: Labelled | LazyLabelled = pictures if crops else pictures.encode(codec)
     if options.labels_per_class is not None:
         per_class, seed = options.labels_per_class, recipe.train.seed
         few = few_labels(train.labels, per_class, seed, train.class_names)
@@ -223,7 +217,7 @@ def _build(recipe: Recipe, options: FinetuneConfig, start: StoredModel, n_classe
     return model
 
 
-def class_weights(train: Labelled | Undecoded, options: FinetuneConfig) -> torch.Tensor:
+def class_weights(train: Labelled | LazyLabelled, options: FinetuneConfig) -> torch.Tensor:
     """A weight [C] for each class's loss, 1 on average over the pictures."""
     counts = np.bincount(train.labels, minlength=train.n_classes)
     if options.class_weights == "none":

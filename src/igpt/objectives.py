@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igpt.config import ModelConfig, UserError
-from igpt.data import Batch
+from igpt.data.loader import Batch
 from igpt.model import ImageGPT
 from igpt.rng import torch_rng
 

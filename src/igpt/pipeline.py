@@ -15,7 +15,8 @@ from PIL import Image
 from igpt.checkpoint import recipe_of
 from igpt.classify import MASKS, Classifier, HeadClassifier, Prediction, ProbeClassifier
 from igpt.config import Ensemble, ParallelConfig, Recipe, UserError
-from igpt.data import Shown, Transform, as_pixels, evaluation_transform, fit_square
+from igpt.data.decode import Transform, evaluation_transform, fit_square
+from igpt.data.shown import Shown, as_pixels
 from igpt.device import compute_dtype, find_device, reuse_memory
 from igpt.evaluate import BATCH, Likelihood, picture_nats, pixel_nats
 from igpt.folder import fill_model, load_class_names, open_model
@@ -26,7 +27,7 @@ from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 from igpt.parallel.processes import together
 from igpt.probe.features import Extractor, make_pool, parse_layers
-from igpt.probe.store import Mark, load_probe, mark
+from igpt.probe.store import Fingerprint, fingerprint, load_probe
 from igpt.sample import Sampling, generate
 from igpt.share import push, save
 from igpt.types import Pixels
@@ -233,7 +234,7 @@ class Pipeline:
         if probe is None and self.folder is None:
             raise UserError("this model has no classification head and no folder with a probe")
         folder = probe or Path(self.folder or ".") / "probe"
-        saved = load_probe(folder, self._mark)
+        saved = load_probe(folder, self._fingerprint)
         return ProbeClassifier(self.model, self.codec, saved, ensemble, masks)
 
     def surprise(self, images: Images, *, precision: str = "float32") -> npt.NDArray[np.float32]:
@@ -249,9 +250,9 @@ class Pipeline:
         return raster.reshape(-1, self.image_size, self.image_size)
 
     @cached_property
-    def _mark(self) -> Mark:
+    def _fingerprint(self) -> Fingerprint:
         """Which model this is, for its probes: once, as all weights are read for it."""
-        return mark(self.model, self.codec)
+        return fingerprint(self.model, self.codec)
 
     def _objective(self) -> Objective:
         return generative_objective(self.model.config, seed=0, stream="evaluate")

@@ -38,7 +38,9 @@ from PIL import Image
 
 from igpt.config import Say, UserError
 from igpt.console import print_line
-from igpt.data import Cut, Item, UnreadablePicture, cut_source, fit_square
+from igpt.data.decode import fit_square
+from igpt.data.pictures import UnreadablePicture
+from igpt.data.pieces import Cut, Item, cut_source
 from igpt.disk import read_json, remove_left, write_atomically, write_json
 
 MANIFEST, DATA, FINISHED = "manifest.json", "data", ".shards"

@@ -15,25 +15,21 @@ import torch
 
 from igpt.checkpoint import RunDirectory
 from igpt.config import Recipe, Say, TrainConfig, UserError
-from igpt.data import (
+from igpt.data.augment import imagenet_crop
+from igpt.data.decode import (
     Decoded,
-    Loader,
-    PictureLoader,
-    Pictures,
-    StreamLoader,
-    TokenLoader,
-    count_split_pictures,
     decode_all,
     encode_all,
     evaluation_transform,
     imagenet_centre,
-    imagenet_crop,
-    next_pictures,
-    open_data,
-    open_streams,
-    training_splits,
     warn_skipped,
 )
+from igpt.data.loader import Loader, PictureLoader, TokenLoader
+from igpt.data.pictures import Pictures
+from igpt.data.shards import next_pictures, open_streams
+from igpt.data.sources import open_data
+from igpt.data.splits import count_split_pictures, training_splits
+from igpt.data.stream import StreamLoader
 from igpt.device import compute_dtype, default_device
 from igpt.evaluate import picture_nats
 from igpt.folder import StoredModel, save_model

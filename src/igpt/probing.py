@@ -21,14 +21,14 @@ from igpt.order import need_pixels
 from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import on_first, require_same, share_of_batch, together
 from igpt.pipeline import Pipeline
-from igpt.plots import few_labels_figure, layers_figure, save_figure
+from igpt.plots.curves import few_labels_figure, layers_figure, save_figure
 from igpt.probe.attention import AttentionHead
 from igpt.probe.linear import FittedProbe
-from igpt.probe.sgd import MEASURED, SGD
-from igpt.probe.store import RESULTS, Learned, SavedProbe, mark, save_probe
+from igpt.probe.sgd import MEASURED, SGDConfig
+from igpt.probe.store import RESULTS, LearnedFrom, SavedProbe, fingerprint, save_probe
 from igpt.probe.unfinished import UNFINISHED
 from igpt.run_data import RunData
-from igpt.study import (
+from igpt.study.methods import (
     AnyTask,
     AttentionMethod,
     CnnMethod,
@@ -37,14 +37,10 @@ from igpt.study import (
     ModelFeatures,
     StreamedMethod,
     Subset,
-    Summary,
-    Trial,
-    compare,
     make_baselines,
     needed_pictures,
-    subsets,
-    summarise,
 )
+from igpt.study.outcomes import Summary, Trial, compare, subsets, summarise
 
 FEW = 50  # pictures that are too few to tell methods apart
 
@@ -61,7 +57,7 @@ class Probing:
     sizes: Sequence[int | None] = (None,)  # labels a class; None: all there are
     seeds: int = SUBSETS  # of each size
     metric: str = "accuracy"  # that validation chooses by
-    sgd: SGD | None = None  # on features that are not kept; None: L-BFGS on ones that are
+    sgd: SGDConfig | None = None  # on features that are not kept; None: L-BFGS on ones that are
     resume: bool = False  # a fit by SGD that was cut short
     baselines: bool = False  # compare on the same labels
     cnn_minutes: float | None = None  # of the CNN among them; None: as long as the run was trained
@@ -128,7 +124,12 @@ def probe_run(
 
 
 def _streamed(
-    features: ModelFeatures, data: RunData, asked: Probing, config: SGD, folder: Path, say: Say
+    features: ModelFeatures,
+    data: RunData,
+    asked: Probing,
+    config: SGDConfig,
+    folder: Path,
+    say: Say,
 ) -> tuple[Method, Iterable[Method], list[Subset]]:
     """The probe by SGD on all labels of a set that memory need not hold, and nothing beside it."""
     share_of_batch(config.batch_size, "--batch-size")  # a mistake is told before all is decoded
@@ -217,7 +218,7 @@ def _values(
 
 
 def _saved(
-    fitted: FittedProbe, features: ModelFeatures, class_names: tuple[str, ...], learned: Learned
+    fitted: FittedProbe, features: ModelFeatures, class_names: tuple[str, ...], learned: LearnedFrom
 ) -> SavedProbe:
     """The chosen probe, and what it was made for."""
     pipeline = features.pipeline
@@ -226,7 +227,7 @@ def _saved(
         features.extractor.groups[fitted.layer],
         "flatten" if isinstance(fitted.probe, AttentionHead) else features.pool,
         class_names,
-        mark(pipeline.model, pipeline.codec),
+        fingerprint(pipeline.model, pipeline.codec),
         learned,
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from igpt.checkpoint import RunDirectory, recipe_of
 from igpt.config import ModelConfig, Recipe, Say, UserError
-from igpt.data import is_gone, source_name
+from igpt.data.sources import is_gone, source_name
 from igpt.device import compute_dtype, default_device
 from igpt.disk import require_folder
 from igpt.model import ImageGPT

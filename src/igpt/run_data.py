@@ -16,28 +16,20 @@ import numpy.typing as npt
 
 from igpt.checkpoint import recipe_of
 from igpt.config import DataConfig, Recipe, UserError
-from igpt.data import (
-    LargeTask,
-    Pictures,
-    Source,
-    Task,
+from igpt.data.decode import encode_all
+from igpt.data.labels import LargeTask, Task, open_large_task, open_task, unlabelled
+from igpt.data.pictures import Pictures, Source
+from igpt.data.sources import data_of, is_gone, open_data, source_name
+from igpt.data.splits import (
     count_split_pictures,
-    data_of,
-    encode_all,
     evaluation_split,
-    is_gone,
     is_single,
-    open_data,
-    open_large_task,
-    open_task,
     pictures_to_test,
-    source_name,
     training_splits,
-    unlabelled,
     validation_name,
 )
 from igpt.order import Codec, Encoded
-from igpt.probe.store import Learned, source_mark
+from igpt.probe.store import LearnedFrom, source_fingerprint
 
 if TYPE_CHECKING:
     from igpt.pipeline import Pipeline
@@ -88,18 +80,18 @@ class RunData:
         source = self._open()
         return open_large_task(source, self._tested(source), codec, self._split_seed)
 
-    def learned(self) -> Learned:
+    def learned(self) -> LearnedFrom:
         """What a probe on a `task` of this source learns from."""
         pictures = count_split_pictures(self._source, self.config)
-        return Learned(source_mark(self.config.source), pictures)
+        return LearnedFrom(source_fingerprint(self.config.source), pictures)
 
-    def pictures(self, learned_from: Learned | None = None) -> Pictures:
+    def pictures(self, learned_from: LearnedFrom | None = None) -> Pictures:
         """The pictures of the split; `pictures_to_test` where the run or a probe used this source.
 
         A warning tells where they may have been learned from all the same.
         """
         source = self._open()
-        theirs = learned_from and learned_from.source == source_mark(self.config.source)
+        theirs = learned_from and learned_from.source == source_fingerprint(self.config.source)
         if theirs or self._is_own(source):
             return pictures_to_test(source, self._tested(source), self._split_seed)
         if learned_from and self._may_have_moved(source, learned_from):
@@ -122,7 +114,7 @@ class RunData:
             )
         return evaluation_split(source, self.split)
 
-    def _may_have_moved(self, source: Source, learned: Learned) -> bool:
+    def _may_have_moved(self, source: Source, learned: LearnedFrom) -> bool:
         """Whether the split to test on may be what a probe learned from at another path."""
         if is_single(source, self.split):
             (only,) = source.splits

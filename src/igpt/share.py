@@ -14,12 +14,12 @@ import numpy as np
 
 from igpt.checkpoint import RunDirectory
 from igpt.config import METRICS, Recipe, UserError, first_line
-from igpt.data import short_name
+from igpt.data.sources import short_name
 from igpt.disk import new_folder, read_json, write_json, write_text
 from igpt.folder import GENERATIVE_HEAD, INDEX, RECIPE, STEM, WEIGHTS, save_model
 from igpt.monitor import Seen, best_value, last_step, read_metrics
 from igpt.parallel.processes import on_first
-from igpt.plots import picture_sheet, save_image
+from igpt.plots.sheets import picture_sheet, save_image
 from igpt.probe.store import PROBE, RESULTS
 from igpt.probe.unfinished import UNFINISHED
 from igpt.recipes import recipe_yaml

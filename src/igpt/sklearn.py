@@ -38,12 +38,18 @@ from sklearn.utils.validation import (
 )
 
 from igpt.config import UserError
-from igpt.data import as_pixels
 from igpt.data.decode import DARK
+from igpt.data.shown import as_pixels
 from igpt.order import Encoded
 from igpt.pipeline import Pipeline, load
 from igpt.probe.features import Features, make_pool, parse_layers, pool_width
-from igpt.probe.linear import STRENGTHS, Basis, LinearProbe, logistic_path, usual_components
+from igpt.probe.linear import (
+    STRENGTHS,
+    FeatureTransform,
+    LinearProbe,
+    logistic_path,
+    usual_components,
+)
 from igpt.types import Floats, Labels, Pixels
 
 FOLDS = 5  # of the cross-validation that chooses C
@@ -280,9 +286,9 @@ def _probes(
     components: int,
 ) -> list[LinearProbe]:
     """A probe on features [N, F], or that many components of them, for each strength."""
-    basis = Basis.fit(features, components)
-    path = logistic_path(basis(features), labels, n_classes, strengths)
-    return [basis.fold(weight, bias) for weight, bias in path]
+    transform = FeatureTransform.fit(features, components)
+    path = logistic_path(transform(features), labels, n_classes, strengths)
+    return [transform.fold(weight, bias) for weight, bias in path]
 
 
 def _choose_strength(features: Features, labels: Labels, components: int) -> float:

@@ -18,15 +18,10 @@ import torch
 
 from igpt.checkpoint import RunDirectory
 from igpt.config import SUBSETS, Diverged, Recipe, Say, UserError
-from igpt.data import (
-    encode_all,
-    few_labels,
-    is_shards,
-    open_data,
-    open_task,
-    pictures_to_test,
-    task_training_splits,
-)
+from igpt.data.decode import encode_all
+from igpt.data.labels import few_labels, open_task
+from igpt.data.sources import is_shards, open_data
+from igpt.data.splits import pictures_to_test, task_training_splits
 from igpt.disk import read_json, write_json
 from igpt.evaluate import Likelihood
 from igpt.monitor import read_metrics, training_minutes
@@ -37,7 +32,8 @@ from igpt.plan import n_parameters, training_flops
 from igpt.pretrain import pretrain
 from igpt.recipes import flat_fields, load_recipe
 from igpt.run import settle_recipe
-from igpt.study import LinearMethod, ModelFeatures, compare, needed_pictures, subsets, summarise
+from igpt.study.methods import LinearMethod, ModelFeatures, needed_pictures
+from igpt.study.outcomes import compare, subsets, summarise
 from igpt.train import Outcome
 
 NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*]')  # of files, on one system or another

@@ -31,7 +31,7 @@ from igpt.checkpoint import (
     optimizer_tensors,
 )
 from igpt.config import Diverged, TrainConfig, UserError
-from igpt.data import Batch, Loader, State, prefetch
+from igpt.data.loader import Batch, Loader, State, prefetch
 from igpt.device import (
     autocast,
     begin_step,

@@ -20,7 +20,9 @@ from igpt.config import (
     Recipe,
     UserError,
 )
-from igpt.data import Source, data_of, is_gone, is_single, source_name, validation_name
+from igpt.data.pictures import Source
+from igpt.data.sources import data_of, is_gone, source_name
+from igpt.data.splits import is_single, validation_name
 from igpt.folder import StoredModel, open_model
 from igpt.interop.files import local_folder
 

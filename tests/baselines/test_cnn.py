@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from igpt.baselines import LEAST_STEPS, predict_cnn, train_cnn
-from igpt.baselines.cnn import ResidualCNN
+from igpt.baselines.cnn import LEAST_STEPS, ResidualCNN, predict_cnn, train_cnn
 from igpt.config import DataConfig, UserError
-from igpt.data import few_labels, open_source, open_task
+from igpt.data.labels import few_labels, open_task
+from igpt.data.sources import open_source
 
 TASK = open_task(open_source("digits"), DataConfig(), 8, seed=0)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igpt.baselines import context_nats, position_histogram_nats
+from igpt.baselines.counts import context_nats, position_histogram_nats
 
 Tokens = npt.NDArray[np.integer]
 Baseline = Callable[[Tokens, Tokens, Tokens], float]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from igpt.baselines import fit_neighbours
+from igpt.baselines.neighbours import fit_neighbours
 
 
 @pytest.mark.parametrize(("labels", "voting"), [([0, 1], 3), ([1, 1], 1)])

@@ -18,10 +18,11 @@ from conftest import (
     write_pictures,
 )
 from igpt.checkpoint import RunDirectory
-from igpt.data import open_source, training_splits
+from igpt.data.sources import open_source
+from igpt.data.splits import training_splits
 from igpt.pipeline import load
 from igpt.pretrain import pretrain
-from igpt.probe.linear import Basis
+from igpt.probe.linear import FeatureTransform
 
 
 def test_features_of_the_test_split_with_their_labels(igpt, tiny_run: Path, tmp_path: Path) -> None:
@@ -88,9 +89,9 @@ def test_every_split_has_the_same_principal_components(
     known = load(tiny_run).features(
         [train.image(i) for i in range(len(train))], layer=2, pool="grid:4"
     )
-    basis = Basis.fit(known, 8)
+    transform = FeatureTransform.fit(known, 8)
     for split in ("train", "test"):
-        assert parts[split] == pytest.approx(basis(plain[split]), abs=1e-3)
+        assert parts[split] == pytest.approx(transform(plain[split]), abs=1e-3)
 
 
 def test_components_of_files_need_pictures_that_are_there(igpt, tmp_path: Path) -> None:

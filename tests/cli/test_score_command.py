@@ -17,7 +17,7 @@ from igpt.config import ModelConfig
 from igpt.folder import save_model
 from igpt.order import Codec
 from igpt.palette import Palette
-from igpt.plots import extremes_sheet
+from igpt.plots.scores import extremes_sheet
 from test_model import random_model
 
 
@@ -101,7 +101,7 @@ def test_the_runs_own_test_split_is_the_default_and_has_extremes(
         shown.append(ends)
         return extremes_sheet(*ends)
 
-    monkeypatch.setattr("igpt.plots.extremes_sheet", sheet)
+    monkeypatch.setattr("igpt.plots.scores.extremes_sheet", sheet)
     result = igpt("score", tiny_run, "--limit", 25, "--top", 3, "--out", out)
     assert result.status == 0, result.err
     assert names(out) == ["extremes.png", "scores.csv", "surprise.png"]

@@ -14,18 +14,10 @@ from PIL import Image
 
 from conftest import picture_bytes
 from igpt.config import UserError
-from igpt.data import (
-    decode,
-    decode_all,
-    fit_square,
-    imagenet_centre,
-    imagenet_crop,
-    open_files,
-    read_rgb,
-    to_rgb,
-)
-from igpt.data.decode import encode_all
-from igpt.data.pictures import Pictures, UnreadablePicture
+from igpt.data import decode
+from igpt.data.augment import imagenet_crop
+from igpt.data.decode import decode_all, encode_all, fit_square, imagenet_centre, read_rgb, to_rgb
+from igpt.data.pictures import Pictures, UnreadablePicture, open_files
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 from igpt.types import Pixels

@@ -14,7 +14,10 @@ import pytest
 
 from conftest import TINY, is_sheet
 from igpt.config import DataConfig, UserError
-from igpt.data import decode_all, evaluation_split, open_source, open_task, training_splits
+from igpt.data.decode import decode_all
+from igpt.data.labels import open_task
+from igpt.data.sources import open_source
+from igpt.data.splits import evaluation_split, training_splits
 from igpt.order import ORDERS, Codec, Encoded
 from igpt.palette import Palette
 from igpt.pipeline import load

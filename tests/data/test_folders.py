@@ -12,8 +12,10 @@ from datasets.data_files import SPLIT_KEYWORDS
 
 from conftest import picture_bytes, write_pictures
 from igpt.config import DataConfig, UserError
-from igpt.data import decode_all, open_source, open_streams
+from igpt.data.decode import decode_all
 from igpt.data.folders import SPLITS, picture_folder
+from igpt.data.shards import open_streams
+from igpt.data.sources import open_source
 
 
 def test_a_folder_of_class_folders_has_labels(tmp_path: Path) -> None:

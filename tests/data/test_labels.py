@@ -12,17 +12,11 @@ from hypothesis import strategies as st
 
 from conftest import write_classes
 from igpt.config import DataConfig, UserError
-from igpt.data import (
-    PictureLoader,
-    decode_all,
-    few_labels,
-    imagenet_centre,
-    open_large_task,
-    open_source,
-    open_task,
-    open_training,
-    training_splits,
-)
+from igpt.data.decode import decode_all, imagenet_centre
+from igpt.data.labels import few_labels, open_large_task, open_task, open_training
+from igpt.data.loader import PictureLoader
+from igpt.data.sources import open_source
+from igpt.data.splits import training_splits
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from conftest import write_pictures
 from igpt.config import UserError
-from igpt.data import open_source
 from igpt.data.metadata import Metadata, read_sheets
+from igpt.data.sources import open_source
 
 
 def labels_of(folder: Path, values: list[str], column: str | None = None) -> list[str | None]:

@@ -13,21 +13,13 @@ from PIL import Image
 
 from conftest import picture_bytes, write_pictures
 from igpt.config import DataConfig, UserError
-from igpt.data import (
-    PictureLoader,
-    Pictures,
-    Source,
-    TokenLoader,
-    UnreadablePicture,
-    decode_all,
-    imagenet_crop,
-    open_files,
-    open_source,
-    open_streams,
-    to_rgb,
-    training_splits,
-)
-from igpt.data.augment import move_tokens
+from igpt.data.augment import imagenet_crop, move_tokens
+from igpt.data.decode import decode_all, to_rgb
+from igpt.data.loader import PictureLoader, TokenLoader
+from igpt.data.pictures import Pictures, Source, UnreadablePicture, open_files
+from igpt.data.shards import open_streams
+from igpt.data.sources import open_source
+from igpt.data.splits import training_splits
 from igpt.disk import write_csv
 from igpt.order import Codec
 from igpt.palette import Palette

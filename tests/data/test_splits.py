@@ -9,7 +9,9 @@ import pytest
 
 from conftest import write_pictures
 from igpt.config import DataConfig, UserError
-from igpt.data import Source, evaluation_split, open_source, training_splits
+from igpt.data.pictures import Source
+from igpt.data.sources import open_source
+from igpt.data.splits import evaluation_split, training_splits
 
 
 def guarded(source: Source) -> Source:

@@ -20,18 +20,11 @@ import pytest
 
 from conftest import TINY, assert_mistake, picture_bytes
 from igpt.config import DataConfig
-from igpt.data import (
-    Stream,
-    StreamLoader,
-    decode_all,
-    fit_square,
-    next_pictures,
-    open_data,
-    open_streams,
-    pictures_to_test,
-    training_splits,
-)
-from igpt.data.shards import ROWS
+from igpt.data.decode import decode_all, fit_square
+from igpt.data.shards import ROWS, Stream, next_pictures, open_streams
+from igpt.data.sources import open_data
+from igpt.data.splits import pictures_to_test, training_splits
+from igpt.data.stream import StreamLoader
 from igpt.order import Codec
 from numbered_shards import GREYS, add, picture, write_shards, write_tar
 

@@ -22,7 +22,7 @@ import several
 from conftest import TINY, load_model, no_gpu, picture_bytes, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.config import ParallelConfig, UserError
-from igpt.data import Batch, TokenLoader
+from igpt.data.loader import Batch, TokenLoader
 from igpt.evaluate import picture_nats
 from igpt.objectives import BERT
 from igpt.parallel.processes import gather, processes, rank, size, together

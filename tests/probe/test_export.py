@@ -18,13 +18,14 @@ from PIL import Image
 import several
 from conftest import silent
 from igpt.config import ModelConfig, UserError
-from igpt.data import Pictures, UnreadablePicture, decode, open_files
+from igpt.data import decode
+from igpt.data.pictures import Pictures, UnreadablePicture, open_files
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.pipeline import Pipeline
 from igpt.probe import export
 from igpt.probe.export import Exported, export_features
-from igpt.probe.linear import Basis
+from igpt.probe.linear import FeatureTransform
 from test_model import random_model
 
 N, PART = 75, 10
@@ -136,8 +137,10 @@ def test_principal_components_are_those_of_the_known_pictures(tmp_path: Path, la
         )
     features = p.features(PIXELS[KEPT], layer, "grid:2")
     stacked = features if layer == "all" else features[:, None]
-    bases = [Basis.fit(stacked[:40, i], 5) for i in range(stacked.shape[1])]
-    expected = np.stack([basis(stacked[40:, i]) for i, basis in enumerate(bases)], axis=1)
+    transforms = [FeatureTransform.fit(stacked[:40, i], 5) for i in range(stacked.shape[1])]
+    expected = np.stack(
+        [transform(stacked[40:, i]) for i, transform in enumerate(transforms)], axis=1
+    )
     got = np.load(tmp_path / "f.npz")["features"]
     assert got.shape == ((len(KEPT) - 40, 4, 5) if layer == "all" else (len(KEPT) - 40, 5))
     assert got.reshape(expected.shape) == pytest.approx(expected, abs=1e-4)

@@ -13,13 +13,13 @@ from sklearn.preprocessing import StandardScaler
 from igpt.config import UserError
 from igpt.probe.linear import (
     STRENGTHS,
-    Basis,
+    FeatureTransform,
     LayerData,
     fit_probe,
     logistic_path,
     metric_value,
 )
-from igpt.probe.store import source_mark
+from igpt.probe.store import source_fingerprint
 
 
 def clusters(n: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -34,9 +34,9 @@ def clusters(n: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 def test_the_folded_probe_is_scikit_learns_on_standardised_features() -> None:
     x, y = clusters(200, 12)
     theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300)).fit(x, y)
-    basis = Basis.fit(x)
-    ((weight, bias),) = logistic_path(basis(x), y, 3, (0.1,))
-    logits = basis.fold(weight, bias).logits(x)
+    transform = FeatureTransform.fit(x)
+    ((weight, bias),) = logistic_path(transform(x), y, 3, (0.1,))
+    logits = transform.fold(weight, bias).logits(x)
     difference = logits - logits.mean(1, keepdims=True) - theirs.decision_function(x)
     assert np.abs(difference).max() < 2e-3
 
@@ -55,18 +55,20 @@ def test_more_features_than_labels_give_the_same_probe_on_their_span(seed: int, 
 
 def test_principal_components_are_folded_too() -> None:
     x, y = clusters(100, 30)
-    basis = Basis.fit(x, components=5)
-    assert basis(x).shape == (100, 5)
-    ((weight, bias),) = logistic_path(basis(x), y, 3, (1.0,))
-    assert np.allclose(basis.fold(weight, bias).logits(x), basis(x) @ weight.T + bias, atol=1e-3)
+    transform = FeatureTransform.fit(x, components=5)
+    assert transform(x).shape == (100, 5)
+    ((weight, bias),) = logistic_path(transform(x), y, 3, (1.0,))
+    assert np.allclose(
+        transform.fold(weight, bias).logits(x), transform(x) @ weight.T + bias, atol=1e-3
+    )
 
 
 def test_validation_chooses_the_layer_that_knows_the_class() -> None:
     x, y = clusters(300, 10)
     noise = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
     layers = {
-        "noise": LayerData(noise[:200], noise[200:], Basis.fit(noise)),
-        "signal": LayerData(x[:200], x[200:], Basis.fit(x)),
+        "noise": LayerData(noise[:200], noise[200:], FeatureTransform.fit(noise)),
+        "signal": LayerData(x[:200], x[200:], FeatureTransform.fit(x)),
     }
     fitted = fit_probe(layers.items(), y[:200], y[200:], 3)
     assert fitted.layer == "signal"
@@ -76,10 +78,10 @@ def test_validation_chooses_the_layer_that_knows_the_class() -> None:
 
 @pytest.mark.parametrize(("metric", "layer"), [("accuracy", "one"), ("balanced_accuracy", "both")])
 def test_validation_chooses_by_the_metric_that_is_asked(metric: str, layer: str) -> None:
-    basis = Basis(np.zeros(1, np.float32), np.ones(1, np.float32))
+    transform = FeatureTransform(np.zeros(1, np.float32), np.ones(1, np.float32))
     train, labels = np.float32([[-1]] * 10 + [[1]] * 10), np.repeat([0, 1], 10)
     one, both = np.float32([[-1]] * 10), np.float32([[-1]] * 7 + [[1]] * 3)
-    layers = {"one": LayerData(train, one, basis), "both": LayerData(train, both, basis)}
+    layers = {"one": LayerData(train, one, transform), "both": LayerData(train, both, transform)}
     held_out = np.array([0] * 9 + [1])  # accuracy 0.9 and 0.8, balanced 0.5 and 0.89
     assert fit_probe(layers.items(), labels, held_out, 2, metric).layer == layer
 
@@ -88,10 +90,10 @@ def test_validation_chooses_the_strength() -> None:
     x, y = clusters(230, 60, seed=1)
     rng = np.random.default_rng(0)
     x += rng.normal(size=x.shape).astype(np.float32) * 12  # so that a weak penalty learns noise
-    data = LayerData(x[:30], x[30:], Basis.fit(x))
+    data = LayerData(x[:30], x[30:], FeatureTransform.fit(x))
     values = [
-        metric_value("accuracy", y[30:], data.basis.fold(weight, bias).predict(x[30:]))
-        for weight, bias in logistic_path(data.basis(x[:30]), y[:30], 3, STRENGTHS)
+        metric_value("accuracy", y[30:], data.transform.fold(weight, bias).predict(x[30:]))
+        for weight, bias in logistic_path(data.transform(x[:30]), y[:30], 3, STRENGTHS)
     ]
     best = int(np.argmax(values))
     assert 0 < best < len(STRENGTHS) - 1
@@ -103,7 +105,7 @@ def test_validation_chooses_the_strength() -> None:
 def test_two_classes_and_classes_without_a_label_are_no_special_case() -> None:
     x, y = clusters(90, 8)
     x, y = x[y != 1], y[y != 1]
-    fitted = fit_probe([("0", LayerData(x, x, Basis.fit(x)))], y, y, n_classes=5)
+    fitted = fit_probe([("0", LayerData(x, x, FeatureTransform.fit(x)))], y, y, n_classes=5)
     assert set(fitted.probe.predict(x)) == {0, 2}
     assert fitted.validation > 0.8
     assert fitted.probe.logits(x).shape == (len(x), 5)
@@ -113,15 +115,20 @@ def test_a_constant_feature_is_not_divided_by_its_rounding_errors() -> None:
     x, y = clusters(50, 6)
     x[:, 2] = 7
     constants = np.linspace(1, 3, 200, dtype=np.float32) * np.ones((5000, 1), np.float32)
-    assert (Basis.fit(constants).scale == 1).all()  # whose sums in float32 are not exact
-    fitted = fit_probe([("0", LayerData(x, x, Basis.fit(x)))], y, y, 3)
+    assert (FeatureTransform.fit(constants).scale == 1).all()  # whose sums in float32 are not exact
+    fitted = fit_probe([("0", LayerData(x, x, FeatureTransform.fit(x)))], y, y, 3)
     assert np.isfinite(fitted.probe.weight).all()
 
 
 def test_one_class_only_is_refused() -> None:
     x, _ = clusters(10, 4)
     with pytest.raises(UserError, match="two classes"):
-        fit_probe([("0", LayerData(x, x, Basis.fit(x)))], np.zeros(10, int), np.zeros(10, int), 3)
+        fit_probe(
+            [("0", LayerData(x, x, FeatureTransform.fit(x)))],
+            np.zeros(10, int),
+            np.zeros(10, int),
+            3,
+        )
 
 
 def test_metrics_are_what_they_are_called() -> None:
@@ -133,4 +140,4 @@ def test_metrics_are_what_they_are_called() -> None:
 
 
 def test_a_source_whose_name_is_no_text_has_a_mark_too() -> None:
-    assert source_mark("/pictures\udcff") != source_mark("/pictures")
+    assert source_fingerprint("/pictures\udcff") != source_fingerprint("/pictures")

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 import several
 from conftest import assert_mistake, silent, tiny_recipe, write_classes
 from igpt.config import DataConfig, UserError
-from igpt.data import open_large_task, open_source
+from igpt.data.labels import open_large_task
+from igpt.data.sources import open_source
 from igpt.pipeline import load
 from igpt.pretrain import pretrain
 from igpt.probe import sgd
@@ -158,7 +159,7 @@ def test_training_pictures_are_opened_when_it_is_their_turn(
     pool = make_pool("mean", pipeline.codec)
     extractor = Watched(pipeline.model, pipeline.codec, pool, {"1": (1,)}, torch.float32)
     watched = replace(task.train, pictures=replace(task.train.pictures, open_image=open_image))
-    config = sgd.SGD(epochs=1, batch_size=batch, rates=(0.3,), augmentation="flip")
+    config = sgd.SGDConfig(epochs=1, batch_size=batch, rates=(0.3,), augmentation="flip")
     sgd.fit_sgd(
         extractor,
         watched,

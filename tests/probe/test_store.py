@@ -13,10 +13,17 @@ from conftest import load_model
 from igpt.config import UserError
 from igpt.probe.attention import AttentionHead
 from igpt.probe.linear import LinearProbe
-from igpt.probe.store import Learned, Mark, SavedProbe, load_probe, mark, save_probe
+from igpt.probe.store import (
+    Fingerprint,
+    LearnedFrom,
+    SavedProbe,
+    fingerprint,
+    load_probe,
+    save_probe,
+)
 from igpt.rng import torch_rng
 
-MARK = Mark("abc", "def", 8, "raster")
+MARK = Fingerprint("abc", "def", 8, "raster")
 
 
 def linear() -> LinearProbe:
@@ -35,7 +42,7 @@ def attention() -> AttentionHead:
 def test_a_probe_survives_the_disk(tmp_path: Path, kind: str) -> None:
     probe = linear() if kind == "linear" else attention()
     width = 5 if kind == "linear" else 6 * 8
-    learned = Learned("0" * 16, 40)
+    learned = LearnedFrom("0" * 16, 40)
     save_probe(tmp_path, SavedProbe(probe, (1, 2), "mean", ("a", "b", "ü"), MARK, learned))
     back = load_probe(tmp_path, MARK)
     assert (back.layers, back.pool, back.class_names) == ((1, 2), "mean", ("a", "b", "ü"))
@@ -47,13 +54,15 @@ def test_a_probe_survives_the_disk(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("other", "complaint"),
     [
-        (Mark("abd", "def", 8, "raster"), "another model"),
-        (Mark("abc", "dee", 8, "raster"), "another palette"),
-        (Mark("abc", "def", 9, "raster"), "another size"),
-        (Mark("abc", "def", 8, "snake"), "another order"),
+        (Fingerprint("abd", "def", 8, "raster"), "another model"),
+        (Fingerprint("abc", "dee", 8, "raster"), "another palette"),
+        (Fingerprint("abc", "def", 9, "raster"), "another size"),
+        (Fingerprint("abc", "def", 8, "snake"), "another order"),
     ],
 )
-def test_a_probe_of_something_else_is_refused(tmp_path: Path, other: Mark, complaint: str) -> None:
+def test_a_probe_of_something_else_is_refused(
+    tmp_path: Path, other: Fingerprint, complaint: str
+) -> None:
     save_probe(tmp_path, SavedProbe(linear(), (1,), "mean", ("a", "b", "c"), MARK))
     with pytest.raises(UserError, match=complaint):
         load_probe(tmp_path, other)
@@ -61,12 +70,12 @@ def test_a_probe_of_something_else_is_refused(tmp_path: Path, other: Mark, compl
 
 def test_the_mark_tells_models_apart_but_not_their_heads(tiny_run: Path) -> None:
     model, codec = load_model(tiny_run)
-    before = mark(model, codec)
+    before = fingerprint(model, codec)
     with torch.no_grad():
         model.head.weight += 1
-        assert mark(model, codec) == before
+        assert fingerprint(model, codec) == before
         model.wte[0, 0] += 1
-    assert mark(model, codec) != before
+    assert fingerprint(model, codec) != before
 
 
 def test_broken_probes_are_one_line(tmp_path: Path) -> None:

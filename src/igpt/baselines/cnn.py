@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from igpt.config import UserError
-from igpt.data import move_pixels
+from igpt.data.augment import move_pixels
 from igpt.device import autocast, compute_dtype, default_device
 from igpt.probe.linear import metric_value
 from igpt.rng import numpy_rng, torch_rng

@@ -5,9 +5,6 @@ Both are counts with additive smoothing whose strength is chosen on validation d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -40,7 +37,10 @@ def _neighbours(tokens: Tokens, k: int, size: int) -> npt.NDArray[np.int64]:
     return (left * (k + 1) + up).reshape(len(tokens), -1)
 
 
-Pairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # contexts and colours, flat
+Ints = npt.NDArray[np.int64]
+Pairs = tuple[Ints, Ints]  # contexts and colours, flat
+# For each pixel: how often train has its colour in its context, and the context; its colour's prior
+Found = tuple[Ints, Ints, npt.NDArray[np.float64]]
 
 
 def _with_context(tokens: Tokens, context: npt.NDArray[np.int64]) -> Pairs:
@@ -49,49 +49,28 @@ def _with_context(tokens: Tokens, context: npt.NDArray[np.int64]) -> Pairs:
 
 def _best_nats(sets: list[Pairs], k: int) -> float:
     """Nats a pixel on the last set, with the strength that is best on the one before it."""
-    counts = Counts.of(sets[0], k)
-    held_out, test = (counts.look_up(pairs) for pairs in sets[1:])
+    contexts, colors = sets[0]
+    pair_counts = np.unique(contexts * k + colors, return_counts=True)  # only what occurs is stored
+    context_counts = np.unique(contexts, return_counts=True)
+    color_counts = np.bincount(colors, minlength=k) + 1.0
+    prior = color_counts / color_counts.sum()
+
+    def found(contexts: Ints, colors: Ints) -> Found:
+        seen = _look_up(pair_counts, contexts * k + colors)
+        return seen, _look_up(context_counts, contexts), prior[colors]
+
+    held_out, test = (found(*pairs) for pairs in sets[1:])
     return _nats(test, min(STRENGTHS, key=lambda strength: _nats(held_out, strength)))
 
 
-@dataclass(frozen=True)
-class Counts:
-    """How often colours follow contexts in train; only what occurs is stored."""
-
-    k: int
-    pairs: npt.NDArray[np.int64]  # context * k + colour, sorted
-    pair_counts: npt.NDArray[np.int64]
-    contexts: npt.NDArray[np.int64]  # sorted
-    context_counts: npt.NDArray[np.int64]
-    prior: npt.NDArray[np.float64]  # [k], the colours' frequency, with one added to every count
-
-    @classmethod
-    def of(cls, train: Pairs, k: int) -> Counts:
-        context, color = train
-        prior = np.bincount(color, minlength=k) + 1.0
-        pairs, pair_counts = np.unique(context * k + color, return_counts=True)
-        contexts, context_counts = np.unique(context, return_counts=True)
-        return cls(k, pairs, pair_counts, contexts, context_counts, prior / prior.sum())
-
-    def look_up(self, other: Pairs) -> tuple[npt.NDArray[Any], ...]:
-        """For every pixel: how often its colour was seen in its context, and the context itself in
-        train; and the prior of its colour.
-        """
-        context, color = other
-        seen = _look_up(self.pairs, self.pair_counts, context * self.k + color)
-        total = _look_up(self.contexts, self.context_counts, context)
-        return seen, total, self.prior[color]
-
-
-def _nats(found: tuple[npt.NDArray[Any], ...], strength: float) -> float:
+def _nats(found: Found, strength: float) -> float:
     """Mean -ln p(colour | context), p = (seen + strength * prior) / (total + strength)."""
     seen, total, prior = found
     return float(-np.log((seen + strength * prior) / (total + strength)).mean())
 
 
-def _look_up(
-    keys: npt.NDArray[np.int64], values: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """`values` at the `wanted` ones of the sorted `keys`; 0 for one that is absent."""
+def _look_up(counts: tuple[Ints, Ints], wanted: Ints) -> Ints:
+    """How often the `wanted` keys occur, by the sorted keys and their counts."""
+    keys, values = counts
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[place] == wanted, values[place], 0)

@@ -13,8 +13,8 @@ from igpt.config import PRECISIONS, STEP_PRECISIONS, UserError
 
 if TYPE_CHECKING:
     from igpt.config import Recipe
-    from igpt.data import Pictures
-    from igpt.probe.store import Learned
+    from igpt.data.pictures import Pictures
+    from igpt.probe.store import LearnedFrom
     from igpt.run_data import RunData
     from igpt.sample import Sampling
 
@@ -163,15 +163,14 @@ def refuse_given(args: argparse.Namespace, when: bool, why: str, *names: str) ->
         raise UserError(f"{flags}: not {why}")
 
 
-def open_pictures(args: argparse.Namespace, learned_from: Learned | None = None) -> Pictures:
+def open_pictures(args: argparse.Namespace, learned_from: LearnedFrom | None = None) -> Pictures:
     """The files of `args.images`, or else the pictures that `add_data`'s arguments name.
 
     `learned_from` as `RunData.pictures` takes it.
     """
-    from igpt.data import open_files
+    from igpt.data.pictures import open_files
 
-    files = getattr(args, "images", None)
-    pictures = open_files(files) if files else run_data(args).pictures(learned_from)
+    pictures = open_files(args.images) if args.images else run_data(args).pictures(learned_from)
     return limited(pictures, args.limit)
 
 
@@ -237,31 +236,25 @@ def recipe_and_changes(args: argparse.Namespace, short: ShortFlags) -> tuple[str
     return name, overrides(args, short) + fields
 
 
-def started_recipe(
-    make: Callable[[Path, str | None], Recipe], start: Path, changes: Sequence[str]
-) -> Recipe:
-    """The recipe that `make` derives from a trained model and a source, with the `changes`."""
-    from omegaconf import OmegaConf
-
-    from igpt.recipes import changed, parse_overrides
-
-    source = OmegaConf.select(parse_overrides(changes), "data.source")
-    return changed(make(start, source), changes, f"of {start}")
-
-
 def recipe_from_start(
     make: Callable[[Path, str | None], Recipe],
     start: Path,
     changes: Sequence[str],
     resumed: Path | None,
 ) -> Recipe:
-    """`started_recipe`, or that of the run `resumed`, if it is there; its start may have moved."""
+    """The recipe that `make` derives from a trained model and a source, with the `changes`.
+
+    Or that of the run `resumed`, if it is there; its start may have moved.
+    """
+    from omegaconf import OmegaConf
+
+    from igpt.recipes import changed, parse_overrides
     from igpt.warm_start import start_name
 
-    recipe = None if resumed is None else resumed_recipe(resumed, changes)
-    if recipe is None:
-        return started_recipe(make, start, changes)
-    return replace(recipe, init_from=start_name(str(start)))
+    if resumed is not None and (recipe := resumed_recipe(resumed, changes)) is not None:
+        return replace(recipe, init_from=start_name(str(start)))
+    source = OmegaConf.select(parse_overrides(changes), "data.source")
+    return changed(make(start, source), changes, f"of {start}")
 
 
 def resumed_recipe(out: Path, changes: Sequence[str]) -> Recipe | None:

@@ -15,7 +15,7 @@ from igpt.cli.arguments import (
     refuse_two_sources,
     sampling,
 )
-from igpt.cli.painting import save_painted
+from igpt.cli.painting import with_progress
 from igpt.cli.report import Report
 from igpt.config import Say
 
@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
-    from igpt.plots import completion_sheet, require_pictures
+    from igpt.plots.sheets import completion_sheet, require_pictures, save_pictures
     from igpt.run_data import load_named
 
     args.images = [*(args.images or []), *args.files]
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     def sheet(completed: Pixels) -> Image.Image:
         return completion_sheet(given, completed, pipeline.quantize(images))
 
-    out = save_painted(batches, names, args.out, sheet, say)
+    out = save_pictures(with_progress(batches, len(names), say), names, args.out, sheet)
     return Report(
         f"{args.n} completions of {count} pictures: {out}",
         {"out": str(out), "count": count, "n": args.n, "pictures": pictures.names},

@@ -13,7 +13,7 @@ from igpt.config import Say
 
 if TYPE_CHECKING:
     from igpt.config import Recipe
-    from igpt.data import Source
+    from igpt.data.pictures import Source
     from igpt.order import Encoded
     from igpt.pipeline import Pipeline
     from igpt.types import Pixels
@@ -32,7 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.checkpoint import RunDirectory
-    from igpt.data import decode_all, open_source
+    from igpt.data.decode import decode_all
+    from igpt.data.sources import open_source
     from igpt.pipeline import load
     from igpt.pretrain import pretrain
 
@@ -65,8 +66,9 @@ def _scores(
     pipeline: Pipeline, recipe: Recipe, source: Source, test: Pixels | Encoded
 ) -> dict[str, float]:
     """Bits a pixel on the `test` pictures, by the model and the baselines, and their number."""
-    from igpt.baselines import context_nats, position_histogram_nats
-    from igpt.data import decode_all, training_splits
+    from igpt.baselines.counts import context_nats, position_histogram_nats
+    from igpt.data.decode import decode_all
+    from igpt.data.splits import training_splits
 
     size = pipeline.image_size
     train, held_out = training_splits(source, recipe.data, recipe.split_seed)
@@ -88,14 +90,8 @@ def _figures(
 
     from igpt.checkpoint import RunDirectory
     from igpt.monitor import read_metrics
-    from igpt.plots import (
-        completion_sheet,
-        loss_figure,
-        palette_sheet,
-        picture_sheet,
-        save_figure,
-        save_image,
-    )
+    from igpt.plots.curves import loss_figure, save_figure
+    from igpt.plots.sheets import completion_sheet, palette_sheet, picture_sheet, save_image
     from igpt.sample import Sampling
 
     run = RunDirectory(out)

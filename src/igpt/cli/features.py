@@ -21,7 +21,7 @@ from igpt.cli.report import Report
 from igpt.config import Say, UserError
 
 if TYPE_CHECKING:
-    from igpt.data import Pictures
+    from igpt.data.pictures import Pictures
 
 EXAMPLE = "igpt features runs/digits --split train --layer 2 --pool mean --out features.npz"
 
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 def _known(args: argparse.Namespace) -> Pictures:
     """The training pictures that components are found on."""
     from igpt.checkpoint import recipe_of
-    from igpt.data import is_gone
+    from igpt.data.sources import is_gone
 
     recipe = recipe_of(args.run)
     if args.images and (recipe is None or is_gone(recipe.data.source)):

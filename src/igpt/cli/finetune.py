@@ -29,7 +29,7 @@ SHORT = training_flags(
     own={
         "--labels-per-class": ("finetune.labels_per_class", "learn from so many; default all"),
         "--metric": ("finetune.metric", "accuracy or balanced_accuracy: validation chooses by it"),
-        "--freeze": ("finetune.freeze", "first blocks that stay as they are, and the embeddings with them"),
+        "--freeze": ("finetune.freeze", "first blocks that stay as they are (and the embeddings)"),
     },
     steps="optimizer steps at most; default 2000",
     lr="learning rate after the warm-up; default a tenth of the largest that RUN was trained with",
@@ -79,7 +79,8 @@ def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:
 
     name, dotted = name_and_fields(args.words, "RUN")
     given = [*overrides(args, SHORT), *dotted]
-    changes = [word.replace("labels_per_class=all", "labels_per_class=null") for word in given]
+    every = {"finetune.labels_per_class=all": "finetune.labels_per_class=null"}
+    changes = [every.get(word, word) for word in given]
     start = None if name is None else Path(name)
     if start is None and not args.resume:
         raise UserError("name the RUN to start from")

@@ -166,5 +166,6 @@ def _row(name: str, *cells: str) -> str:
 
 def _short(number: int) -> str:
     """Four digits and a decimal unit: 182.7 G."""
+    number = int(float(f"{number:.3e}"))  # rounded first: 999,999 is 1 M, not 1000 k
     power = min((len(str(number)) - 1) // 3, len(UNITS) - 1)
     return f"{number / 1000**power:.4g} {UNITS[power]}".rstrip()

@@ -31,13 +31,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.config import PaletteConfig
-    from igpt.data import decode_all, evaluation_split, open_source
+    from igpt.data.decode import decode_all
+    from igpt.data.sources import open_source
+    from igpt.data.splits import evaluation_split
     from igpt.disk import require_file
     from igpt.order import need_pixels
     from igpt.palette import Palette
     from igpt.parallel import launch
     from igpt.parallel.meeting import meeting
-    from igpt.plots import palette_sheet, require_picture, save_image
+    from igpt.plots.sheets import palette_sheet, require_picture, save_image
 
     if launch.size() > 1:
         meeting()  # or the first would wait for the others when it has a mistake to tell

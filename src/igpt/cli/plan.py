@@ -220,4 +220,5 @@ def _row(name: str, *cells: str) -> str:
 
 
 def _giga(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.4g}"
+    giga = n_bytes / 1e9
+    return f"{giga:,.0f}" if giga >= 1000 else f"{giga:.4g}"

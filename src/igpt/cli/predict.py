@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.classify import as_classes, report
     from igpt.disk import require_file, write_csv
     from igpt.pipeline import load
-    from igpt.plots import confusion_figure, save_figure
+    from igpt.plots.curves import confusion_figure, save_figure
     from igpt.run_data import load_named
 
     refuse_two_sources(args)
@@ -70,7 +69,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     if known is not None:
         source = args.data or str(args.run)
         known = as_classes(known, pictures.class_names, classifier.class_names, source)
-    if args.confusion and (known is None or not (known >= 0).any()):
+    missing = len(pictures.images) if known is None else int((known < 0).sum())
+    if args.confusion and missing == len(pictures.images):
         raise UserError("--confusion needs labelled pictures")
     say(f"{len(pictures.images):,} pictures, {len(classifier.class_names)} classes")
     tokens = pipeline.encode_16(pictures.images)
@@ -82,14 +82,10 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     every = list(rows(every=True)) if args.json else []
     values: dict[str, Any] = {"count": count, "predictions": every}
     lines = _table(list(islice(rows(every=False), SHOWN)), count)
-    if known is not None and (known >= 0).any():
-        at = (known >= 0).nonzero()[0]
-        if missing := len(known) - len(at):
+    if known is not None and missing < count:
+        if missing:
             say(f"warning: {missing:,} pictures without a label are left out of the scores")
-        labelled = replace(
-            prediction, labels=prediction.labels[at], probabilities=prediction.probabilities[at]
-        )
-        result = report(known[at], labelled)
+        result = report(known, prediction)
         values |= _report_values(result, classifier.class_names)
         lines += ["", *_report_text(result, classifier.class_names)]
         if args.confusion:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from igpt.probe.linear import FittedProbe
     from igpt.probing import Probing
     from igpt.run_data import RunData
-    from igpt.study import Subset, Summary
+    from igpt.study.methods import Subset
+    from igpt.study.outcomes import Summary
 
 EXAMPLE = "igpt probe runs/digits --labels-per-class 1 4 10 all --baselines"
 
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 
 def _probing(args: argparse.Namespace, data: RunData) -> Probing:
-    from igpt.probe.sgd import SGD
+    from igpt.probe.sgd import SGDConfig
     from igpt.probing import Probing
 
     augmentation = args.augmentation or data.config.augmentation
@@ -140,7 +141,7 @@ def _probing(args: argparse.Namespace, data: RunData) -> Probing:
         rates = None if args.lr is None else tuple(args.lr)
         given = {"epochs": args.epochs, "batch_size": args.batch_size, "rates": rates}
         said = {name: value for name, value in given.items() if value is not None}
-        sgd = SGD(augmentation=augmentation, **said)
+        sgd = SGDConfig(augmentation=augmentation, **said)
     return Probing(
         layers=args.layer,
         pool=args.pool,

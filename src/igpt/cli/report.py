@@ -25,7 +25,7 @@ def draw_losses(run: Path) -> None:
     """Draw the figure of a run's losses; only the first process does."""
     from igpt.checkpoint import RunDirectory
     from igpt.monitor import read_metrics
-    from igpt.plots import loss_figure, save_figure
+    from igpt.plots.curves import loss_figure, save_figure
 
     folder = RunDirectory(run)
     if launch.is_first():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from igpt.cli.arguments import add_pictures_out, add_run, add_sampling, sampling
-from igpt.cli.painting import save_painted
+from igpt.cli.painting import with_progress
 from igpt.cli.report import Report
 from igpt.config import Say
 
@@ -21,10 +21,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> Report:
     from igpt.pipeline import load
-    from igpt.plots import picture_sheet, require_pictures
+    from igpt.plots.sheets import picture_sheet, require_pictures, save_pictures
 
     require_pictures(args.out)
     batches = load(args.run).sample_batches(args.n, sampling(args))
     names = [f"{i:05}" for i in range(args.n)]
-    out = save_painted(batches, names, args.out, picture_sheet, say)
+    out = save_pictures(with_progress(batches, args.n, say), names, args.out, picture_sheet)
     return Report(f"{args.n} samples: {out}", {"out": str(out), "count": args.n})

@@ -98,7 +98,8 @@ def _sheets(
     args: argparse.Namespace, pipeline: Pipeline, images: Encoded, scores: Scores
 ) -> list[Path]:
     """Draw the surprise of the first pictures and, of two or more, the extremes."""
-    from igpt.plots import extremes_sheet, save_image, surprise_sheet
+    from igpt.plots.scores import extremes_sheet, surprise_sheet
+    from igpt.plots.sheets import save_image
 
     first = images[: args.maps]
     surprise, extremes = args.out / "surprise.png", args.out / "extremes.png"
@@ -119,8 +120,9 @@ def _sheets(
 def _figure(
     args: argparse.Namespace, inside: Scores, outside: Scores, signals: tuple[Signal, Signal]
 ) -> Path:
-    from igpt.data import short_name
-    from igpt.plots import ood_figure, save_figure
+    from igpt.data.sources import short_name
+    from igpt.plots.curves import save_figure
+    from igpt.plots.scores import ood_figure
 
     figure: Path = args.out / "ood.png"
     scored = "the pictures given" if args.images else short_name(run_data(args).config.source)

@@ -55,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> Report:
-    from igpt.plots import save_figure, sweep_figure
+    from igpt.plots.curves import save_figure, sweep_figure
     from igpt.sweep import make_points, sweep
 
     name, changes = recipe_and_changes(args, SHORT)

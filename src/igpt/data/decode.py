@@ -227,13 +227,19 @@ def decode_readable(pictures: Pictures, size: int, transform: Transform = fit_sq
         grey = array.ndim == 3
         images = np.repeat(array[..., None], 3, axis=-1) if grey else array
         return Decoded(images, np.arange(count), [])
+    return decode_each(pictures, size, lambda _: transform)
+
+
+def decode_each(pictures: Pictures, size: int, transform_of: Callable[[int], Transform]) -> Decoded:
+    """The readable pictures, each i brought to `size` by `transform_of(i)`, on many threads."""
+    count = len(pictures)
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     errors: dict[int, str] = {}
 
     def decode(places: range) -> None:
         for i in places:
             try:
-                images[i] = transform(read_rgb(pictures, i), size)
+                images[i] = transform_of(i)(read_rgb(pictures, i), size)
             except UnreadablePicture as error:
                 errors[i] = str(error)
 

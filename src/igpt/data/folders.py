@@ -41,7 +41,7 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 OTHER_METADATA = ("metadata.jsonl", "metadata.parquet")  # labels that the library reads
-ROWS = re.compile(r"\.(parquet|arrow|tar|tgz|tar\.\w+)$")  # files that hold rows
+ROW_FILES = re.compile(r"\.(parquet|arrow|tar|tgz|tar\.\w+)$")  # files that hold rows
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def is_saved(folder: Path) -> bool:
 def picture_folder(folder: Path, label_column: str | None = None) -> PictureFolder | None:
     """A folder of picture files; None for one that the library is to read.
 
-    That is one with metadata of its other kinds, a saved data set, one with more bytes of rows than
-    of pictures, or archives alone. Raises UserError as `read_sheets`.
+    That is one with metadata of its other kinds, a saved data set, or one with more bytes of rows
+    than of pictures. Raises UserError for archives alone, and as `read_sheets`.
     """
     if is_saved(folder):
         return None
@@ -74,11 +74,13 @@ def picture_folder(folder: Path, label_column: str | None = None) -> PictureFold
         return None
     pictures = only_pictures(files)
     sheets = [path for path in files if path.name == METADATA]
-    rows = [path for path in files if ROWS.search(path.name.lower())]
+    rows = [path for path in files if ROW_FILES.search(path.name.lower())]
     archives = [path for path in files if path.suffix.lower() == ".zip"]
     if rows and _bytes(rows) >= _bytes(pictures):
         return None
-    if not pictures and (archives or not sheets):
+    if archives and not (rows or pictures):
+        raise UserError(f"{archives[0]} is an archive: unpack it first")
+    if not (pictures or sheets):
         return None
     if others := rows + archives:
         warnings.warn(f"{others[0]} is beside pictures, and is passed over", stacklevel=2)

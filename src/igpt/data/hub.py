@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from functools import lru_cache, partial
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,6 @@ from PIL import Image
 from igpt.config import UserError, first_line
 from igpt.data.folders import (
     OTHER_METADATA,
-    ROWS,
     is_saved,
     open_picture_folder,
     picture_folder,
@@ -45,8 +43,6 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
         return open_picture_folder(found)
     require_plain_path(spec)
     try:
-        if folder.is_dir() and not is_saved(folder):
-            _require_readable_archives(folder)
         splits = _load_splits(spec)
     except UserError:
         raise
@@ -73,25 +69,6 @@ def _warn_of_unlisted(folder: Path, rows: int) -> None:
             f"{metadata} lists {rows:,} pictures, and {unlisted:,} others in {folder} are left out",
             stacklevel=3,
         )
-
-
-def _require_readable_archives(folder: Path) -> None:
-    """UserError for a zip archive with pictures in several folders, or with suffixes in capitals.
-
-    The library would make one split of folders that are splits, does not understand folders that
-    are classes, and passes over such suffixes. Archives beside files of rows it does not read.
-    """
-    files = visible_files(folder)
-    if any(ROWS.search(path.name.lower()) for path in files):
-        return
-    for archive in files:
-        if archive.suffix.lower() != ".zip" or not is_zipfile(archive):
-            continue
-        inside = map(PurePosixPath, _zip_file(str(archive)).namelist())
-        pictures = [path for path in inside if is_picture(path) and path.parts[0] != "__MACOSX"]
-        capitals = any(path.suffix != path.suffix.lower() for path in pictures)
-        if capitals or len({path.parent for path in pictures}) > 1:
-            raise UserError(f"{archive} has folders, or suffixes in capitals: unpack it first")
 
 
 def reason(error: Exception) -> str:
@@ -186,22 +163,13 @@ def _split_pictures(
 
 
 def read_named(path: str) -> bytes:
-    """The bytes of a file that the library names: by a path, in an archive, or at a URL."""
-    kind, chained, place = path.partition("://")
-    if not chained:
+    """The bytes of a file that the library names: by a path or at a URL."""
+    if "://" not in path:
         return Path(path).read_bytes()
-    inner, _, archive = place.partition("::")
-    if kind == "zip" and "://" not in archive:
-        return _zip_file(archive).read(inner)
     import fsspec
 
     with fsspec.open(path, "rb") as file:
         return bytes(file.read())
-
-
-@lru_cache(maxsize=8)
-def _zip_file(path: str) -> ZipFile:
-    return ZipFile(path)  # whose index takes long to read, and which threads may share
 
 
 def label_column_of(features: Any, spec: str, name: str | None) -> str | None:

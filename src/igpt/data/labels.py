@@ -63,7 +63,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Undecoded:
+class LazyLabelled:
     """Labelled pictures that are opened as they are needed: memory need not hold all of them."""
 
     pictures: Pictures  # each has a label, and may prove unreadable
@@ -83,7 +83,7 @@ class Undecoded:
     def n_classes(self) -> int:
         return len(self.class_names)
 
-    def select(self, indices: npt.NDArray[np.int64]) -> Undecoded:
+    def select(self, indices: npt.NDArray[np.int64]) -> LazyLabelled:
         """The pictures at `indices` [M], in that order."""
         return replace(self, pictures=self.pictures.select(indices))
 
@@ -126,7 +126,7 @@ class Task:
 class LargeTask:
     """A task of which only the validation and test pictures are in memory, as tokens."""
 
-    train: Undecoded
+    train: LazyLabelled
     validation: Labelled
     test: Labelled
 
@@ -145,7 +145,7 @@ def open_large_task(source: Source, config: DataConfig, codec: Codec, seed: int)
     return LargeTask(train, validation.encode(codec), test.encode(codec))
 
 
-def open_training(source: Source, config: DataConfig, seed: int) -> list[Undecoded]:
+def open_training(source: Source, config: DataConfig, seed: int) -> list[LazyLabelled]:
     """Training and validation pictures of a source that may have no labelled test split.
 
     Raises UserError as `open_task`.
@@ -154,7 +154,7 @@ def open_training(source: Source, config: DataConfig, seed: int) -> list[Undecod
     return _classified(source.name, {"train": train, "validation": validation}, config)
 
 
-def _open_splits(source: Source, config: DataConfig, seed: int) -> list[Undecoded]:
+def _open_splits(source: Source, config: DataConfig, seed: int) -> list[LazyLabelled]:
     """Training, validation and test pictures."""
     train, validation = task_training_splits(source, config, seed)
     test = pictures_to_test(source, config, seed)
@@ -162,7 +162,7 @@ def _open_splits(source: Source, config: DataConfig, seed: int) -> list[Undecode
     return _classified(source.name, parts, config)
 
 
-def _classified(name: str, parts: dict[str, Pictures], config: DataConfig) -> list[Undecoded]:
+def _classified(name: str, parts: dict[str, Pictures], config: DataConfig) -> list[LazyLabelled]:
     """The labelled pictures of each split; the first split is the one to learn from."""
     names = _class_names(name, tuple(parts.values()))
     found = [
@@ -189,7 +189,7 @@ def _classified(name: str, parts: dict[str, Pictures], config: DataConfig) -> li
 
 def labelled(
     pictures: Pictures, name: str, class_names: tuple[str, ...], config: DataConfig
-) -> Undecoded:
+) -> LazyLabelled:
     """The labelled pictures of a split; UserError that names the split when there are none.
 
     A model trained on ImageNet's random crops is given the centre crop (paper, section 3.1).
@@ -207,7 +207,7 @@ def labelled(
             stacklevel=2,
         )
         pictures = pictures.select(np.flatnonzero(pictures.labels >= 0))
-    return Undecoded(pictures, class_names, evaluation_transform(config.augmentation))
+    return LazyLabelled(pictures, class_names, evaluation_transform(config.augmentation))
 
 
 def _class_names(name: str, splits: tuple[Pictures, ...]) -> tuple[str, ...]:

@@ -9,11 +9,12 @@ its own; a batch may straddle two epochs, so no picture is skipped or replayed.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,15 +45,24 @@ class Batch:
     state: State | None = None  # what a loader with a state goes on from after this batch
 
 
-class Loader(Protocol):
+class Loader(ABC):
     """Gives rows of the batch of any step, in any order.
 
     A loader with a state gives the batches of consecutive steps only.
     """
 
-    skipped: set[str]  # names of pictures that it could not read so far
+    def __init__(self) -> None:
+        self.skipped: set[str] = set()  # pictures that it could not read so far, and why
 
+    @abstractmethod
     def batch(self, step: int, rows: range) -> Batch: ...
+
+    def _skip(self, pictures: Iterable[str]) -> None:
+        """Name unreadable pictures, each once."""
+        for picture in pictures:
+            if picture not in self.skipped:
+                self.skipped.add(picture)
+                warnings.warn(f"skipped an unreadable picture: {picture}", stacklevel=3)
 
     def resume(self, states: Sequence[State]) -> None:  # noqa: ARG002
         """Go on from the states of all processes' loaders, in the order of ranks."""
@@ -63,23 +73,16 @@ class Loader(Protocol):
         return
 
 
+@lru_cache(maxsize=4)  # a batch needs one epoch's order, or a few where it straddles them
 def epoch_order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """The order in which epoch `epoch` visits n pictures, [n]."""
     return numpy_rng(seed, "epoch", epoch).permutation(n)
 
 
-class _Addresses:
-    """Tells which picture is at which row of a step's batch."""
-
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
-        self.n, self.batch_size, self.seed = n, batch_size, seed
-        # A batch needs one epoch's order, or a few where it straddles them.
-        self._order = lru_cache(maxsize=4)(lambda epoch: epoch_order(n, seed, epoch))
-
-    def pictures(self, step: int, rows: range) -> npt.NDArray[np.int64]:
-        """Indexes [len(rows)] of the pictures."""
-        samples = (divmod(step * self.batch_size + row, self.n) for row in rows)
-        return np.array([self._order(epoch)[place] for epoch, place in samples], dtype=np.int64)
+def pictures_at(n: int, seed: int, samples: range) -> npt.NDArray[np.int64]:
+    """Which of n pictures the run's `samples` are, counted from its first step on."""
+    places = (divmod(sample, n) for sample in samples)
+    return np.array([epoch_order(n, seed, epoch)[i] for epoch, i in places], dtype=np.int64)
 
 
 class TokenLoader(Loader):
@@ -97,14 +100,14 @@ class TokenLoader(Loader):
         seed: int,
         augmentation: str,
     ) -> None:
+        super().__init__()
         self.tokens, self.labels, self.codec = raster_tokens, labels, codec
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
-        self.skipped: set[str] = set()  # stays empty: all pictures were decoded before
-        self._addresses = _Addresses(len(raster_tokens), batch_size, seed)
 
     def batch(self, step: int, rows: range) -> Batch:
         """Those rows of the step's batch."""
-        every = self._addresses.pictures(step, range(self.batch_size))
+        start = step * self.batch_size
+        every = pictures_at(len(self.tokens), self.seed, range(start, start + self.batch_size))
         rng = numpy_rng(self.seed, "augment", step)
         # All rows are augmented, so that a row does not depend on which rows this process takes.
         moved = move_tokens(self.tokens[every], self.codec.image_size, self.augmentation, rng)
@@ -124,22 +127,23 @@ class PictureLoader(Loader):
     def __init__(
         self, pictures: Pictures, codec: Codec, batch_size: int, seed: int, view: View
     ) -> None:
+        super().__init__()
         self.pictures, self.codec, self.view = pictures, codec, view
-        self.seed = seed
-        self.skipped: set[str] = set()
-        self._addresses = _Addresses(len(pictures), batch_size, seed)
+        self.batch_size, self.seed = batch_size, seed
         self._pool = ThreadPoolExecutor()
 
     def batch(self, step: int, rows: range) -> Batch:
         """Those rows of the step's batch."""
-        chosen = self._addresses.pictures(step, rows)
+        start = step * self.batch_size
+        samples = range(start + rows.start, start + rows.stop, rows.step)
+        chosen = pictures_at(len(self.pictures), self.seed, samples)
         size = self.codec.image_size
         images = np.empty((len(rows), size, size, 3), dtype=np.uint8)
         places = np.empty(len(rows), dtype=np.int64)
         views = self._pool.map(self._show, [step] * len(rows), rows, chosen.tolist())
         for i, (image, place, unreadable) in enumerate(views):
             images[i], places[i] = image, place
-            self._name(unreadable)
+            self._skip(unreadable)
         labels = self.pictures.labels
         return Batch(
             torch.from_numpy(self.codec.encode(images)),
@@ -152,25 +156,18 @@ class PictureLoader(Loader):
         """Stop the threads that decode."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _show(self, step: int, row: int, place: int) -> tuple[Pixels, int, dict[str, str]]:
+    def _show(self, step: int, row: int, place: int) -> tuple[Pixels, int, list[str]]:
         """The row's view, the index of its picture, and errors of unreadable ones tried before."""
         rng = numpy_rng(self.seed, "augment", step, row)
-        unreadable: dict[str, str] = {}
+        unreadable: list[str] = []
         for _ in range(1 + REPLACEMENTS):
             try:
                 image = read_rgb(self.pictures, place)
                 return self.view(image, self.codec.image_size, rng), place, unreadable
             except UnreadablePicture as error:
-                unreadable[self.pictures.name(place)] = str(error)
+                unreadable.append(str(error))
                 place = int(rng.integers(len(self.pictures)))
-        first = next(iter(unreadable.values()))
-        raise UserError(f"{1 + REPLACEMENTS} pictures in a row cannot be read: {first}")
-
-    def _name(self, unreadable: dict[str, str]) -> None:
-        for name, error in unreadable.items():
-            if name not in self.skipped:
-                self.skipped.add(name)
-                warnings.warn(f"skipped an unreadable picture: {error}", stacklevel=3)
+        raise UserError(f"{1 + REPLACEMENTS} pictures in a row cannot be read: {unreadable[0]}")
 
 
 def prefetch(loader: Loader, steps: Iterable[int], rows: range) -> Generator[Future[Batch]]:

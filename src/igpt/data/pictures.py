@@ -123,6 +123,11 @@ class Source:
             raise UserError(f"{self.name}: split '{name}' has no pictures")
         return pictures
 
+    def streamed(self, name: str) -> Pictures:
+        """A split in the order in which it is streamed."""
+        pictures = self.split(name)
+        return pictures if self.stream_order is None else pictures.select(self.stream_order(name))
+
 
 def array_pictures(
     images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64] | None, name: str
@@ -155,7 +160,7 @@ def open_files(paths: Sequence[Path]) -> Pictures:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += files_in(path)
+            files += only_pictures(visible_files(path))
         elif path.is_file():
             files.append(path)
         else:
@@ -187,11 +192,6 @@ def index_classes(values: Iterable[str | None], classes: Collection[str]) -> Cla
     index = {name: i for i, name in enumerate(names)}
     labels = [-1 if value is None else index.get(value, -1) for value in values]
     return np.array(labels, dtype=np.int64), tuple(names)
-
-
-def files_in(folder: Path) -> list[Path]:
-    """All picture files below a folder (`visible_files`)."""
-    return only_pictures(visible_files(folder))
 
 
 def only_pictures(files: Sequence[Path]) -> list[Path]:

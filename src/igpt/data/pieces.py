@@ -16,7 +16,7 @@ from PIL import Image
 
 from igpt.config import UserError
 from igpt.data.decode import read_rgb
-from igpt.data.pictures import Pictures, Source, as_text
+from igpt.data.pictures import Pictures, as_text
 from igpt.data.shards import ROWS, Row, Stream, open_shards
 from igpt.data.sources import is_shards, open_source
 
@@ -52,16 +52,11 @@ def cut_source(
     if is_shards(spec):
         return {"train": _cut_stream(open_shards(spec, image_column, label_column))}
     source = open_source(spec, image_column=image_column, label_column=label_column)
-    cuts = {name: _cut_set(_as_streamed(source, name), spec, pictures) for name in source.splits}
+    # In the order of its stream, as what is made of the pieces may be read as one.
+    cuts = {name: _cut_set(source.streamed(name), spec, pictures) for name in source.splits}
     kind = next((cut.label for cut in cuts.values() if cut.label is not None), None)
     # A split without labels has the column too: the library opens splits with the same columns.
     return {name: replace(cut, label=kind) for name, cut in cuts.items()}
-
-
-def _as_streamed(source: Source, split: str) -> Pictures:
-    """A split in the order of its stream, as what is made of the pieces may be read as one."""
-    pictures, order = source.split(split), source.stream_order
-    return pictures if order is None else pictures.select(order(split))
 
 
 def _cut_set(pictures: Pictures, spec: str, length: int) -> Cut:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from igpt.config import DataConfig, UserError
-from igpt.data.decode import CHUNK, Transform, decode_readable, to_rgb
+from igpt.data.decode import CHUNK, Transform, decode_each
 from igpt.data.folders import picture_folder, split_files, stream_order
 from igpt.data.hub import (
     image_column_of,
@@ -148,12 +148,8 @@ def decode_rows(
     rows: Sequence[Row], size: int, transform_of: Callable[[Row], Transform]
 ) -> DecodedRows:
     """The readable ones of `rows`, each brought to `size` by what `transform_of` gives for it."""
-
-    def open_image(i: int) -> Image.Image:
-        return Image.fromarray(transform_of(rows[i])(to_rgb(rows[i].image()), size))
-
-    pictures = Pictures(len(rows), open_image, lambda i: rows[i].name)
-    decoded = decode_readable(pictures, size)
+    pictures = Pictures(len(rows), lambda i: rows[i].image(), lambda i: rows[i].name)
+    decoded = decode_each(pictures, size, lambda i: transform_of(rows[i]))
     return DecodedRows(
         need_pixels(decoded.images), [rows[i].digest for i in decoded.kept], decoded.skipped
     )

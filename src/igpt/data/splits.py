@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from igpt.config import DataConfig, UserError
 from igpt.data.pictures import Pictures, Source
@@ -34,9 +33,8 @@ def training_splits(source: Source, config: DataConfig, seed: int) -> tuple[Pict
     if name is not None:
         return train, source.split(name)
     if config.streaming:
-        of_split = source.stream_order
-        order = np.arange(len(train)) if of_split is None else of_split(config.train_split)
-        return _hold_out_first(source.name, train, order, config.validation_pictures)
+        streamed = source.streamed(config.train_split)
+        return _hold_out_first(source.name, streamed, config.validation_pictures)
     if config.split_pictures not in (None, len(train)):
         warnings.warn(
             f"{source.name} had {config.split_pictures:,} pictures when the run began and has "
@@ -144,14 +142,12 @@ def _hold_out(
     return pictures.select(rest), pictures.select(held)
 
 
-def _hold_out_first(
-    name: str, pictures: Pictures, order: npt.NDArray[np.int64], n: int
-) -> tuple[Pictures, Pictures]:
-    """The pictures in two parts: those after the first `n` of `order`, and the first `n`.
+def _hold_out_first(name: str, pictures: Pictures, n: int) -> tuple[Pictures, Pictures]:
+    """The pictures in two parts: those after the first `n`, and the first `n`.
 
     Pretraining held out the stream's first `n` readable pictures. That reaches beyond these `n`
     where some of them are unreadable, so none of these was trained on. UserError for too few.
     """
     if n >= len(pictures):
         raise UserError(f"{name}: {len(pictures)} pictures are too few to hold {n} out")
-    return pictures.select(order[n:]), pictures.select(order[:n])
+    return pictures.select(np.arange(n, len(pictures))), pictures.select(np.arange(n))

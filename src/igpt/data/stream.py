@@ -66,9 +66,9 @@ class StreamLoader(Loader):
         seed: int,
         augmentation: str,
     ) -> None:
+        super().__init__()
         self.stream, self.held_out, self.codec = stream, held_out, codec
         self.shuffle_buffer, self.seed, self.augmentation = shuffle_buffer, seed, augmentation
-        self.skipped: set[str] = set()
         self._reader = ThreadPoolExecutor(1)
         self._stop = threading.Event()
         self._begin(Start(0, 0, None), 0)
@@ -182,7 +182,7 @@ class StreamLoader(Loader):
             n_rows += len(rows)
             wanted = [row for row in rows if row.digest not in self.held_out]
             decoded = decode_rows(wanted, self.codec.image_size, partial(self._transform, epoch))
-            self._name(decoded.skipped)
+            self._skip(decoded.skipped)
             encoded = self.codec.raster_tokens(decoded.images)
             tokens[n_pictures : n_pictures + len(encoded)] = encoded
             n_pictures += len(encoded)
@@ -193,12 +193,6 @@ class StreamLoader(Loader):
             return fit_square
         rng = numpy_rng(self.seed, "augment", epoch, int.from_bytes(row.digest))
         return lambda image, size: imagenet_crop(image, size, rng)
-
-    def _name(self, skipped: Sequence[str]) -> None:
-        for picture in skipped:
-            if picture not in self.skipped:
-                self.skipped.add(picture)
-                warnings.warn(f"skipped an unreadable picture: {picture}", stacklevel=2)
 
     def _nothing(self) -> str:
         """The error message for an epoch without a picture."""

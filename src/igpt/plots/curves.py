@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from igpt.study import Summary
+    from igpt.study.outcomes import Summary
     from igpt.sweep import Result
 
 # Okabe and Ito's colours, told apart by the colour-blind.

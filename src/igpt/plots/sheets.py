@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -70,20 +71,24 @@ def require_pictures(path: Path) -> None:
 
 
 def save_pictures(
-    images: Pixels, names: Sequence[str], path: Path, sheet: Callable[[], Image.Image]
+    batches: Iterable[Pixels],
+    names: Sequence[str],
+    path: Path,
+    sheet: Callable[[Pixels], Image.Image],
 ) -> Path:
-    """Save pictures [N, H, W, 3] to `path`, in their own size or as a sheet.
+    """Save pictures that come in batches [b, H, W, 3] to `path`; where they are then.
 
-    A path without a suffix is a folder of .png files called `names`; .npz gets the array `images`;
-    any other gets the `sheet`.
+    A path without a suffix is a folder of .png files called `names`, each written as it comes, so
+    that none is lost to an interruption; .npz gets the array `images`; any other gets the `sheet`.
     """
     if not path.suffix:
-        for name, pixels in zip(names, images, strict=True):
+        for name, pixels in zip(names, chain.from_iterable(batches), strict=True):
             save_image(Image.fromarray(pixels), path / f"{name}.png")
-    elif path.suffix.lower() == ".npz":
-        write_atomically(path, lambda temporary: _save_array(temporary, images))
-    else:
-        return save_image(sheet(), path)
+        return path
+    images = np.concatenate(list(batches))
+    if path.suffix.lower() != ".npz":
+        return save_image(sheet(images), path)
+    write_atomically(path, lambda temporary: _save_array(temporary, images))
     return path
 
 

@@ -60,7 +60,7 @@ class AttentionHead(nn.Module):
     def logits(self, features: Features) -> Features:
         """[N, C] of flattened positions [N, T * d]."""
         positions = _positions(features, len(self.mean))
-        out = [self(part.float()) for part in torch.split(positions, BATCH)]
+        out = [self(part) for part in torch.split(positions, BATCH)]
         return torch.cat(out).numpy()
 
     def predict(self, features: Features) -> Labels:
@@ -91,14 +91,14 @@ def fit_attention(
     head = AttentionHead(width, n_classes)
     head.init_weights(torch_rng(seed, "attention"))
     positions = _positions(train, width)
-    head.mean.copy_(positions.float().mean(dim=(0, 1)))
-    head.scale.copy_(positions.float().std(dim=(0, 1)).clamp(min=1e-6))
+    head.mean.copy_(positions.mean(dim=(0, 1)))
+    head.scale.copy_(positions.std(dim=(0, 1)).clamp(min=1e-6))
     optimizer = torch.optim.AdamW(head.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS)
     rng, best, kept = numpy_rng(seed, "attention"), -1.0, head.state_dict()
     for step in range(1, STEPS + 1):
         rows = rng.integers(0, len(labels), min(BATCH, len(labels)))
-        loss = F.cross_entropy(head(positions[rows].float()), torch.from_numpy(labels[rows]))
+        loss = F.cross_entropy(head(positions[rows]), torch.from_numpy(labels[rows]))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

@@ -23,7 +23,8 @@ import torch
 from numpy.lib import format as npy
 
 from igpt.config import Say, UserError
-from igpt.data import Pictures, Transform, decode_parts, fit_square
+from igpt.data.decode import Transform, decode_parts, fit_square
+from igpt.data.pictures import Pictures
 from igpt.device import require_memory
 from igpt.disk import write_atomically
 from igpt.evaluate import BATCH, in_batches
@@ -31,7 +32,7 @@ from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.parallel.processes import groups, on_first, rank
 from igpt.probe.features import Features, Pool, batch_features, make_pool, parse_layers, pool_width
-from igpt.probe.linear import Basis
+from igpt.probe.linear import FeatureTransform
 
 PIECE = 2**24  # bytes copied at a time
 ROW_GROUP = 2**26  # bytes of a .parquet's row group, or one batch
@@ -113,21 +114,21 @@ def export_features(
     layers, reduce = parse_layers(layer, model.config.n_layer), make_pool(pool, codec)
     columns = len(layers) if layer == "all" else 1
     make = partial(_extract_rows, model, layers=layers, columns=columns, pool=reduce, dtype=dtype)
-    bases = None
+    feature_transforms = None
     if components:
         assert known is not None, "components are those of known pictures"
         numbers = len(known) * len(layers) * pool_width(reduce, model.config)
         held = numbers * np.dtype(np.float32).itemsize
         require_memory(held, "fewer layers, or a coarser pool")
-        bases = _fit_bases(make(_read(known, codec, transform, say)), components)
-        width = bases[0].width
+        feature_transforms = _fit_transforms(make(_read(known, codec, transform, say)), components)
+        width = feature_transforms[0].width
     else:
         width = pool_width(reduce, model.config) * len(layers) // columns
     layout = Layout(layers, columns, width, pictures.labels is not None, pictures.class_names)
     # A .npz is put together from a file of its rows.
     copies = 2 if write is _write_npz else 1
     on_first(lambda: _require_space(out, copies * len(pictures) * layout.row_bytes))
-    rows = make(_read(pictures, codec, transform, say), bases=bases)
+    rows = make(_read(pictures, codec, transform, say), feature_transforms=feature_transforms)
     count = 0
 
     def write_rows(temporary: Path) -> None:
@@ -151,11 +152,13 @@ def _require_space(out: Path, needed: int) -> None:
         )
 
 
-def _fit_bases(rows: Iterator[Rows], components: int) -> list[Basis]:
+def _fit_transforms(rows: Iterator[Rows], components: int) -> list[FeatureTransform]:
     """What standardises and projects each column."""
     parts = [part.features for part in rows]  # [n, columns, width] each
     columns = range(parts[0].shape[1])
-    return [Basis.fit(np.concatenate([p[:, i] for p in parts]), components) for i in columns]
+    return [
+        FeatureTransform.fit(np.concatenate([p[:, i] for p in parts]), components) for i in columns
+    ]
 
 
 def _extract_rows(
@@ -166,7 +169,7 @@ def _extract_rows(
     columns: int,
     pool: Pool,
     dtype: torch.dtype,
-    bases: Sequence[Basis] | None = None,
+    feature_transforms: Sequence[FeatureTransform] | None = None,
 ) -> Iterator[Rows]:
     """The table, a batch of every process at a time."""
     first, of_batch = 0, batch_features(model, layers, pool, dtype)
@@ -179,8 +182,10 @@ def _extract_rows(
         tokens, labels, names = zip(*batch, strict=True)
         parts = [part.cpu().numpy() for part in in_batches(torch.stack(tokens), of_part)]
         features = np.concatenate(parts).reshape(len(batch), columns, -1)
-        if bases:
-            features = np.stack([basis(features[:, i]) for i, basis in enumerate(bases)], axis=1)
+        if feature_transforms:
+            features = np.stack(
+                [f(features[:, i]) for i, f in enumerate(feature_transforms)], axis=1
+            )
         yield Rows(features, labels, names)
         first += len(batch)
 

@@ -43,7 +43,7 @@ class LinearProbe:
 
 
 @dataclass(frozen=True)
-class Basis:
+class FeatureTransform:
     """An affine change of features, found without labels: standardised, then perhaps projected."""
 
     mean: Features  # [F]
@@ -51,7 +51,7 @@ class Basis:
     components: Features | None = None  # [P, F]
 
     @classmethod
-    def fit(cls, features: Features, components: int = 0) -> Basis:
+    def fit(cls, features: Features, components: int = 0) -> FeatureTransform:
         """From unlabelled features [N, F]; `components` principal ones are kept, 0 keeps all."""
         from sklearn.decomposition import PCA
 
@@ -111,11 +111,11 @@ class FittedProbe:
 
 @dataclass(frozen=True)
 class LayerData:
-    """One layer's features of the labelled training and the validation pictures, and its basis."""
+    """One layer's features of the labelled and the validation pictures, and its transform."""
 
     train: Features  # [n, F]
     validation: Features  # [v, F]
-    basis: Basis
+    transform: FeatureTransform
 
 
 def metric_value(metric: str, labels: Labels, predicted: Labels) -> float:
@@ -160,12 +160,12 @@ def fit_layer(
     metric: str,
 ) -> FittedProbe:
     """The best strength of one layer."""
-    x = data.basis(data.train)  # [n, P]
+    x = data.transform(data.train)  # [n, P]
     best: FittedProbe | None = None
     for strength, (weight, bias) in zip(
         STRENGTHS, logistic_path(x, labels, n_classes, STRENGTHS), strict=True
     ):
-        probe = data.basis.fold(weight, bias)
+        probe = data.transform.fold(weight, bias)
         value = metric_value(metric, validation_labels, probe.predict(data.validation))
         if best is None or value > best.validation:
             best = FittedProbe(probe, name, strength, value, {})

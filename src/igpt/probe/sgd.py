@@ -21,18 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igpt.config import Say, UserError
-from igpt.data import Batch, Labelled, Loader, Undecoded, prefetch
+from igpt.data.labels import Labelled, LazyLabelled
+from igpt.data.loader import Batch, Loader, prefetch
 from igpt.device import to_device
 from igpt.order import Encoded
 from igpt.parallel.processes import (
     mean_over_processes_,
     name_skipped,
     share_of_batch,
-    size,
     together,
 )
 from igpt.probe.features import Extractor, Features
-from igpt.probe.linear import Basis, FittedProbe, LinearProbe, metric_value
+from igpt.probe.linear import FeatureTransform, FittedProbe, LinearProbe, metric_value
 from igpt.probe.unfinished import Unfinished
 from igpt.rng import numpy_rng
 from igpt.types import Labels, Pixels
@@ -44,7 +44,7 @@ MEASURED = 5_000  # training pictures that give the features' mean and scale
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGDConfig:
     """How the classifiers are trained; UserError for numbers that mean nothing."""
 
     epochs: int = 100
@@ -60,40 +60,54 @@ class SGD:
 
 
 class Classifiers:
-    """Logistic regressions on one probe's features, one for each learning rate."""
+    """Logistic regressions on one probe's features, one for each of R learning rates."""
 
-    def __init__(self, basis: Basis, n_classes: int, n_rates: int, device: torch.device) -> None:
-        self.basis = basis
-        self._mean = torch.from_numpy(basis.mean).to(device)
-        self._scale = torch.from_numpy(basis.scale).to(device)
-        width = len(basis.mean)
-        self.weights = [torch.zeros(n_classes, width, device=device) for _ in range(n_rates)]
-        self.biases = [torch.zeros(n_classes, device=device) for _ in range(n_rates)]
-        for parameter in (*self.weights, *self.biases):
-            parameter.requires_grad_()
+    def __init__(
+        self, transform: FeatureTransform, n_classes: int, n_rates: int, device: torch.device
+    ) -> None:
+        self.transform = transform
+        self._mean = torch.from_numpy(transform.mean).to(device)
+        self._scale = torch.from_numpy(transform.scale).to(device)
+        width = len(transform.mean)
+        self.weight = torch.zeros(n_rates, n_classes, width, device=device, requires_grad=True)
+        self.bias = torch.zeros(n_rates, n_classes, device=device, requires_grad=True)
+        self.momentum = [torch.zeros_like(p) for p in (self.weight, self.bias)]
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """The sum of the regressions' mean cross-entropies on features [B, F], labels [B]."""
         x = (features - self._mean) / self._scale
-        logits = torch.stack([x @ w.T + b for w, b in zip(self.weights, self.biases, strict=True)])
-        each = labels.expand(len(logits), -1)  # [R, B]
-        return F.cross_entropy(logits.flatten(0, 1), each.flatten(), reduction="sum") / len(labels)
+        logits = F.linear(x, self.weight.flatten(0, 1), self.bias.flatten())  # [B, R * C]
+        each = labels.repeat_interleave(len(self.weight))  # [B * R]
+        logits = logits.view(len(each), -1)  # [B * R, C]
+        return F.cross_entropy(logits, each, reduction="sum") / len(labels)
+
+    @torch.no_grad()
+    def step(self, rates: Tensor) -> None:
+        """SGD with momentum, each regression at its rate [R], on all processes' mean gradients."""
+        for parameter, momentum in zip((self.weight, self.bias), self.momentum, strict=True):
+            assert parameter.grad is not None
+            momentum.mul_(MOMENTUM).add_(mean_over_processes_(parameter.grad))
+            parameter -= rates.view(-1, *[1] * (parameter.ndim - 1)) * momentum
+            parameter.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a step changes."""
+        names = ("weight", "bias", "weight_momentum", "bias_momentum")
+        return dict(zip(names, (self.weight, self.bias, *self.momentum), strict=True))
 
     def probes(self) -> list[LinearProbe]:
         """On raw features, in the order of the rates."""
-        return [
-            self.basis.fold(w.detach().double().cpu().numpy(), b.detach().double().cpu().numpy())
-            for w, b in zip(self.weights, self.biases, strict=True)
-        ]
+        weights, biases = (p.detach().double().cpu().numpy() for p in (self.weight, self.bias))
+        return [self.transform.fold(w, b) for w, b in zip(weights, biases, strict=True)]
 
 
 def fit_sgd(
     extractor: Extractor,
-    train: Undecoded,
+    train: LazyLabelled,
     validation: Labelled,
     *,
     metric: str,
-    config: SGD,
+    config: SGDConfig,
     unfinished: Unfinished,
     say: Say,
 ) -> FittedProbe:
@@ -112,17 +126,22 @@ def fit_sgd(
         loader = train.loader(codec, config.batch_size, config.seed, config.augmentation)
     with closing(loader):
         heads = {
-            name: Classifiers(Basis.fit(features), train.n_classes, len(config.rates), device)
+            name: Classifiers(
+                FeatureTransform.fit(features), train.n_classes, len(config.rates), device
+            )
             for name, features in _sample(extractor, train, config.seed).items()
         }
         steps = math.ceil(config.epochs * len(train) / config.batch_size)
-        optimizer = _optimizer(heads, config)
-        state = _state(heads, optimizer)
+        state = {
+            f"{name}/{part}": tensor
+            for name, head in heads.items()
+            for part, tensor in head.state().items()
+        }
         done = unfinished.load(state)
         if done:
             say(f"SGD goes on at step {done} of {steps}")
         batches = _batches(loader, range(done, steps), rows)
-        for step in _train(extractor, heads, optimizer, batches, steps, config):
+        for step in _train(extractor, heads, batches, steps, config):
             if step % max(1, steps // SAVES) == 0 or step == steps:
                 unfinished.save(step, state)
             if step % max(1, steps // 10) == 0:
@@ -136,7 +155,7 @@ def _choose(
     heads: Mapping[str, Classifiers],
     validation: Labelled,
     metric: str,
-    config: SGD,
+    config: SGDConfig,
     say: Say,
 ) -> FittedProbe:
     """The best of all layers' and rates' probes."""
@@ -166,7 +185,7 @@ def predict_all(extractor: Extractor, fitted: FittedProbe, images: Pixels | Enco
     return np.concatenate([fitted.probe.predict(features[fitted.layer]) for features in every])
 
 
-def _sample(extractor: Extractor, train: Undecoded, seed: int) -> dict[str, Features]:
+def _sample(extractor: Extractor, train: LazyLabelled, seed: int) -> dict[str, Features]:
     """Features of some pictures, as they are without augmentation.
 
     They are drawn, since those that lie together in a folder are of one class.
@@ -185,68 +204,24 @@ def _batches(loader: Loader, steps: range, rows: range) -> Iterator[Batch]:
         yield batch
 
 
-def _optimizer(heads: Mapping[str, Classifiers], config: SGD) -> torch.optim.SGD:
-    """A group of parameters for each learning rate."""
-    groups = [
-        {"params": [p for head in heads.values() for p in (head.weights[i], head.biases[i])]}
-        for i in range(len(config.rates))
-    ]
-    optimizer = torch.optim.SGD(groups, momentum=MOMENTUM)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:  # which the first step would make
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def _state(heads: Mapping[str, Classifiers], optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    """All that a step changes."""
-    parameters = {
-        f"{name}/{kind}/{i}": parameter
-        for name, head in heads.items()
-        for kind, each in (("weight", head.weights), ("bias", head.biases))
-        for i, parameter in enumerate(each)
-    }
-    momentum = {
-        f"momentum/{name}": optimizer.state[parameter]["momentum_buffer"]
-        for name, parameter in parameters.items()
-    }
-    return {**parameters, **momentum}
-
-
-def _average(head: Classifiers) -> None:
-    """The gradients' means over all processes, by one message for all rates."""
-    if size() == 1:
-        return
-    gradients = [p.grad for p in (*head.weights, *head.biases) if p.grad is not None]
-    flat = mean_over_processes_(torch.cat([gradient.flatten() for gradient in gradients]))
-    start = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()
-
-
 def _train(
     extractor: Extractor,
     heads: Mapping[str, Classifiers],
-    optimizer: torch.optim.SGD,
     batches: Iterable[Batch],
     steps: int,
-    config: SGD,
+    config: SGDConfig,
 ) -> Iterator[int]:
     """Make a step for each batch, and give the number of those that are done after each."""
     device = extractor.model.wte.device
+    rates = torch.tensor(config.rates, device=device)
     for batch in batches:
         assert batch.labels is not None
-        cosine = 0.5 * (1 + math.cos(math.pi * batch.step / steps))
-        for group, rate in zip(optimizer.param_groups, config.rates, strict=True):
-            group["lr"] = rate * cosine
         first = batch.step * config.batch_size + batch.rows.start
         features = extractor.batch(batch.tokens, first)
         labels = to_device(batch.labels, device)
-        own = torch.stack([heads[name].loss(part, labels) for name, part in features.items()])
-        own.sum().backward()  # type: ignore[no-untyped-call]
+        losses = torch.stack([heads[name].loss(part, labels) for name, part in features.items()])
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        cosine = 0.5 * (1 + math.cos(math.pi * batch.step / steps))
         for head in heads.values():
-            _average(head)
-        optimizer.step()
-        optimizer.zero_grad()
+            head.step(cosine * rates)
         yield batch.step + 1

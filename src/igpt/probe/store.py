@@ -1,8 +1,8 @@
-"""A probe on the disk, and the mark of the model that it was made for.
+"""A probe on the disk, and the fingerprint of the model that it was made for.
 
 One file holds it, so that it is whole or not there: probe.safetensors, with weight [C, F] and bias
 [C], or an attentive probe's tensors, and in its header layers, pooling, names of the classes and
-the model's mark.
+the model's fingerprint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from igpt.config import UserError, first_line
-from igpt.data import source_name
+from igpt.data.sources import source_name
 from igpt.disk import write_atomically
 from igpt.interop.files import read_metadata, read_tensors
 from igpt.model import ImageGPT
@@ -32,7 +32,7 @@ RESULTS = "results.json"  # beside it: what it reached
 
 
 @dataclass(frozen=True)
-class Mark:
+class Fingerprint:
     """What a probe's features depend on."""
 
     weights: str  # hash of the model's, heads left out
@@ -42,11 +42,11 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearnedFrom:
     """Which pictures a probe learned from and was chosen by, without their name."""
 
-    source: str  # `source_mark`
-    pictures: int | None  # of its training and validation splits; None: an earlier version's probe
+    source: str  # `source_fingerprint`
+    pictures: int  # of its training and validation splits
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,17 @@ class SavedProbe:
     layers: tuple[int, ...]  # side by side, where there are several
     pool: str
     class_names: tuple[str, ...]
-    mark: Mark
-    learned_from: Learned | None = None  # None: not known
+    made_for: Fingerprint
+    learned_from: LearnedFrom | None = None  # None: not known
 
 
-def source_mark(source: str) -> str:
+def source_fingerprint(source: str) -> str:
     """What tells a source of pictures from another, and does not tell its name."""
     return hashlib.sha256(os.fsencode(source_name(source))).hexdigest()[:16]
 
 
-def mark(model: ImageGPT, codec: Codec) -> Mark:
-    """The mark of a model with its codec; of several processes all call it."""
+def fingerprint(model: ImageGPT, codec: Codec) -> Fingerprint:
+    """The fingerprint of a model with its codec; of several processes all call it."""
     trunk = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(("head.", "clf.")):
@@ -75,7 +75,7 @@ def mark(model: ImageGPT, codec: Codec) -> Mark:
                 trunk.update(name.encode() + held.cpu().numpy().tobytes())
     clusters = hashlib.sha256(codec.palette.clusters.tobytes()).hexdigest()
     weights = from_first(trunk.hexdigest)  # who alone has the whole of a model that is split
-    return Mark(weights[:16], clusters[:16], codec.image_size, codec.order)
+    return Fingerprint(weights[:16], clusters[:16], codec.image_size, codec.order)
 
 
 def save_probe(folder: Path, saved: SavedProbe) -> None:
@@ -86,7 +86,7 @@ def save_probe(folder: Path, saved: SavedProbe) -> None:
         "layers": list(saved.layers),
         "pool": saved.pool,
         "class_names": list(saved.class_names),
-        "made_for": asdict(saved.mark),
+        "made_for": asdict(saved.made_for),
         "learned_from": learned and learned.source,
         "learned_pictures": learned and learned.pictures,
     }
@@ -100,21 +100,21 @@ def save_probe(folder: Path, saved: SavedProbe) -> None:
     write_atomically(folder / PROBE, lambda temporary: save_file(tensors, temporary, metadata))
 
 
-def load_probe(folder: Path, expected: Mark) -> SavedProbe:
+def load_probe(folder: Path, expected: Fingerprint) -> SavedProbe:
     """Read a probe; UserError when there is none, it is broken, or made for something else."""
     path = folder / PROBE
     if not path.is_file():
         raise UserError(f"no probe in {folder}: `igpt probe` makes one")
     tensors, metadata = read_tensors(path), read_metadata(path)
     if HEADER not in metadata:
-        raise UserError(f"{path} is not a probe, or an earlier version's: `igpt probe` makes one")
+        raise UserError(f"{path} is not a probe: `igpt probe` makes one")
     try:
         header = json.loads(metadata[HEADER])
-        made_for = Mark(**header["made_for"])
+        made_for = Fingerprint(**header["made_for"])
         probe = _build(header["head"], tensors)
         layers, names = tuple(header["layers"]), tuple(header["class_names"])
         source = header["learned_from"]
-        learned_from = Learned(source, header.get("learned_pictures")) if source else None
+        learned_from = LearnedFrom(source, header["learned_pictures"]) if source else None
         saved = SavedProbe(probe, layers, header["pool"], names, made_for, learned_from)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a probe: {first_line(error)}") from error

@@ -13,23 +13,24 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from igpt.baselines import LEAST_STEPS, fit_neighbours, predict_cnn, train_cnn
+from igpt.baselines.cnn import LEAST_STEPS, predict_cnn, train_cnn
+from igpt.baselines.neighbours import fit_neighbours
 from igpt.config import Recipe, Say, TrainConfig, UserError
-from igpt.data import LargeTask, Task, Undecoded, unlabelled
+from igpt.data.labels import LargeTask, LazyLabelled, Task, unlabelled
 from igpt.order import Encoded, need_pixels
 from igpt.pipeline import Pipeline
 from igpt.probe.attention import fit_attention
 from igpt.probe.features import Extractor, Features, make_pool, parse_layers, pool_width
 from igpt.probe.linear import (
-    Basis,
+    FeatureTransform,
     FittedProbe,
     LayerData,
     fit_probe,
     metric_value,
     usual_components,
 )
-from igpt.probe.sgd import SGD, fit_sgd, predict_all
-from igpt.probe.store import mark
+from igpt.probe.sgd import SGDConfig, fit_sgd, predict_all
+from igpt.probe.store import fingerprint
 from igpt.probe.unfinished import Unfinished
 from igpt.run import new_model
 from igpt.types import Labels, Pixels
@@ -145,7 +146,7 @@ class LinearMethod:
         self.train = represent(task.train.images[needed])
         self.validation = represent(task.validation.images)
         self.test = represent(task.test.images)
-        self._bases: dict[tuple[str, int], Basis] = {}
+        self._transforms: dict[tuple[str, int], FeatureTransform] = {}
 
     def fit(self, subset: Subset) -> Fit:
         layers = ((name, self.layer_data(name, subset.indices)) for name in self.train)
@@ -163,13 +164,13 @@ class LinearMethod:
         if n_components is None:
             n_components = usual_components(features.shape[1], len(indices))
         key = (layer, n_components)
-        if key not in self._bases:
+        if key not in self._transforms:
             known = np.searchsorted(self.needed, unlabelled(len(self.task.train)))
-            self._bases[key] = Basis.fit(features[known], n_components)
-        return LayerData(features[rows], self.validation[layer], self._bases[key])
+            self._transforms[key] = FeatureTransform.fit(features[known], n_components)
+        return LayerData(features[rows], self.validation[layer], self._transforms[key])
 
 
-def _checksum(part: Undecoded) -> int:
+def _checksum(part: LazyLabelled) -> int:
     """What tells these pictures, by their names, and their labels from others."""
     pictures = part.pictures
     names = "\n".join(pictures.name(i) for i in range(len(pictures)))
@@ -186,7 +187,7 @@ class StreamedMethod:
         self,
         features: ModelFeatures,
         task: LargeTask,
-        config: SGD,
+        config: SGDConfig,
         metric: str,
         unfinished: Path,
         say: Say,
@@ -200,7 +201,7 @@ class StreamedMethod:
             "pool": features.pool,
             "precision": str(self.extractor.dtype),
             "labelled pictures": _checksum(task.train),
-            "model": asdict(mark(pipeline.model, pipeline.codec)),
+            "model": asdict(fingerprint(pipeline.model, pipeline.codec)),
         }
         self.unfinished = Unfinished(unfinished, json.dumps(about))
 
@@ -275,15 +276,15 @@ class NeighbourMethod:
         metric, best = self.linear.metric, None
         for layer in self.linear.train:
             data = self.linear.layer_data(layer, subset.indices)
-            x = data.basis(data.validation)
+            x = data.transform(data.validation)
             neighbours, value = fit_neighbours(
-                data.basis(data.train), labels, x, validation, metric
+                data.transform(data.train), labels, x, validation, metric
             )
             if best is None or value > best[1]:
-                best = layer, value, neighbours, data.basis
+                best = layer, value, neighbours, data.transform
         assert best is not None
-        layer, value, neighbours, basis = best
-        return Fit(neighbours.predict(basis(self.linear.test[layer])), value, layer)
+        layer, value, neighbours, transform = best
+        return Fit(neighbours.predict(transform(self.linear.test[layer])), value, layer)
 
 
 class CnnMethod:

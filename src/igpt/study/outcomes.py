@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from igpt.config import METRICS, Say
-from igpt.data import few_labels
+from igpt.data.labels import few_labels
 from igpt.probe.linear import metric_value
 from igpt.study.methods import AnyTask, Fit, Method, Subset
 
