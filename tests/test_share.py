@@ -13,11 +13,13 @@ import pytest
 from PIL import Image
 
 import igpt
-from conftest import is_sheet
+from conftest import is_sheet, silent, tiny_recipe, write_pictures
 from igpt.config import UserError
 from igpt.data.decode import imagenet_centre
 from igpt.order import Codec
 from igpt.palette import Palette
+from igpt.pretrain import pretrain
+from igpt.run_data import RunData
 from test_model import AR, BERT, random_model
 
 
@@ -71,8 +73,27 @@ def test_names_of_local_folders_are_not_told(tiny_run: Path, tmp_path: Path) -> 
     for file in (tmp_path / "shared").rglob("*.*"):
         assert str(secret).encode() not in file.read_bytes(), file
     shared = (tmp_path / "shared" / "recipe.yaml").read_text()
-    for line in ("source: pictures.npy", "path: palette.npy", "init_from: start"):
+    for line in ("source: ./pictures.npy", "path: palette.npy", "init_from: ./start"):
         assert line in shared
+    assert "| data | pictures.npy |" in (tmp_path / "shared" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["cats", "digits"])
+def test_a_shared_run_is_tested_on_what_it_held_out(tmp_path: Path, name: str) -> None:
+    from igpt.share import write_folder
+
+    here, there = tmp_path / name, tmp_path / "there"
+    write_pictures(here, *(f"{i}.png" for i in range(20)))
+    pretrain(tiny_recipe(f"data.source={here}"), tmp_path / "run", resume=False, say=silent)
+    write_folder(igpt.load(tmp_path / "run"), tmp_path / "shared", "me/run", None)
+    held_out = RunData.of(tmp_path / "run").pictures()
+    here.rename(there)
+    found = RunData.of(tmp_path / "shared", str(there)).pictures()
+    assert [Path(found.name(i)).name for i in range(len(found))] == [
+        Path(held_out.name(i)).name for i in range(len(held_out))
+    ]
+    with pytest.raises(UserError, match=f"no data at './{name}'"):
+        RunData.of(tmp_path / "shared").pictures()
 
 
 def test_the_probe_of_a_model_that_is_no_run_is_shared_too(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -347,6 +348,9 @@ def test_a_run_whose_pictures_were_moved_goes_on_and_is_tested_on_what_it_held_o
     train(run, f"data.source={tmp_path / 'here'}", *words)
     held_out = {Path(p.name(i)).name for p in [RunData.of(run).pictures()] for i in range(len(p))}
     assert len(held_out) == 2
+    shutil.copytree(tmp_path / "here", tmp_path / "copy")
+    with pytest.warns(UserWarning, match="the run learned from 20 pictures, as many as"):
+        RunData.of(run, str(tmp_path / "copy")).pictures()
     (tmp_path / "here").rename(there)
     train(run, f"data.source={there}", *words, resume=True)
     moved = RunData.of(run, str(there)).pictures()

@@ -94,12 +94,14 @@ class RunData:
         theirs = learned_from and learned_from.source == source_fingerprint(self.config.source)
         if theirs or self._is_own(source):
             return pictures_to_test(source, self._tested(source), self._split_seed)
-        if learned_from and self._may_have_moved(source, learned_from):
-            warnings.warn(
-                f"the probe learned from {learned_from.pictures:,} pictures, as many as "
-                f"{source.name} has: if they are the same, it is tested on what it learned from",
-                stacklevel=2,
-            )
+        own = self.recipe and self.recipe.data.split_pictures
+        for what, pictures in (("probe", learned_from and learned_from.pictures), ("run", own)):
+            if pictures and self._may_have_moved(source, pictures):
+                warnings.warn(
+                    f"the {what} learned from {pictures:,} pictures, as many as {source.name} "
+                    "has: if they are the same, it is tested on what it learned from",
+                    stacklevel=2,
+                )
         if self.recipe is not None and self.recipe.data.streaming:
             warnings.warn(
                 f"the run learned from a stream, {self.recipe.data.source}, which may have had "
@@ -114,13 +116,13 @@ class RunData:
             )
         return evaluation_split(source, self.split)
 
-    def _may_have_moved(self, source: Source, learned: LearnedFrom) -> bool:
-        """Whether the split to test on may be what a probe learned from at another path."""
+    def _may_have_moved(self, source: Source, pictures: int) -> bool:
+        """Whether the split to test on may be the `pictures` learned from, at another path."""
         if is_single(source, self.split):
             (only,) = source.splits
-            return len(source.split(only)) == learned.pictures
+            return len(source.split(only)) == pictures
         ours = self.split == self.config.train_split
-        return ours and count_split_pictures(source, self.config) == learned.pictures
+        return ours and count_split_pictures(source, self.config) == pictures
 
     def _start_on_this(self) -> str | None:
         """The run from which this one began, maybe through others, that learned from the source."""

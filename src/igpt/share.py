@@ -146,10 +146,16 @@ def _without_paths(recipe: Recipe) -> Recipe:
     path, start = recipe.palette.path, recipe.init_from
     return replace(
         recipe,
-        init_from=start and short_name(start),
-        data=replace(recipe.data, source=short_name(recipe.data.source)),
+        init_from=start and _without_place(start),
+        data=replace(recipe.data, source=_without_place(recipe.data.source)),
         palette=replace(recipe.palette, path=None if path is None else "palette.npy"),
     )
+
+
+def _without_place(source: str) -> str:
+    """A source without the folder that a local path is in; what is left is a path too."""
+    name = short_name(source)
+    return name if name == source else f"./{name}"
 
 
 def _shorten_paths(results: Path) -> dict[str, Any]:
@@ -189,8 +195,8 @@ def card(
         f"{config.n_head} heads; {parameters:,} parameters",
         "pictures": f"{codec.image_size}x{codec.image_size}, {codec.vocab_size} colours, "
         f"order {codec.order}",
-        "started from": recipe and recipe.init_from,
-        "data": recipe and recipe.data.source,
+        "started from": recipe and recipe.init_from and short_name(recipe.init_from),
+        "data": recipe and short_name(recipe.data.source),
         "training": recipe and f"{steps:,} steps of {recipe.train.batch_size} pictures",
         "validation": _validated(metrics),
         "probe": _probed(probed),

@@ -99,10 +99,14 @@ def data_of(config: DataConfig, source: str | None) -> DataConfig:
 
 
 def is_gone(spec: str) -> bool:
-    """Whether a source is the path of one file or folder, and that is there no more."""
+    """Whether a source is the path of one file or folder, and that is there no more.
+
+    A recipe has whole paths, or `./name` where it was shared.
+    """
     path = Path(spec)
     several = re.search(r"[*?{\[]", spec) or openai_arrays(path)
-    return path.is_absolute() and not several and not path.exists()
+    local = path.is_absolute() or spec.startswith("./")
+    return local and not several and not path.exists()
 
 
 def source_name(spec: str) -> str:
