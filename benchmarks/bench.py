@@ -47,7 +47,7 @@ from start_up import start_up_apart
 from start_up import table as start_up_table
 
 from igpt.config import ModelConfig
-from igpt.kernels import roads
+from igpt.kernels.decode import roads
 from igpt.plan import BYTES, cache_bytes, parameters, weight_bytes
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from igpt.device import default_device
-from igpt.kernels import roads
+from igpt.kernels.decode import roads
 
 DEVICE = default_device()
 ON_GPU = DEVICE.type == "cuda"

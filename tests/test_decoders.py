@@ -20,8 +20,8 @@ from conftest import silent, tiny_recipe
 from igpt.attention import KVCache
 from igpt.config import ModelConfig, UserError
 from igpt.decoders import Decoder, PackedDecoder, PlainDecoder, ReplayedDecoder, new_decoder
-from igpt.kernels import Road, roads
 from igpt.kernels.build import load
+from igpt.kernels.decode import Road, roads
 from igpt.model import ImageGPT
 from igpt.objectives import AR, token_nats
 from igpt.pipeline import load as load_pipeline
@@ -207,7 +207,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageGPT, Tensor]
     pretrain(tiny_recipe(*wide, *words), run, resume=False, say=silent)
     pipeline = load_pipeline(run)
     held_out = load_named(RunData.of(run).pictures(), pipeline).images[:64]
-    return pipeline.model.cpu(), pipeline.tokens(held_out)
+    return pipeline.model.cpu(), pipeline.tokens(held_out).long()
 
 
 @every_way

@@ -37,7 +37,7 @@ from igpt.objectives import AR, BERT
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.probe.features import Extractor, extract, make_pool
-from igpt.train import ParameterGroup, Trainer, Validation
+from igpt.train import Trainer, Validation
 from test_model import random_model
 
 CONFIG = ModelConfig(n_layer=1, n_embd=16, n_head=2, vocab_size=11, n_positions=9)
@@ -330,7 +330,7 @@ def test_adam_takes_all_weights_at_once(tmp_path: Path) -> None:
         RunDirectory(tmp_path / "run"),
         lambda _: Validation({}, 0.0),
         lambda: None,
-        [ParameterGroup([first], 0.5), ParameterGroup(others)],
+        [{"params": [first], "lr_scale": 0.5}, {"params": others, "lr_scale": 1.0}],
     )
     groups: list[dict[str, Any]] = trainer.optimizer.param_groups
     assert [group["fused"] for group in groups] == [True, True]

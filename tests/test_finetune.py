@@ -219,8 +219,8 @@ def test_deeper_layers_learn_slower_by_the_decay() -> None:
     model = random_model(replace(AR_CONFIG, n_classes=3))
     groups = parameter_groups(model, FinetuneConfig(layer_decay=0.5))
     n_layer = model.config.n_layer
-    assert [g.scale for g in groups] == [0.5 ** (n_layer + 1 - i) for i in range(n_layer + 2)]
-    assert sum(len(g.parameters) for g in groups) == len(list(model.parameters()))
+    assert [g["lr_scale"] for g in groups] == [0.5 ** (n_layer + 1 - i) for i in range(n_layer + 2)]
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
 
 
 def test_a_step_of_a_deeper_layer_is_smaller_by_the_decay(tiny_run: Path, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import several
 from igpt.attention import attend
 from igpt.config import ModelConfig
-from igpt.kernels import attention_takes, build, fast_attention, fast_quick_gelu, gelu_takes
+from igpt.kernels import build
+from igpt.kernels.activation import fast_quick_gelu, gelu_takes
+from igpt.kernels.attention import attention_takes, fast_attention
 from igpt.kernels.build import FLAGS, NO_TILES, load
 from igpt.model import ImageGPT, quick_gelu
 from igpt.objectives import AR
@@ -333,7 +335,8 @@ def test_every_kernel_compiles_for_a_processor_with_tiles(source: str, flag: str
 
 WHERE = """
 import torch
-from igpt.kernels import attention_takes, gelu_takes
+from igpt.kernels.activation import gelu_takes
+from igpt.kernels.attention import attention_takes
 from igpt.attention import attend
 from igpt.model import quick_gelu
 x = torch.ones(1, 1, 4, 8, dtype=torch.bfloat16)
@@ -345,7 +348,7 @@ print(gelu_takes(x), quick_gelu(x).shape == x.shape)
 OTHERS = """
 print(attention_takes(x.float(), x.float()))
 import numpy
-from igpt.kernels import color_cells
+from igpt.kernels.palette import color_cells
 print(color_cells(numpy.zeros(1 << 24, dtype=numpy.uint16)) is not None)
 """
 

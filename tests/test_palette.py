@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igpt.config import UserError
-from igpt.kernels import color_cells
+from igpt.kernels.palette import color_cells
 from igpt.palette import Palette
 
 pytestmark = pytest.mark.usefixtures("two_threads")

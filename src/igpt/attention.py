@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igpt.kernels import attention_takes, fast_attention
+from igpt.kernels.attention import attention_takes, fast_attention
 
 
 def attend(

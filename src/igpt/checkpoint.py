@@ -47,6 +47,7 @@ except ModuleNotFoundError:  # Windows
 HEADER = "state.json"  # of a checkpoint: its progress, and the bytes of each file
 LOADER = "loader"  # what the files of a checkpoint begin with that hold a group's loader
 WRITTEN = ("checkpoints", "config.json", "metrics.jsonl", "model.safetensors", "palette.npy")
+OWN = ("*.json", "*.jsonl", "*.safetensors", "*.yaml", "palette.npy", ".wandb-id")  # and no others
 KEPT_CHECKPOINTS = 2  # the newest, and one to fall back to
 PARAMETER_SEPARATOR = "/"  # between an optimizer's slot and a parameter's name
 
@@ -129,7 +130,8 @@ class RunDirectory:
 
     def begin(self, recipe: Recipe, palette: Palette) -> None:
         """Write what repeats the run, beside nothing that a killed process left half-written."""
-        remove_left(self.path)
+        for name in OWN:  # not what another command is writing here meanwhile
+            remove_left(self.path, name)
         write_text(self.path / RECIPE, recipe_yaml(recipe))
         palette.save(self.path / "palette.npy")
 

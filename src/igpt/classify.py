@@ -88,15 +88,16 @@ def as_classes(
 class Classifier(ABC):
     """Classes of pictures given as tokens, on which `masks` masks vote where the model is BERT."""
 
+    learned_from: LearnedFrom | None = None  # None: from what the run names, or not known
+
     def __init__(
         self,
         model: ImageGPT,
         class_names: tuple[str, ...],
-        learned_from: LearnedFrom | None,  # None: from what the run names, or not known
-        ensemble: Ensemble,
-        masks: int,
+        ensemble: Ensemble = "modal",
+        masks: int = MASKS,
     ) -> None:
-        self.model, self.class_names, self.learned_from = model, class_names, learned_from
+        self.model, self.class_names = model, class_names
         self.ensemble, self.masks = ensemble, 1 if model.config.causal else masks
 
     def predict(
@@ -122,15 +123,6 @@ class Classifier(ABC):
 class HeadClassifier(Classifier):
     """The model's own classification head, as fine-tuning left it."""
 
-    def __init__(
-        self,
-        model: ImageGPT,
-        class_names: tuple[str, ...],
-        ensemble: Ensemble = "modal",
-        masks: int = MASKS,
-    ) -> None:
-        super().__init__(model, class_names, None, ensemble, masks)
-
     def _logits(
         self, tokens: Tensor, dtype: torch.dtype, mask: int, check: Callable[[], None] | None
     ) -> Logits:
@@ -154,8 +146,9 @@ class ProbeClassifier(Classifier):
         ensemble: Ensemble = "modal",
         masks: int = MASKS,
     ) -> None:
-        super().__init__(model, saved.class_names, saved.learned_from, ensemble, masks)
+        super().__init__(model, saved.class_names, ensemble, masks)
         self.saved, self.pool = saved, make_pool(saved.pool, codec)
+        self.learned_from = saved.learned_from
 
     def _logits(
         self, tokens: Tensor, dtype: torch.dtype, mask: int, check: Callable[[], None] | None

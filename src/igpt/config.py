@@ -175,7 +175,7 @@ class PaletteConfig:
     path: str | None = None  # a .npy of clusters to use instead of fitting one
 
     def __post_init__(self) -> None:
-        _require(1 <= self.colors <= 65535, f"palette.colors must be 1 to 65535: {self.colors}")
+        _require(2 <= self.colors <= 65535, f"palette.colors must be 2 to 65535: {self.colors}")
 
 
 @dataclass(frozen=True)

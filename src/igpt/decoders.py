@@ -17,8 +17,15 @@ from torch import Tensor
 from igpt.attention import FixedCache, KVCache
 from igpt.config import STEP_PRECISIONS, UserError
 from igpt.device import autocast, check_precision, compute_dtype, record_step, replays_steps
-from igpt.kernels import BlockWeights, PackedCache, PackedWeights, Road, packed_step, roads
-from igpt.kernels.decode import UNIT
+from igpt.kernels.decode import (
+    UNIT,
+    BlockWeights,
+    PackedCache,
+    PackedWeights,
+    Road,
+    packed_step,
+    roads,
+)
 from igpt.model import NORM_EPS, Block, ImageGPT
 
 

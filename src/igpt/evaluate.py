@@ -115,7 +115,7 @@ def picture_nats(
 def pixel_nats(
     model: ImageGPT,
     tokens: torch.Tensor,
-    batch_size: int,
+    batch_size: int = BATCH,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """-ln p of every token of the pictures `tokens` [N, T] in the model's order: nats, [N, T].

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from igpt.objectives import Joint, generative_objective, require_likelihood
 from igpt.order import Codec
 from igpt.parallel.processes import name_skipped, require_same, together
 from igpt.probe.linear import metric_value
-from igpt.run import in_run, new_model, require_same_split, train_run, with_split_pictures
-from igpt.train import Outcome, ParameterGroup, Trainer, Validation
+from igpt.run import new_model, open_run, require_same_split, train_run, with_split_pictures
+from igpt.train import Outcome, Trainer, Validation
 from igpt.warm_start import (
     RATE_FACTOR,
     inherited_recipe,
@@ -84,7 +84,8 @@ def finetune(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Fin
 
     Raises UserError as `pretrain` does, and for data without labels.
     """
-    return in_run(recipe, out, resume, "finetune", partial(_finetune, say=say))
+    with open_run(recipe, out, resume, "finetune") as (recipe, run, resume):
+        return _finetune(recipe, run, resume, say)
 
 
 def _finetune(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Finetuned:
@@ -144,7 +145,7 @@ def _test_split(source: Source, config: DataConfig) -> str | None:
     return name if name in source.splits or is_single(source, name) else None
 
 
-def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[ParameterGroup]:
+def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[dict[str, Any]]:
     """Parameters by depth: the first `freeze` blocks stay as they are, deeper ones learn faster.
 
     What the loss does not depend on stays as well. Depth 0 is the embeddings, l is block l - 1, and
@@ -164,7 +165,7 @@ def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[Parameter
         else:
             by_depth.setdefault(depth, []).append(parameter)
     return [
-        ParameterGroup(parameters, options.layer_decay ** (top - depth))
+        {"params": parameters, "lr_scale": options.layer_decay ** (top - depth)}
         for depth, parameters in sorted(by_depth.items())
     ]
 

@@ -203,7 +203,10 @@ def open_model(folder: Path) -> StoredModel:
         state = huggingface.weights_from_hf(weights, config, theirs)
     except UserError as error:
         raise UserError(f"{weights_path}: {error}") from error
-    return StoredModel(config, _codec(folder, config, order), state, weights_path)
+    processor = folder / "preprocessor_config.json"
+    palette = Palette(huggingface.clusters_from_hf(read_json(processor)))
+    codec = model_codec(config, palette, order, processor)
+    return StoredModel(config, codec, state, weights_path)
 
 
 def fill_model(stored: StoredModel, parallel: ParallelConfig, device: torch.device) -> ImageGPT:
@@ -222,12 +225,6 @@ def fill_model(stored: StoredModel, parallel: ParallelConfig, device: torch.devi
 def load_class_names(folder: Path, n_classes: int) -> tuple[str, ...]:
     """Names of the classes that the model in `folder` has a head for."""
     return huggingface.class_names_from_hf(read_json(folder / "config.json"), n_classes)
-
-
-def _codec(folder: Path, config: ModelConfig, order: str) -> Codec:
-    path = folder / "preprocessor_config.json"
-    palette = Palette(huggingface.clusters_from_hf(read_json(path)))
-    return model_codec(config, palette, order, path)
 
 
 def model_codec(config: ModelConfig, palette: Palette, order: str, source: Path) -> Codec:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from igpt.attention import Cache, FixedCache, KVCache, attend
 from igpt.config import ModelConfig
-from igpt.kernels import fast_quick_gelu, gelu_takes
+from igpt.kernels.activation import fast_quick_gelu, gelu_takes
 
 NORM_EPS = 1e-5  # image-gpt src/model.py, norm()
 # Standard deviations of the initialisation, image-gpt src/model.py.
@@ -157,7 +157,7 @@ class ImageGPT(nn.Module):
             self.clf.weight.zero_()
 
     def forward(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Logits [B, T, K] of every token of pictures `tokens` [B, T].
+        """Logits [B, T, K] of every token of pictures `tokens` [B, T], whole numbers of any type.
 
         Autoregressive: the logits at i depend on the tokens before i only; the shift happens here.
         BERT: `masked` [B, T] is True where a token is hidden from the model.
@@ -216,7 +216,7 @@ class ImageGPT(nn.Module):
         """h^0 [B, T, d]. BERT zeroes the hidden tokens before positions are added."""
         if self.config.paints:
             return self._embed_causal(tokens[:, :-1], range(tokens.shape[1]))
-        h = F.embedding(tokens, self.wte)
+        h = F.embedding(tokens.long(), self.wte)
         if masked is not None:
             h = h * (~masked).unsqueeze(-1)
         return h + self.wpe[: tokens.shape[1]]
@@ -224,7 +224,7 @@ class ImageGPT(nn.Module):
     def _embed_causal(self, before: Tensor, positions: range) -> Tensor:
         """Inputs at `positions`: the start token at 0, else the token before, from [B, t]."""
         tokens = before[:, max(positions.start - 1, 0) : positions.stop - 1]
-        h = F.embedding(tokens, self.wte)
+        h = F.embedding(tokens.long(), self.wte)
         if positions.start == 0:
             start = self.start.expand(len(before), 1, -1)
             h = torch.cat((start, h), dim=1)

@@ -92,8 +92,6 @@ class Monitor:
         self._progress: Progress | None = None
 
     def __enter__(self) -> Monitor:
-        from igpt.disk import write_text
-
         rows = read_metrics(self.path)
         kept = [row for row in rows if self._is_kept(row)]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -129,12 +129,8 @@ class Codec:
     def vocab_size(self) -> int:
         return self.palette.n_colors
 
-    def encode(self, images: Pixels | Encoded) -> npt.NDArray[np.int64]:
+    def encode(self, images: Pixels | Encoded) -> Tokens:
         """Tokens [B, T] in the model's order, of any pictures that `raster_tokens` takes."""
-        return self.encode_16(images).astype(np.int64)
-
-    def encode_16(self, images: Pixels | Encoded) -> Tokens:
-        """`encode` as uint16 [B, T], a quarter of the memory: for sets of millions."""
         return self.reorder(self.raster_tokens(images))
 
     def raster_tokens(self, images: Pixels | Encoded) -> Tokens:

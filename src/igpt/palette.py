@@ -24,7 +24,7 @@ from igpt.disk import write_atomically
 from igpt.types import Floats, Pixels, Tokens
 
 if TYPE_CHECKING:
-    from igpt.kernels import ColorCells
+    from igpt.kernels.palette import ColorCells
 
 CELL = 16  # colours along a side of the table's cells
 UNKNOWN = 65535  # marks a colour whose cell is not filled yet; so K is at most 65535
@@ -189,7 +189,8 @@ class Palette:
 
     def _known_by_cells(self, colors: Pixels, tokens: Tokens) -> bool:
         """Write the tokens [N] of `colors` [N, 3] by the kernel, if it is there and knows all."""
-        from igpt.kernels import color_cells  # imports PyTorch, for which few colours cannot wait
+        # It imports PyTorch, for which few colours cannot wait.
+        from igpt.kernels.palette import color_cells
 
         if self._cells is None and (cells := color_cells(self._table)):
             corners = _pack(CELL * _grid(256 // CELL))

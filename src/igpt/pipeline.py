@@ -22,7 +22,7 @@ from igpt.evaluate import BATCH, Likelihood, picture_nats, pixel_nats
 from igpt.folder import fill_model, load_class_names, open_model
 from igpt.interop.files import local_folder
 from igpt.model import ImageGPT
-from igpt.objectives import Objective, generative_objective
+from igpt.objectives import generative_objective
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 from igpt.parallel.processes import together
@@ -183,8 +183,9 @@ class Pipeline:
 
         For a BERT model: of the pixels hidden by a fixed random mask, given the others.
         """
-        dtype, tokens = self.dtype(precision), self.encode_16(images)
-        nats = picture_nats(self.model, self._objective(), tokens, BATCH, dtype)
+        dtype, tokens = self.dtype(precision), self.tokens(images)
+        objective = generative_objective(self.model.config, seed=0, stream="evaluate")
+        nats = picture_nats(self.model, objective, tokens, BATCH, dtype)
         return nats.double().numpy()
 
     def likelihood(self, images: Images, *, precision: str = "float32") -> Likelihood:
@@ -219,7 +220,7 @@ class Pipeline:
         By the model's own head or, if it has none, by its run's probe.
         """
         dtype = self.dtype(precision)
-        return self.classifier().predict(self.encode_16(images), dtype)
+        return self.classifier().predict(self.tokens(images), dtype)
 
     def classifier(
         self, probe: Path | None = None, ensemble: Ensemble = "modal", masks: int = MASKS
@@ -229,12 +230,13 @@ class Pipeline:
         `ensemble` and `masks` say how the masks of a BERT model vote. Raises UserError when there
         is neither, and for a probe of another model.
         """
-        if probe is None and self.model.config.n_classes:
-            return HeadClassifier(self.model, self.class_names, ensemble, masks)
-        if probe is None and self.folder is None:
-            raise UserError("this model has no classification head and no folder with a probe")
-        folder = probe or Path(self.folder or ".") / "probe"
-        saved = load_probe(folder, self._fingerprint)
+        if probe is None:
+            if self.model.config.n_classes:
+                return HeadClassifier(self.model, self.class_names, ensemble, masks)
+            if self.folder is None:
+                raise UserError("this model has no classification head and no folder with a probe")
+            probe = self.folder / "probe"
+        saved = load_probe(probe, self._fingerprint)
         return ProbeClassifier(self.model, self.codec, saved, ensemble, masks)
 
     def surprise(self, images: Images, *, precision: str = "float32") -> npt.NDArray[np.float32]:
@@ -243,7 +245,7 @@ class Pipeline:
         Given the pixels that the model reads before it; for a BERT model, given all but a random
         part of the pixels, of which it is one: a seventh for the paper's 15 %.
         """
-        dtype, tokens = self.dtype(precision), self.encode_16(images)
+        dtype, tokens = self.dtype(precision), self.tokens(images)
         nats = pixel_nats(self.model, tokens, BATCH, dtype).numpy()  # [B, T]
         raster = np.empty_like(nats)
         raster[:, self.codec.pi] = nats
@@ -254,9 +256,6 @@ class Pipeline:
         """Which model this is, for its probes: once, as all weights are read for it."""
         return fingerprint(self.model, self.codec)
 
-    def _objective(self) -> Objective:
-        return generative_objective(self.model.config, seed=0, stream="evaluate")
-
     def dtype(self, precision: str) -> torch.dtype:
         """The type of the model's products that `precision` stands for, where the model is.
 
@@ -265,12 +264,8 @@ class Pipeline:
         return compute_dtype(precision, self.model.wte.device)
 
     def tokens(self, images: Images) -> torch.Tensor:
-        """Tokens int64 [B, T] in the model's order, of pictures brought to the model's size."""
-        return self.encode_16(images).to(torch.int64)
-
-    def encode_16(self, images: Images) -> torch.Tensor:
-        """`tokens` as uint16 [B, T], a quarter of the memory: for sets of millions."""
-        return torch.from_numpy(self.codec.encode_16(self._shown(images)))
+        """Tokens uint16 [B, T] in the model's order, of pictures brought to the model's size."""
+        return torch.from_numpy(self.codec.encode(self._shown(images)))
 
     def _shown(self, images: Images) -> Pixels | Encoded:
         """Pictures brought to the model's size, or such as are encoded already."""
@@ -280,7 +275,7 @@ class Pipeline:
 
     def quantize(self, images: Images) -> Pixels:
         """The pictures as the model sees them, [B, H, W, 3]: resized, in the palette's colours."""
-        return self.codec.decode(self.encode_16(images).numpy())
+        return self.codec.decode(self.tokens(images).numpy())
 
     def _n_given(self, keep: float) -> int:
         """How many tokens the part `keep` of a picture is; UserError unless it is in [0, 1)."""

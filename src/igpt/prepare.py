@@ -45,6 +45,7 @@ from igpt.disk import read_json, remove_left, write_atomically, write_json
 
 MANIFEST, DATA, FINISHED = "manifest.json", "data", ".shards"
 SETTINGS = "settings.json"
+MOST_PIECES = 100_000  # the five digits of 00007-of-00128
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ class Preparation:
 
     def pieces(self) -> list[Piece]:
         """All pieces of all splits; UserError when the source cannot be opened or has no pixels."""
+        if most := [name for name, cut in self._splits.items() if cut.pieces > MOST_PIECES]:
+            raise UserError(
+                f"{most[0]} would be more than {MOST_PIECES:,} shards, which the `datasets` "
+                "library does not number: give a larger --shard-pictures, or larger files"
+            )
         return [
             Piece(split, number, cut.pieces)
             for split, cut in self._splits.items()

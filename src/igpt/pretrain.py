@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +46,9 @@ from igpt.parallel.processes import (
     together,
 )
 from igpt.rng import numpy_rng
-from igpt.run import in_run, new_model, require_same_split, train_run, with_split_pictures
+from igpt.run import new_model, open_run, require_same_split, train_run, with_split_pictures
 from igpt.train import Outcome, Trainer, Validation
+from igpt.types import Pixels
 from igpt.warm_start import (
     RATE_FACTOR,
     inherited_recipe,
@@ -66,7 +66,7 @@ class TrainingData:
     """The data of a run as the loop takes it."""
 
     loader: Loader
-    validation: torch.Tensor  # int64 [N, T] in the model's order
+    validation: torch.Tensor  # uint16 [N, T] in the model's order
     codec: Codec
     skipped: list[str]  # unreadable pictures, by name
     split_pictures: int | None = None  # to train and to validate on; None of a stream
@@ -130,7 +130,7 @@ def _data_of_crops(
     train.require_croppable()
     say(f"{data.source}: {len(train):,} pictures to train on, {len(held_out):,} held out")
 
-    def sample() -> npt.NDArray[np.uint8] | Encoded:
+    def sample() -> Pixels | Encoded:
         count = min(len(train), PALETTE_SAMPLE)
         chosen = numpy_rng(seed, "palette").choice(len(train), count, replace=False)
         return decode_all(train.select(np.sort(chosen)), data.image_size, imagenet_centre).images
@@ -166,7 +166,7 @@ def _data_of_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Traini
     warn_skipped(held_out.skipped)
     say(f"{len(held_out.digests):,} pictures held out; those to train on are read as a stream")
 
-    def sample() -> npt.NDArray[np.uint8]:
+    def sample() -> Pixels:
         if recipe.palette.path is not None:  # then it is only looked at how well it fits
             return held_out.images
         images = next_pictures(first, PALETTE_SAMPLE, data.image_size, transform).images
@@ -192,8 +192,8 @@ def _all_held_out(name: str) -> str:
     return f"{name} has only pictures that are held out: try a smaller data.validation_pictures"
 
 
-def _encode_held_out(codec: Codec, images: npt.NDArray[np.uint8] | Encoded) -> torch.Tensor:
-    """Tokens int64 [N, T] in the model's order, the same for every process."""
+def _encode_held_out(codec: Codec, images: Pixels | Encoded) -> torch.Tensor:
+    """Tokens uint16 [N, T] in the model's order, the same for every process."""
     tokens = codec.encode(images)
     require_same("validation pictures", _fingerprint(tokens))
     return torch.from_numpy(tokens)
@@ -203,9 +203,7 @@ def _fingerprint(tokens: npt.NDArray[np.generic]) -> int:
     return zlib.crc32(np.ascontiguousarray(tokens).data)
 
 
-def _settle_palette(
-    recipe: Recipe, images: Callable[[], npt.NDArray[np.uint8] | Encoded], say: Say
-) -> Palette:
+def _settle_palette(recipe: Recipe, images: Callable[[], Pixels | Encoded], say: Say) -> Palette:
     """`make_palette` of the first process for all: two machines need not fit the same bits."""
     made: list[Palette] = []
 
@@ -217,7 +215,7 @@ def _settle_palette(
     return made[0] if made else Palette(np.array(shared, dtype=np.float32))
 
 
-def make_palette(recipe: Recipe, images: npt.NDArray[np.uint8] | Encoded, say: Say) -> Palette:
+def make_palette(recipe: Recipe, images: Pixels | Encoded, say: Say) -> Palette:
     """The recipe's palette: read from its file, or fitted on the training pictures [N, H, W, 3].
 
     Raises UserError for encoded pictures without a file: only their own palette knows the colours.
@@ -265,7 +263,8 @@ def pretrain(recipe: Recipe | None, out: Path, *, resume: bool, say: Say) -> Pre
     `recipe` may be None to resume: the run's own is used. Raises UserError for a directory that
     holds a run already, a recipe that differs from the run's, and all that can be wrong with data.
     """
-    return in_run(recipe, out, resume, "pretrain", partial(_pretrain, say=say))
+    with open_run(recipe, out, resume, "pretrain") as (recipe, run, resume):
+        return _pretrain(recipe, run, resume, say)
 
 
 def _pretrain(recipe: Recipe, run: RunDirectory, resume: bool, say: Say) -> Pretrained:

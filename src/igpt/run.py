@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
-
-import numpy as np
+from typing import Literal
 
 from igpt.checkpoint import RunDirectory, recipe_of
 from igpt.config import ModelConfig, Recipe, Say, UserError
@@ -16,7 +14,7 @@ from igpt.data.sources import is_gone, source_name
 from igpt.device import compute_dtype, default_device
 from igpt.disk import require_folder
 from igpt.model import ImageGPT
-from igpt.monitor import Monitor, Row
+from igpt.monitor import Monitor
 from igpt.order import Codec, permutation
 from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import (
@@ -34,19 +32,15 @@ from igpt.train import Outcome, Trainer
 from igpt.warm_start import start_name
 
 Command = Literal["pretrain", "finetune"]
-T = TypeVar("T")
 
 
-def in_run(
-    recipe: Recipe | None,
-    out: Path,
-    resume: bool,
-    command: Command,
-    act: Callable[[Recipe, RunDirectory, bool], T],
-) -> T:
-    """What `act` makes of a run in `out`, with the processes that torchrun started.
+@contextmanager
+def open_run(
+    recipe: Recipe | None, out: Path, resume: bool, command: Command
+) -> Iterator[tuple[Recipe, RunDirectory, bool]]:
+    """The settled recipe, the run in `out`, and whether to go on with it.
 
-    It is given the settled recipe, the run, and whether to go on with it. Raises UserError as
+    In this context the processes that torchrun started work together. Raises UserError as
     `settle_recipe` and `check_recipe` do.
     """
     run = RunDirectory(out)
@@ -54,7 +48,7 @@ def in_run(
     recipe = settle_recipe(recipe, run, resume, command)
     with processes(recipe.parallel):
         check_recipe(recipe)
-        return act(recipe, run, resume)
+        yield recipe, run, resume
 
 
 def settle_recipe(
@@ -179,14 +173,14 @@ def train_run(trainer: Trainer, recipe: Recipe, codec: Codec, *, resume: bool, s
             say(f"warning: {config.steps} steps end before the warm-up's {config.warmup_steps}")
         if resume:
             _go_on(trainer, recipe, codec, say)
-        log: Callable[[Row], None] = _ignore
+        monitor: Monitor | None = None
         with together():
             if rank() == 0:
                 owed = trainer.owes_validation()
                 monitor = Monitor(run.path, trainer.step, config.steps, config.wandb, is_owed=owed)
                 run.begin(recipe, codec.palette)  # once nothing that is asked for is missing
-                log = stack.enter_context(monitor).log
-        return trainer.train(log)
+                stack.enter_context(monitor)
+        return trainer.train(monitor.log if monitor else lambda _row: None)
 
 
 def _go_on(trainer: Trainer, recipe: Recipe, codec: Codec, say: Say) -> None:
@@ -194,7 +188,7 @@ def _go_on(trainer: Trainer, recipe: Recipe, codec: Codec, say: Say) -> None:
     run = trainer.run
     with together():
         begun = run.palette()
-        if begun is not None and not np.array_equal(begun.clusters, codec.palette.clusters):
+        if begun not in (None, codec.palette):
             was = f"{recipe.init_from} has another palette than when {run.path} began"
             raise UserError(f"cannot resume: {was}")
         checkpoint = run.latest_checkpoint(say)
@@ -204,7 +198,3 @@ def _go_on(trainer: Trainer, recipe: Recipe, codec: Codec, say: Say) -> None:
         return
     trainer.resume(checkpoint)
     say(f"resuming at step {trainer.step} of {recipe.train.steps}")
-
-
-def _ignore(_row: Row) -> None:
-    """The log of a process that is not the first."""

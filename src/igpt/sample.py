@@ -105,7 +105,7 @@ def generate(model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling) -> Ite
     most = min(MOST_TOGETHER, hold - 1)
     pictures = max(1, min(most // n, hold // (n + 1)))  # whose completions fit side by side
     for first in range(0, len(prefix), pictures):
-        part = prefix[first : first + pictures].to(device)
+        part = prefix[first : first + pictures].to(device, torch.int64)
         with autocast(device, torch.float32):  # not what is around the call
             logits = decoder.prefill(part)  # [P, K]
         if not logits.isfinite().all():

@@ -222,11 +222,17 @@ def card(
             "",
             *_with_transformers(pipeline, name),
             "",
-            "`recipe.yaml` repeats the training: `igpt pretrain recipe.yaml --out RUN`."
-            if recipe and not recipe.init_from
-            else "",
+            _repeated(recipe),
         ]
     )
+
+
+def _repeated(recipe: Recipe | None) -> str:
+    """How the training is repeated, where it began from nothing."""
+    if recipe is None or recipe.init_from:
+        return ""
+    data = " --data PICTURES" if recipe.data.source.startswith("./") else ""
+    return f"`recipe.yaml` repeats the training: `igpt pretrain recipe.yaml{data} --out RUN`."
 
 
 def _validated(metrics: Sequence[Seen]) -> str:
@@ -269,7 +275,8 @@ def _with_transformers(pipeline: Pipeline, name: str) -> list[str]:
     differs = config.n_classes and config.shift  # as fine-tuning here leaves it (docs/interop.md)
     return [
         "With `transformers`, which puts no start token before the pixels"
-        + (" as the training did, so that its logits differ slightly:" if differs else ":"),
+        + (" as the training did, so that its logits differ slightly" if differs else "")
+        + ". Its processor squashes pictures that are not square, where igpt crops them:",
         "",
         "```python",
         f"from transformers import AutoImageProcessor, ImageGPT{theirs}",

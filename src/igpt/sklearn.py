@@ -47,6 +47,7 @@ from igpt.probe.linear import (
     STRENGTHS,
     FeatureTransform,
     LinearProbe,
+    log_loss,
     logistic_path,
     usual_components,
 )
@@ -292,13 +293,15 @@ def _probes(
 
 
 def _choose_strength(features: Features, labels: Labels, components: int) -> float:
-    """The strength with the best accuracy in cross-validation; of equals the strongest penalty."""
+    """The strength with the best accuracy in cross-validation; of equals the least log loss."""
     counts = np.bincount(labels)
     if counts.min() < 2:
         raise InvalidInput("choosing C takes two pictures of every class or more: give C")
     folds = StratifiedKFold(min(FOLDS, counts.min()), shuffle=True, random_state=0)
-    right = np.zeros(len(STRENGTHS))
+    right, loss = np.zeros(len(STRENGTHS)), np.zeros(len(STRENGTHS))
     for train, held_out in folds.split(features, labels):
         probes = _probes(features[train], labels[train], len(counts), STRENGTHS, components)
-        right += [(p.predict(features[held_out]) == labels[held_out]).sum() for p in probes]
-    return STRENGTHS[int(right.argmax())]
+        logits = [probe.logits(features[held_out]) for probe in probes]
+        right += [(each.argmax(axis=1) == labels[held_out]).sum() for each in logits]
+        loss += [len(held_out) * log_loss(each, labels[held_out]) for each in logits]
+    return STRENGTHS[np.lexsort((loss, -right))[0]]

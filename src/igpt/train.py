@@ -15,10 +15,11 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,14 +77,6 @@ class Outcome:
     best: float | None  # the smallest criterion
     signal: signal.Signals | None = None  # that stopped it before its last step
     stopped_early: bool = False  # whether it ended early, as validation had not improved for long
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters whose learning rate is `scale` times the schedule's."""
-
-    parameters: list[torch.nn.Parameter]
-    scale: float = 1.0
 
 
 class Interrupted(Exception):
@@ -156,27 +149,24 @@ class Trainer:
     # Calls what it is given before every batch: it raises Interrupted when a signal came.
     validate: Callable[[Callable[[], None]], Validation]
     save_best: Callable[[], None]  # keep the model as it is now
-    groups: list[ParameterGroup] | None = None  # None: all parameters, at the schedule's rate
+    # Adam's, each with its `lr_scale` of the schedule's rate; None: all parameters, at that rate.
+    groups: list[dict[str, Any]] | None = None
     # Replaced, never changed: a checkpoint on its way to the disk holds what it was then.
     progress: Progress = field(init=False, default=Progress(step=0))
     _saved: int = field(init=False, default=0)  # the step of the last checkpoint
     # What a loader that has a state goes on from.
     _loader_state: State | None = field(init=False, default=None)
-    # Step, rate and loss of those that were not looked at.
-    _pending: list[tuple[int, float, Tensor]] = field(init=False, default_factory=list)
+    # Losses of the last steps, which were not looked at.
+    _pending: list[Tensor] = field(init=False, default_factory=list)
     _writing: UnfinishedCheckpoint | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         reuse_memory()
         self.device = self.model.wte.device
         self.dtype = compute_dtype(self.config.precision, self.device)
-        groups = self.groups or [ParameterGroup(list(self.model.parameters()))]
-        self.optimizer = torch.optim.Adam(
-            [{"params": group.parameters, "scale": group.scale} for group in groups],
-            lr=self.config.lr,
-            betas=self.config.betas,
-            fused=True,
-        )
+        groups = self.groups or [{"params": list(self.model.parameters()), "lr_scale": 1.0}]
+        config = self.config
+        self.optimizer = torch.optim.Adam(groups, config.lr, config.betas, fused=True)
         self._rows = share_of_batch(self.config.batch_size)
         self._averaged = average_gradients(ObjectiveModule(self.model, self.objective))
         self._values: Callable[..., Tensor] = self._averaged
@@ -204,10 +194,14 @@ class Trainer:
 
         `log` takes a row of metrics. Raises UserError when the loss is not finite.
         """
-        stop = Stop()
+        stop, caught = Stop(), None
         with stop.on_signals():
             try:
-                caught = self._train(log, stop)
+                self._run(log, stop)
+            except Interrupted as interrupted:
+                caught = interrupted.signal
+                if self._saved != self.step:
+                    self._save()
             except Exception as error:
                 # What was begun to be written is a state to go on from. Of several processes all
                 # raise what is the user's mistake, and perhaps one alone what is another's.
@@ -218,16 +212,6 @@ class Trainer:
             self._publish()
         early = caught is None and self.step < self.config.steps
         return Outcome(self.step, self.progress.best, caught, stopped_early=early)
-
-    def _train(self, log: Callable[[Row], None], stop: Stop) -> signal.Signals | None:
-        """The steps; the signal that stopped them."""
-        try:
-            self._run(log, stop)
-        except Interrupted as interrupted:
-            if self._saved != self.step:
-                self._save()
-            return interrupted.signal
-        return None
 
     def _run(self, log: Callable[[Row], None], stop: Stop) -> None:
         if self.owes_validation():
@@ -263,10 +247,11 @@ class Trainer:
         last = self.step if self._out_of_patience() else self.config.steps
         with closing(prefetch(self.loader, range(self.step, last), self._rows)) as batches:
             for coming in batches:
-                with together():
-                    batch = _result(coming, stop)
+                while not coming.done() and stop.signal is None:
+                    wait([coming], WAIT)
                 stop.check()
-                assert batch is not None  # there was no signal
+                with together():
+                    batch = coming.result()
                 yield batch
 
     def _out_of_patience(self) -> bool:
@@ -284,7 +269,7 @@ class Trainer:
         """
         rate = learning_rate(self.step, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+            group["lr"] = rate * group["lr_scale"]
         total = torch.zeros((), device=self.device)
         inputs = [to_device(x, self.device) for x in self.objective.inputs(batch)]
         rows = len(self._rows)
@@ -304,14 +289,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.progress = replace(self.progress, step=self.step + 1)
         self._loader_state = batch.state
-        self._pending.append((self.step, rate, total))
+        self._pending.append(total)
 
     def _log_row(self) -> dict[str, float | int]:
         """The last step's row, after making sure that no loss since the last one was infinite."""
         loss = self._finite_losses()[-1]
-        step, rate, _ = self._pending[-1]
         self._pending.clear()
-        return {"step": step, "loss": loss, "lr": rate}
+        return {"step": self.step, "loss": loss, "lr": learning_rate(self.step - 1, self.config)}
 
     def _finite_losses(self) -> list[float]:
         """Of the steps since the last row, over all processes; UserError when one is not finite.
@@ -320,17 +304,16 @@ class Trainer:
         """
         if not self._pending:
             return []
-        losses = mean_over_processes_(torch.stack([loss for _, _, loss in self._pending])).tolist()
-        for (step, rate, _), loss in zip(self._pending, losses, strict=True):
+        losses = mean_over_processes_(torch.stack(self._pending)).tolist()
+        for step, loss in enumerate(losses, self.step - len(losses) + 1):
             if not math.isfinite(loss):
-                raise _diverged(f"loss is {loss}", step, rate)
+                raise _diverged(f"loss is {loss}", step, self.config)
         return losses
 
     def _require_finite(self, weights: Mapping[str, Tensor]) -> None:
         """UserError unless they are: a finite loss says nothing of the step that followed it."""
         if not all_finite(weights):
-            rate = learning_rate(self.step - 1, self.config)
-            raise _diverged("weights are not finite", self.step, rate)
+            raise _diverged("weights are not finite", self.step, self.config)
 
     def _validate(self, log: Callable[[Row], None], stop: Stop) -> None:
         self._finite_losses()
@@ -366,16 +349,8 @@ class Trainer:
             writing.publish()
 
 
-def _result(coming: Future[Batch], stop: Stop) -> Batch | None:
-    """The batch when it is there, or None when a signal comes before it."""
-    while not coming.done():
-        wait([coming], WAIT)
-        if stop.signal is not None:
-            return None
-    return coming.result()
-
-
-def _diverged(what: str, step: int, rate: float) -> Diverged:
+def _diverged(what: str, step: int, config: TrainConfig) -> Diverged:
+    rate = learning_rate(step - 1, config)
     return Diverged(
         f"the {what} at step {step}, with learning rate {rate:.3g}; the last checkpoint, if any, "
         "is intact: try a smaller train.lr or train.grad_clip=1"

@@ -16,7 +16,6 @@ from igpt.config import (
     ModelConfig,
     PaletteConfig,
     ParallelConfig,
-    Preset,
     Recipe,
     UserError,
 )
@@ -77,9 +76,9 @@ def open_start(recipe: Recipe) -> StoredModel:
     stored = open_model(local_folder(recipe.init_from))
     config, codec = stored.config, stored.codec
     asked = recipe.model_config(config.vocab_size, config.n_positions)
-    sizes = Preset(config.n_layer, config.n_head, config.n_embd)
+    shape = ("n_layer", "n_head", "n_embd", "causal")
     if (
-        (Preset(asked.n_layer, asked.n_head, asked.n_embd), asked.causal) != (sizes, config.causal)
+        any(getattr(asked, name) != getattr(config, name) for name in shape)
         or (recipe.order, recipe.data.image_size) != (codec.order, codec.image_size)
         or recipe.palette != PaletteConfig(colors=codec.vocab_size)
     ):

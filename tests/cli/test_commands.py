@@ -123,7 +123,7 @@ def test_complete_takes_a_few_pictures_of_a_set_unless_it_is_told_how_many(
     words = ("complete", tiny_run, "--keep", 0.9, "-n", 1, "--out", tmp_path / "s.png", "--json")
     result = igpt(*words)
     assert json.loads(result.out)["count"] == 8
-    assert "the first 8 pictures: --limit takes more" in result.err
+    assert "8 pictures from all over the set" in result.err
     assert json.loads(igpt(*words, "--limit", 9).out)["count"] == 9
 
 

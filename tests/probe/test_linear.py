@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -16,6 +17,7 @@ from igpt.probe.linear import (
     FeatureTransform,
     LayerData,
     fit_probe,
+    log_loss,
     logistic_path,
     metric_value,
 )
@@ -100,6 +102,30 @@ def test_validation_chooses_the_strength() -> None:
     fitted = fit_probe([("0", data)], y[:30], y[30:], 3)
     assert fitted.strength == STRENGTHS[best]
     assert fitted.validation == values[best] > max(values[0], values[-1])
+
+
+def test_of_equal_accuracies_the_least_loss_decides() -> None:
+    rng, y = np.random.default_rng(0), np.arange(60) % 3
+    # Far apart: right with any penalty, but a strong one makes all probabilities alike.
+    x = (10 * np.eye(3)[y] + rng.normal(size=(60, 3))).astype(np.float32)
+    data = LayerData(x[:30], x[30:], FeatureTransform.fit(x))
+    fitted = fit_probe([("0", data)], y[:30], y[30:], 3)
+    assert fitted.validation == 1
+    losses = [
+        log_loss(data.transform.fold(weight, bias).logits(x[30:]), y[30:])
+        for weight, bias in logistic_path(data.transform(x[:30]), y[:30], 3, STRENGTHS)
+    ]
+    assert losses[0] > 1 > 0.1 > min(losses)
+    assert fitted.strength == STRENGTHS[int(np.argmin(losses))]
+
+
+def test_the_log_loss_is_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(20, 4)), rng.integers(0, 4, 20)
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert log_loss(logits, labels) == pytest.approx(metrics.log_loss(labels, p, labels=range(4)))
+    logits[:, 2] = -np.inf  # a class that training lacked
+    assert log_loss(logits, np.full(20, 2)) == pytest.approx(-np.log(1e-15))
 
 
 def test_two_classes_and_classes_without_a_label_are_no_special_case() -> None:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from igpt.config import PRECISIONS, STEP_PRECISIONS, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from igpt.config import Recipe
     from igpt.data.pictures import Pictures
     from igpt.probe.store import LearnedFrom
@@ -181,6 +184,13 @@ def limited(pictures: Pictures, limit: int | None) -> Pictures:
     if limit is None:
         return pictures
     return pictures.select(np.arange(min(limit, len(pictures))))
+
+
+def spread(n: int, count: int) -> npt.NDArray[np.int64]:
+    """The places of `count` of n pictures from all over the set: a folder's classes lie apart."""
+    import numpy as np
+
+    return np.linspace(0, n - 1, min(count, n)).round().astype(np.int64)
 
 
 # short flag -> the recipe's field that it stands for, and its help

@@ -14,6 +14,7 @@ from igpt.cli.arguments import (
     open_pictures,
     refuse_two_sources,
     sampling,
+    spread,
 )
 from igpt.cli.painting import with_progress
 from igpt.cli.report import Report
@@ -39,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="picture files or folders of them; default: those of --data",
     )
     parser.add_argument("--images", nargs="+", type=Path, help="the same as IMAGES")
-    add_data(parser, limit=f"default {SHOWN} of a data set, and all of IMAGES")
+    add_data(parser, limit=f"default {SHOWN} from all over a data set, and all of IMAGES")
     parser.add_argument(
         "--keep",
         type=float,
@@ -60,11 +61,11 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     args.images = [*(args.images or []), *args.files]
     refuse_two_sources(args)
     require_pictures(args.out)
+    pipeline, chosen = load(args.run), open_pictures(args)
     if not args.images and args.limit is None:
-        args.limit = SHOWN
-        say(f"the first {SHOWN} pictures: --limit takes more")
-    pipeline = load(args.run)
-    pictures = load_named(open_pictures(args), pipeline)
+        chosen = chosen.select(spread(len(chosen), SHOWN))
+        say(f"{len(chosen)} pictures from all over the set: --limit takes the first ones")
+    pictures = load_named(chosen, pipeline)
     images, count, given = pictures.images, len(pictures.names), pipeline.given_mask(args.keep)
     batches = pipeline.complete_batches(images, args.keep, args.n, sampling(args))
     names = [f"{i:05}-{variant}" for i in range(count) for variant in range(args.n)]

@@ -184,9 +184,9 @@ def _text(
         _row("FLOPs to the end", *(f"{plan['flops']:.3g}" for plan in plans)),
         _row(
             f"days at {args.utilisation:.0%} of the peak",
-            *(f"{plan['days']:.3g}" for plan in plans),
+            *(_days(plan["days"]) for plan in plans),
         ),
-        _row("GPU-days", *(f"{plan['days'] * args.gpus:,.0f}" for plan in plans)),
+        _row("GPU-days", *(_days(plan["days"] * args.gpus) for plan in plans)),
         _v100_row(values["v100_days"]),
         "",
     ]
@@ -200,7 +200,7 @@ def _text(
 def _v100_row(days: dict[str, Any]) -> str:
     """The line of V100-days, with those that OpenAI reported, if it did."""
     reported = f"  ({days['reported']:,} reported)" if days["reported"] else ""
-    return _row("V100-days, in float32", f"{days['planned']:,.0f}") + reported
+    return _row("V100-days, in float32", _days(days["planned"])) + reported
 
 
 def _words(plan: dict[str, Any]) -> list[str]:
@@ -217,6 +217,12 @@ def _words(plan: dict[str, Any]) -> list[str]:
 
 def _row(name: str, *cells: str) -> str:
     return f"{name:<42}" + "".join(f"{cell:>22}" for cell in cells).rstrip()
+
+
+def _days(days: float) -> str:
+    if days >= 10:
+        return f"{days:,.0f}"
+    return f"{days:.2g}" if days >= 0.001 else "under 0.001"
 
 
 def _giga(n_bytes: int) -> str:

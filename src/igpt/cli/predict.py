@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     if args.confusion and missing == len(pictures.images):
         raise UserError("--confusion needs labelled pictures")
     say(f"{len(pictures.images):,} pictures, {len(classifier.class_names)} classes")
-    tokens = pipeline.encode_16(pictures.images)
+    tokens = pipeline.tokens(pictures.images)
     prediction = classifier.predict(tokens, pipeline.dtype(args.precision))
     rows = partial(_rows, pictures.names, prediction, known)
     if args.csv:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     count = len(pictures.names)
     every = list(rows(every=True)) if args.json else []
     values: dict[str, Any] = {"count": count, "predictions": every}
-    lines = _table(list(islice(rows(every=False), SHOWN)), count)
+    lines = _table(list(islice(rows(every=False), SHOWN)), count, args.csv)
     if known is not None and missing < count:
         if missing:
             say(f"warning: {missing:,} pictures without a label are left out of the scores")
@@ -91,6 +91,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         if args.confusion:
             figure = confusion_figure(result.confusion, classifier.class_names)
             save_figure(figure, args.confusion)
+            lines += ["", f"who is taken for whom: {args.confusion}"]
     return Report("\n".join(lines), values)
 
 
@@ -130,8 +131,11 @@ def _rounded(probability: float) -> float:
     return round(float(probability), 6)
 
 
-def _table(rows: Sequence[dict[str, Any]], count: int) -> list[str]:
-    """The first of `count` pictures: probability, predicted label, and the true one if known."""
+def _table(rows: Sequence[dict[str, Any]], count: int, csv: Path | None) -> list[str]:
+    """The first of `count` pictures: probability, predicted label, and the true one if known.
+
+    `csv` is the file that has all.
+    """
     columns = [name for name in ("label", "true") if name in rows[0]]
     shown = [dict.fromkeys(columns, "") | row for row in rows]
     widths = {name: max(len(name), *(len(row[name]) for row in shown)) for name in columns}
@@ -142,8 +146,11 @@ def _table(rows: Sequence[dict[str, Any]], count: int) -> list[str]:
 
     head = line("probability", "picture", {name: name for name in columns})
     body = [line(f"{row['probability']:11.3f}", row["picture"], row) for row in shown]
-    more = [f"… {count - len(rows):,} more: --csv or --json gives all"]
-    return [head, *body] + (more if count > len(rows) else [])
+    if csv:
+        body.append(f"all {count:,} with every class's probability: {csv}")
+    elif count > len(rows):
+        body.append(f"… {count - len(rows):,} more: --csv or --json gives all")
+    return [head, *body]
 
 
 def _report_values(result: classify.Report, classes: Sequence[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from igpt.cli.arguments import (
     positive,
     refuse_two_sources,
     run_data,
+    spread,
 )
 from igpt.cli.report import Report
 from igpt.config import Say, UserError
@@ -46,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=8,
         metavar="N",
-        help="first pictures whose surprise is drawn; default 8",
+        help="pictures, from all over the set, whose surprise is drawn; default 8",
     )
     parser.add_argument(
         "--top", type=positive, default=8, metavar="N", help="pictures on each end; default 8"
@@ -97,16 +98,16 @@ def _check(args: argparse.Namespace) -> None:
 def _sheets(
     args: argparse.Namespace, pipeline: Pipeline, images: Encoded, scores: Scores
 ) -> list[Path]:
-    """Draw the surprise of the first pictures and, of two or more, the extremes."""
+    """Draw the surprise of some pictures and, of two or more, the extremes."""
     from igpt.plots.scores import extremes_sheet, surprise_sheet
     from igpt.plots.sheets import save_image
 
-    first = images[: args.maps]
+    some = images[spread(len(images), args.maps)]
     surprise, extremes = args.out / "surprise.png", args.out / "extremes.png"
     for figure in (extremes, args.out / "ood.png"):  # left by an earlier call
         figure.unlink(missing_ok=True)
-    nats = pipeline.surprise(first, precision=args.precision)
-    save_image(surprise_sheet(pipeline.quantize(first), nats), surprise)
+    nats = pipeline.surprise(some, precision=args.precision)
+    save_image(surprise_sheet(pipeline.quantize(some), nats), surprise)
     top = min(args.top, len(images) // 2)  # no picture stands on both ends
     if top == 0:
         return [surprise]

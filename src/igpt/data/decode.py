@@ -28,6 +28,7 @@ LONG = 32  # sides of a picture's short one, beyond which it is cropped before i
 STRIP = 4  # times as long as wide: of such a picture the middle square shows little
 CROP = 224  # ImageNet's crop before the reduction (paper, section 3.1)
 DARK = 16  # a picture below this part of white is nearly black: 12 bits in 16, of microscopes
+OVERSHOOT = 1.25  # times white, which sharpened or resampled floats may reach
 NAMED = 3  # unreadable pictures that a warning names
 # Pictures a thread takes at a time: handing out one costs almost as much as decoding a small one.
 CHUNK = 64
@@ -56,14 +57,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _deep_grey(image: Image.Image) -> Image.Image:
     """Grey of 16 bits or of floats to 8 bits; Pillow's own conversion clips at 255.
 
-    Floats do not tell their white: it is the first of 1, 255 and 65535 that no pixel exceeds.
+    Floats do not tell their white: it is the first of 1, 255 and 65535 that no pixel exceeds by
+    more than what filters overshoot.
     Raises ValueError for values that no white explains, such as negative ones.
     """
     values = np.asarray(image, dtype=np.float64)  # [H, W]
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
     whites = (1, 255, 65535) if image.mode == "F" else (65535,)
-    white = next((w for w in whites if high <= w), None)
+    white = next((w for w in whites if high <= w * OVERSHOOT), None)
     if white is None or low < -white / 255:  # what resampling undershoots is black
         raise ValueError(
             f"values from {low:g} to {high:g} do not tell what is black and white: scale them to "

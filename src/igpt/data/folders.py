@@ -27,9 +27,9 @@ from igpt.data.pictures import (
     Pictures,
     Source,
     as_text,
+    file_pictures,
     index_classes,
     only_pictures,
-    open_files,
     visible_files,
 )
 from igpt.data.splits import VALIDATION_NAMES
@@ -108,7 +108,7 @@ def open_picture_folder(found: PictureFolder) -> Source:
 
     def open_split(split: str) -> Pictures:
         labels, names = classes[split]
-        return replace(open_files(of_split[split]), labels=labels, class_names=names)
+        return replace(file_pictures(of_split[split]), labels=labels, class_names=names)
 
     return Source(
         str(root),

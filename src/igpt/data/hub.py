@@ -47,7 +47,7 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
     except UserError:
         raise
     except Exception as error:  # builders raise anything on data that they cannot read
-        what = "no data set"
+        what = f"no folder {spec} here, and no data set"
         if folder.is_dir():
             what = "cannot open" if visible_files(folder) else "no pictures in"
         raise UserError(f"{what} {spec}: {reason(error)}") from error
@@ -224,12 +224,14 @@ def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Cla
     column = label_column_of(features, name, label_column)
     if column is None:
         return None, None
+    having = [part for part in splits.values() if column in part.features]
+    if len({"string" in part.features[column].dtype for part in having}) > 1:
+        raise UserError(f"{name}: '{column}' holds names in one split and numbers in another")
     kind, values = features[column], splits[split][column][:]
     if "string" in kind.dtype:
         # The classes of all splits, so that an index means the same class in each.
-        having = [part for part in splits.values() if column in part.features]
         classes = {value for part in having for value in part.unique(column)}
-        return index_classes(values, classes - {None})
+        return index_classes(values, classes - {None, ""})
     try:
         numbers = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     except OverflowError as error:

@@ -146,7 +146,7 @@ class PictureLoader(Loader):
             self._skip(unreadable)
         labels = self.pictures.labels
         return Batch(
-            torch.from_numpy(self.codec.encode(images)),
+            torch.from_numpy(self.codec.encode(images).astype(np.int64)),
             None if labels is None else torch.from_numpy(labels[places]),
             step,
             rows,

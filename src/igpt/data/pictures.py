@@ -34,6 +34,16 @@ BROKEN = (
 
 # Suffixes of pictures, from phones and cameras above all, that Pillow does not read.
 STRANGE = {".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"}
+STRANGE |= {
+    ".czi",
+    ".nd2",
+    ".lif",
+    ".oib",
+    ".vsi",
+    ".svs",
+    ".ndpi",
+    ".dcm",
+}  # of microscopes, DICOM
 
 # Formats that Pillow knows by name but opens only with a program or plugin of one's own.
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -161,12 +171,19 @@ def open_files(paths: Sequence[Path]) -> Pictures:
     for path in paths:
         if path.is_dir():
             files += only_pictures(visible_files(path))
+        elif path.suffix in (".npy", ".npz"):
+            raise UserError(f"{path} is an array: give it by --data, or in Python as an array")
         elif path.is_file():
             files.append(path)
         else:
             raise UserError(f"no picture {path}")
     if not files:
         raise UserError(f"no pictures in {', '.join(map(str, paths))}")
+    return file_pictures(files)
+
+
+def file_pictures(files: Sequence[Path]) -> Pictures:
+    """Picture files that are known to be there."""
 
     def open_image(i: int) -> Image.Image:
         return Image.open(io.BytesIO(files[i].read_bytes()))  # leaves no file open
@@ -230,7 +247,11 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()  # neither is a broken link
+        except OSError:  # nor a link to itself
+            continue
+        if is_folder:
             yield from _walk(entry.path, (*above, real))
-        elif entry.is_file():  # and no broken link
+        elif is_file:
             yield entry.path

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from igpt.config import UserError
-from igpt.disk import write_text
+from igpt.disk import flush, write_text
 
 # From image-gpt's download.py: where the files are, how many shards a checkpoint has, its steps.
 STORE = "https://openaipublic.blob.core.windows.net/image-gpt"
@@ -113,10 +113,15 @@ def fetch_file(url: str, path: Path, show: Callable[[int, int], None]) -> None:
             for chunk in _chunks(response):
                 have += file.write(chunk)
                 show(have, total)
-    if have != total:
+    written = part.stat().st_size
+    if written > total:  # two downloads at once have appended to it
+        part.unlink()
+        raise UserError(f"{url}: another download wrote the same file; run one of them again")
+    if written < total:
         raise UserError(
-            f"{url} broke off after {have:,} of {total:,} bytes; the same command goes on there"
+            f"{url} broke off after {written:,} of {total:,} bytes; the same command goes on there"
         )
+    flush(part)
     os.replace(part, path)
 
 

@@ -46,16 +46,12 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
         return None
     try:  # flags may follow the compiler, and a launcher like ccache come before it
         compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
-    except ValueError as error:
-        _log.warning("CXX is no command (%s): %s stays on the plain road", error, name)
-        return None
-    if shutil.which(compiler[0]) is None:
-        level = logging.WARNING if "CXX" in os.environ else logging.INFO
-        _log.log(level, "no C++ compiler %s: %s stays on the plain road", compiler[0], name)
-        return None
-    try:
+        if shutil.which(compiler[0]) is None:
+            level = logging.WARNING if "CXX" in os.environ else logging.INFO
+            _log.log(level, "no C++ compiler %s: %s stays on the plain road", compiler[0], name)
+            return None
         return _library(name, compiler, flags)
-    except (OSError, RuntimeError, UserError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, ValueError, UserError, subprocess.CalledProcessError) as error:
         reason = first_line(getattr(error, "stderr", None) or error)
         _log.warning("cannot compile %s, it stays on the plain road: %s", name, reason)
         return None

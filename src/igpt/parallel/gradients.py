@@ -5,7 +5,6 @@ clipped, and of a split model is compiled what can be.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import nn
@@ -17,9 +16,6 @@ from igpt.model import ImageGPT
 from igpt.parallel.processes import size, sum_over_processes_
 from igpt.parallel.sharding import copies_of, is_split, local
 
-if TYPE_CHECKING:
-    from torch.distributed.fsdp import FSDPModule
-
 CLIP_EPS = 1e-6  # as in PyTorch's clip_grad_norm_
 
 
@@ -29,7 +25,7 @@ def average_gradients(module: nn.Module) -> nn.Module:
     A split model (FSDP) averages by itself and is returned as it is. Any other is wrapped, and
     every process then starts from the first one's weights.
     """
-    if size() == 1 or any(map(_is_split, module.modules())):
+    if size() == 1 or any(map(is_split, module.parameters())):
         return module
     return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
@@ -49,8 +45,9 @@ def compile_parts(model: ImageGPT, device: torch.device) -> None:
 
 def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[object]:
     """The context for one micro-batch's passes; gradients are exchanged after the `last` only."""
-    for part in filter(_is_split, module.children()):
-        part.set_requires_gradient_sync(last)
+    for part in module.children():
+        if synchronise := getattr(part, "set_requires_gradient_sync", None):  # FSDP's
+            synchronise(last)
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
@@ -70,11 +67,3 @@ def clip_gradients(model: nn.Module, largest: float) -> None:
     factor = (largest / (norm + CLIP_EPS)).clamp(max=1)
     for gradient in gradients:
         local(gradient).mul_(factor)
-
-
-def _is_split(module: nn.Module) -> TypeGuard[FSDPModule]:
-    if size() == 1:
-        return False
-    from torch.distributed.fsdp import FSDPModule  # half a second to import
-
-    return isinstance(module, FSDPModule)

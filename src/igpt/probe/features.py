@@ -199,7 +199,7 @@ class Extractor:
 
     def every(self, images: Pixels | Encoded) -> Iterator[dict[str, Features]]:
         """The same of a whole set, a few pictures at a time; shared by all processes."""
-        tokens = torch.from_numpy(self.codec.encode_16(images))
+        tokens = torch.from_numpy(self.codec.encode(images))
         for pooled in extract(self.model, tokens, self.layers, self.pool, dtype=self.dtype):
             parts = self._grouped(torch.from_numpy(pooled))
             yield {name: part.numpy() for name, part in parts.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import starmap
 from typing import Protocol
 
@@ -107,6 +107,12 @@ class FittedProbe:
     strength: float | None  # C of logistic regression
     validation: float  # the metric on validation data
     by_layer: dict[str, float]  # the best of each layer
+    loss: float = 0.0  # nats of the validation labels, which decide between equals
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """By what probes are compared: few validation pictures often leave equal metrics."""
+        return self.validation, -self.loss
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def fit_probe(
     n_classes: int,
     metric: str = "accuracy",
 ) -> FittedProbe:
-    """The probe at the layer and strength that validation likes best; ties to the first.
+    """The probe at the layer and strength that validation likes best; `FittedProbe.rank`.
 
     Of `layers`, named, one is held at a time.
     Raises UserError when the labels [n] show one class only.
@@ -146,9 +152,9 @@ def fit_probe(
         raise UserError("a probe needs labels of two classes or more")
     asked = (labels, validation_labels, n_classes, metric)
     fitted = list(starmap(lambda name, data: fit_layer(name, data, *asked), layers))
-    best = max(fitted, key=lambda choice: choice.validation)
+    best = max(fitted, key=lambda choice: choice.rank)
     by_layer = {choice.layer: choice.validation for choice in fitted}
-    return FittedProbe(best.probe, best.layer, best.strength, best.validation, by_layer)
+    return replace(best, by_layer=by_layer)
 
 
 def fit_layer(
@@ -161,16 +167,23 @@ def fit_layer(
 ) -> FittedProbe:
     """The best strength of one layer."""
     x = data.transform(data.train)  # [n, P]
-    best: FittedProbe | None = None
+    fitted = []
     for strength, (weight, bias) in zip(
         STRENGTHS, logistic_path(x, labels, n_classes, STRENGTHS), strict=True
     ):
         probe = data.transform.fold(weight, bias)
-        value = metric_value(metric, validation_labels, probe.predict(data.validation))
-        if best is None or value > best.validation:
-            best = FittedProbe(probe, name, strength, value, {})
-    assert best is not None
-    return best
+        logits = probe.logits(data.validation)
+        value = metric_value(metric, validation_labels, logits.argmax(axis=1))
+        loss = log_loss(logits, validation_labels)
+        fitted.append(FittedProbe(probe, name, strength, value, {}, loss))
+    return max(fitted, key=lambda choice: choice.rank)
+
+
+def log_loss(logits: Features, labels: Labels) -> float:
+    """Mean -ln p of the labels [N] by logits [N, C]; a class that training lacked has p = 1e-15."""
+    logits = logits - logits.max(axis=1, keepdims=True)
+    of_labels = logits[np.arange(len(labels)), labels] - np.log(np.exp(logits).sum(axis=1))
+    return float(-np.maximum(of_labels, np.log(1e-15)).mean())
 
 
 def logistic_path(

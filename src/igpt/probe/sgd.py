@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from igpt.parallel.processes import (
     together,
 )
 from igpt.probe.features import Extractor, Features
-from igpt.probe.linear import FeatureTransform, FittedProbe, LinearProbe, metric_value
+from igpt.probe.linear import FeatureTransform, FittedProbe, LinearProbe, log_loss, metric_value
 from igpt.probe.unfinished import Unfinished
 from igpt.rng import numpy_rng
 from igpt.types import Labels, Pixels
@@ -111,7 +111,7 @@ def fit_sgd(
     unfinished: Unfinished,
     say: Say,
 ) -> FittedProbe:
-    """The probe at the layer and learning rate that validation likes best; ties to the first.
+    """The probe at the layer and learning rate that validation likes best; `FittedProbe.rank`.
 
     It goes on from what is `unfinished`, if anything is, and keeps itself there, for the caller to
     remove when the probe is kept.
@@ -165,18 +165,21 @@ def _choose(
         for name, head in heads.items()
         for rate, probe in zip(rates, head.probes(), strict=True)
     }
-    predicted: dict[tuple[str, str], list[Labels]] = {key: [] for key in probes}
+    logits: dict[tuple[str, str], list[Features]] = {key: [] for key in probes}
     for features in extractor.every(validation.images):
         for (name, rate), probe in probes.items():
-            predicted[name, rate].append(probe.predict(features[name]))
-    values = {
-        key: metric_value(metric, validation.labels, np.concatenate(parts))
-        for key, parts in predicted.items()
-    }
-    name, rate = max(values, key=lambda key: values[key])
-    say(f"layer {name} at learning rate {rate}: {100 * values[name, rate]:.1f} % on validation")
-    by_layer = {head: max(values[head, rate] for rate in rates) for head in heads}
-    return FittedProbe(probes[name, rate], name, None, values[name, rate], by_layer)
+            logits[name, rate].append(probe.logits(features[name]))
+    fitted = {}
+    for (name, rate), probe in probes.items():
+        of_all = np.concatenate(logits[name, rate])
+        value = metric_value(metric, validation.labels, of_all.argmax(axis=1))
+        loss = log_loss(of_all, validation.labels)
+        fitted[name, rate] = FittedProbe(probe, name, None, value, {}, loss)
+    name, rate = max(fitted, key=lambda key: fitted[key].rank)
+    best = fitted[name, rate]
+    say(f"layer {name} at learning rate {rate}: {100 * best.validation:.1f} % on validation")
+    by_layer = {head: max(fitted[head, rate].validation for rate in rates) for head in heads}
+    return replace(best, by_layer=by_layer)
 
 
 def predict_all(extractor: Extractor, fitted: FittedProbe, images: Pixels | Encoded) -> Labels:
