@@ -47,7 +47,7 @@ from start_up import start_up_apart
 from start_up import table as start_up_table
 
 from igpt.config import ModelConfig
-from igpt.kernels.decode import roads
+from igpt.kernels.decode import backends
 from igpt.plan import BYTES, cache_bytes, parameters, weight_bytes
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -136,7 +136,7 @@ def step_needs(batch: int) -> tuple[float, float, float]:
     """Bytes that a step of iGPT-S must read, in bfloat16 and in 8 bits, and its FLOPs.
 
     It reads all weights but the embeddings, of which it looks up one each, and the cache as far as
-    it is filled, which stays in bfloat16 on some roads. Each weight is multiplied and added for
+    it is filled, which stays in bfloat16 on some backends. Each weight is multiplied and added for
     each picture, each number of the cache once.
     """
     filled = (GIVEN + STEPS / 2) / IGPT_S.n_positions
@@ -144,7 +144,8 @@ def step_needs(batch: int) -> tuple[float, float, float]:
     embeddings = (counts["token_embedding"] + counts["positions"]) * BYTES["bfloat16"]
     weights = weight_bytes(IGPT_S, "bfloat16") - embeddings
     cache = batch * filled * cache_bytes(IGPT_S, "bfloat16")
-    packed = not ON_GPU and any(road.cache_types[torch.int8] == torch.int8 for road in roads()[:1])
+    fastest = backends()[:1]
+    packed = not ON_GPU and any(b.cache_types[torch.int8] == torch.int8 for b in fastest)
     flops = (batch * weights + cache) * 2 / BYTES["bfloat16"]
     return weights + cache, weights / 2 + (cache / 2 if packed else cache), flops
 

@@ -28,11 +28,11 @@ from igpt.config import METRICS, Ensemble
 from igpt.data.labels import labelled
 from igpt.data.sources import open_data
 from igpt.disk import write_text
-from igpt.finetune import default_recipe, finetune
+from igpt.finetune import finetune, finetune_recipe
 from igpt.pipeline import load
 from igpt.plots.curves import CYCLE, save_figure
 from igpt.probe.linear import metric_value
-from igpt.recipes import changed
+from igpt.recipes import with_overrides
 
 VARIANTS = {
     "L_CLF from scratch": ("finetune.gen_weight=0", "finetune.from_scratch=true"),
@@ -88,7 +88,7 @@ def fit(args: argparse.Namespace, variant: str, rate: float, seed: int) -> tuple
         f"finetune.labels_per_class={args.labels_per_class}",
         f"finetune.metric={args.metric}",
     ]
-    recipe = changed(default_recipe(args.run), options, "benchmark")
+    recipe = with_overrides(finetune_recipe(args.run), options, "benchmark")
     done = finetune(recipe, out, resume=out.exists(), say=say)
     if done.outcome.signal is not None:
         raise SystemExit(130)

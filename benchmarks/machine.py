@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from igpt.device import default_device
-from igpt.kernels.decode import roads
+from igpt.kernels.decode import backends
 
 DEVICE = default_device()
 ON_GPU = DEVICE.type == "cuda"
@@ -54,7 +54,7 @@ def machine() -> dict[str, Any]:
         "igpt": f"{version('igpt')} {_commit()}".strip(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
-        "kernels": [road.name for road in roads()],
+        "kernels": [backend.name for backend in backends()],
     }
 
 

@@ -21,7 +21,7 @@ from igpt.checkpoint import RunDirectory
 from igpt.finetune import finetune
 from igpt.monitor import read_metrics
 from igpt.pretrain import pretrain
-from igpt.recipes import changed
+from igpt.recipes import with_overrides
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -33,7 +33,7 @@ def losses(run: Path) -> dict[int, float]:
 def train(run: Path, out: Path) -> None:
     recipe = RunDirectory(run).recipe()
     if recipe.init_from is None:
-        recipe = changed(recipe, [f"palette.path={run / 'palette.npy'}"], str(run))
+        recipe = with_overrides(recipe, [f"palette.path={run / 'palette.npy'}"], str(run))
     act = pretrain if recipe.finetune is None else finetune
     act(recipe, out, resume=False, say=say)
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from conftest import load_model, newest, silent, tiny_recipe
-from igpt.checkpoint import Progress, RunDirectory, UnfinishedCheckpoint
+from igpt.checkpoint import CheckpointWriter, Progress, RunDirectory
 from igpt.config import UserError
 from igpt.pretrain import pretrain
 from igpt.train import Trainer
@@ -394,7 +394,7 @@ def test_a_step_that_fails_leaves_the_checkpoint_that_was_on_its_way(
 
     optimizer_step = Trainer._optimizer_step
     monkeypatch.setattr(Trainer, "_optimizer_step", step)
-    monkeypatch.setattr(UnfinishedCheckpoint, "is_written", lambda _: False)
+    monkeypatch.setattr(CheckpointWriter, "is_written", lambda _: False)
     with pytest.raises(RuntimeError):
         pretrain(tiny_recipe(), tmp_path, resume=False, say=silent)
     assert newest(tmp_path)[0].step == 4

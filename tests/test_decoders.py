@@ -21,7 +21,7 @@ from igpt.attention import KVCache
 from igpt.config import ModelConfig, UserError
 from igpt.decoders import Decoder, PackedDecoder, PlainDecoder, ReplayedDecoder, new_decoder
 from igpt.kernels.build import load
-from igpt.kernels.decode import Road, roads
+from igpt.kernels.decode import Backend, backends
 from igpt.model import ImageGPT
 from igpt.objectives import AR, token_nats
 from igpt.pipeline import load as load_pipeline
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 CONFIG = ModelConfig(n_layer=2, n_embd=64, n_head=2, vocab_size=27, n_positions=81)
 
 
-def roads_of_lesser_processors() -> Iterator[Road]:
+def backends_of_lesser_processors() -> Iterator[Backend]:
     """The vectors as they are compiled where they are narrower than this processor's."""
     flags = torch.cpu.get_capabilities()
     for name, there in (
@@ -46,17 +46,21 @@ def roads_of_lesser_processors() -> Iterator[Road]:
         ("skylake-avx512", flags.get("avx512_dq") and flags.get("avx512_vl")),
     ):
         if there and (library := load("decode_vectors", f"-march={name}")):
-            yield replace(roads()[-1], name=name, library=library)
+            yield replace(backends()[-1], name=name, library=library)
 
 
-# Every way to decode: the name of a precision, and the road on which it is computed.
-EVERY_ROAD = (*roads(), *roads_of_lesser_processors())
-WAYS: list[tuple[str, Road | None]] = [("float32", None)]  # None: the model itself
-WAYS += [(str(kind).split(".")[1], road) for road in EVERY_ROAD for kind in road.cache_types]
+# Every way to decode: the name of a precision, and the backend on which it is computed.
+EVERY_BACKEND = (*backends(), *backends_of_lesser_processors())
+WAYS: list[tuple[str, Backend | None]] = [("float32", None)]  # None: the model itself
+WAYS += [
+    (str(kind).split(".")[1], backend) for backend in EVERY_BACKEND for kind in backend.cache_types
+]
 every_way = pytest.mark.parametrize(
-    ("precision", "road"), WAYS, ids=[f"{kind} {road.name if road else ''}" for kind, road in WAYS]
+    ("precision", "backend"),
+    WAYS,
+    ids=[f"{kind} {backend.name if backend else ''}" for kind, backend in WAYS],
 )
-needs_compiler = pytest.mark.skipif(not roads(), reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(not backends(), reason="no C++ compiler here")
 # Largest difference of logits, whose standard deviation is about one, from those in float64. The
 # model itself has up to 0.9e-5 in float32, like every way to decode.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 0.15, "int8": 0.3}
@@ -70,24 +74,24 @@ def lively(config: ModelConfig) -> ImageGPT:
     return model
 
 
-def decoder_of(model: ImageGPT, precision: str, road: Road | None) -> Decoder:
-    if road is None:
+def decoder_of(model: ImageGPT, precision: str, backend: Backend | None) -> Decoder:
+    if backend is None:
         return PlainDecoder(model)
-    return PackedDecoder(model, road, getattr(torch, precision))
+    return PackedDecoder(model, backend, getattr(torch, precision))
 
 
-def test_each_precision_takes_the_fastest_road() -> None:
-    if not roads():
+def test_each_precision_takes_the_fastest_path() -> None:
+    if not backends():
         pytest.skip("no C++ compiler here")
-    for precision, road, dtype in (
-        ("auto", roads()[0], torch.bfloat16),
-        ("bfloat16", roads()[0], torch.bfloat16),
-        ("int8", roads()[0], torch.int8),
-        ("float32", roads()[-1], torch.float32),  # tiles do not multiply it
+    for precision, backend, dtype in (
+        ("auto", backends()[0], torch.bfloat16),
+        ("bfloat16", backends()[0], torch.bfloat16),
+        ("int8", backends()[0], torch.int8),
+        ("float32", backends()[-1], torch.float32),  # tiles do not multiply it
     ):
         decoder = new_decoder(lively(CONFIG), precision)
         assert isinstance(decoder, PackedDecoder)
-        assert decoder.weights.road is road
+        assert decoder.weights.backend is backend
         assert decoder.weights.dtype == dtype
 
 
@@ -106,7 +110,7 @@ def test_each_precision_takes_the_fastest_road() -> None:
 @example(n_head=1, width=192, n_layer=1, pictures=2, continued=3, prefix=60, seed=0)
 def test_every_step_gives_the_logits_of_the_whole_model(
     precision: str,
-    road: Road | None,
+    backend: Backend | None,
     n_head: int,
     width: int,
     n_layer: int,
@@ -122,7 +126,7 @@ def test_every_step_gives_the_logits_of_the_whole_model(
     rows = torch.randint(pictures, (continued,), generator=generator)
     with torch.inference_mode():
         expected = copy.deepcopy(model).double()(tokens)  # [B, T, K]
-        decoder = decoder_of(model, precision, road)
+        decoder = decoder_of(model, precision, backend)
         found = decoder.prefill(tokens[:, :prefix])
         assert (found - expected[:, prefix]).abs().max() < TOLERANCE[precision]
         decoder.select(rows)
@@ -173,7 +177,7 @@ def test_pictures_of_a_replayed_step_are_those_of_the_plain_one(
 ) -> None:
     model, exact = lively(CONFIG), Sampling(seed=5, precision="float32")
     prefix = torch.randint(27, (3, 40), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("igpt.decoders.roads", lambda: ())
+    monkeypatch.setattr("igpt.decoders.backends", lambda: ())
     assert isinstance(new_decoder(model, "float32"), PlainDecoder)
     plain = completed(model, prefix, 4, exact)
     monkeypatch.setattr("igpt.decoders.replays_steps", lambda device: device == model.wte.device)
@@ -185,12 +189,12 @@ def test_pictures_of_a_replayed_step_are_those_of_the_plain_one(
 
 @every_way
 def test_a_whole_picture_passes_every_boundary_of_the_cache(
-    precision: str, road: Road | None
+    precision: str, backend: Backend | None
 ) -> None:
     model = lively(replace(CONFIG, n_positions=144))
     tokens = torch.randint(27, (3, 144), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected, decoder = model(tokens), decoder_of(model, precision, road)
+        expected, decoder = model(tokens), decoder_of(model, precision, backend)
         decoder.prefill(tokens[:, :0])
         decoder.select(torch.arange(3))
         for position in range(1, 144):
@@ -212,11 +216,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageGPT, Tensor]
 
 @every_way
 def test_pictures_are_worth_the_same_nats_a_pixel_at_a_time(
-    precision: str, road: Road | None, trained: tuple[ImageGPT, Tensor]
+    precision: str, backend: Backend | None, trained: tuple[ImageGPT, Tensor]
 ) -> None:
     """Of each picture, since over many what rounding takes and gives cancels."""
     model, tokens = trained
-    decoder = decoder_of(model, precision, road)
+    decoder = decoder_of(model, precision, backend)
     with torch.inference_mode():
         expected = AR()(model, tokens)  # [B], in one pass
         logits = [decoder.prefill(tokens[:, :0])]
@@ -229,7 +233,7 @@ def test_pictures_are_worth_the_same_nats_a_pixel_at_a_time(
 
 
 @every_way
-def test_large_activations_stay_finite_and_right(precision: str, road: Road | None) -> None:
+def test_large_activations_stay_finite_and_right(precision: str, backend: Backend | None) -> None:
     """Where the exponential of the activation overflows."""
     model = lively(CONFIG)
     with torch.no_grad():
@@ -238,7 +242,7 @@ def test_large_activations_stay_finite_and_right(precision: str, road: Road | No
             block.mlp.proj.weight.div_(1000)
     tokens = torch.randint(27, (2, 81), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected, decoder = model(tokens), decoder_of(model, precision, road)
+        expected, decoder = model(tokens), decoder_of(model, precision, backend)
         decoder.prefill(tokens[:, :60])
         decoder.select(torch.arange(2))
         for position in range(61, 81):
@@ -264,12 +268,12 @@ def long_look(request: pytest.FixtureRequest) -> tuple[ImageGPT, Tensor, Tensor]
         return model, tokens, model(tokens)[:, -1]
 
 
-@pytest.mark.parametrize("road", EVERY_ROAD, ids=lambda road: road.name)
+@pytest.mark.parametrize("backend", EVERY_BACKEND, ids=lambda backend: backend.name)
 def test_whole_numbers_weigh_many_positions(
-    road: Road, long_look: tuple[ImageGPT, Tensor, Tensor]
+    backend: Backend, long_look: tuple[ImageGPT, Tensor, Tensor]
 ) -> None:
     model, tokens, expected = long_look
-    decoder = PackedDecoder(model, road, torch.int8)
+    decoder = PackedDecoder(model, backend, torch.int8)
     with torch.inference_mode():
         decoder.prefill(tokens[:, :-2])
         decoder.select(torch.arange(1))
@@ -278,13 +282,15 @@ def test_whole_numbers_weigh_many_positions(
 
 
 @every_way
-def test_a_picture_does_not_depend_on_those_beside_it(precision: str, road: Road | None) -> None:
+def test_a_picture_does_not_depend_on_those_beside_it(
+    precision: str, backend: Backend | None
+) -> None:
     model = lively(CONFIG)
     tokens = torch.randint(27, (13, 81), generator=torch.Generator().manual_seed(0))
 
     @torch.inference_mode()
     def logits(pictures: Tensor) -> Tensor:
-        decoder = decoder_of(model, precision, road)
+        decoder = decoder_of(model, precision, backend)
         decoder.prefill(pictures[:1, :40])
         decoder.select(torch.zeros(len(pictures), dtype=torch.long))
         return torch.stack([decoder.step(pictures[:, i]) for i in range(40, 48)])
@@ -292,7 +298,7 @@ def test_a_picture_does_not_depend_on_those_beside_it(precision: str, road: Road
     together = logits(tokens)
     for start, end in ((0, 1), (1, 3), (3, 6), (6, 13)):
         alone = logits(torch.cat((tokens[:1], tokens[start:end])))[:, 1:]
-        if road is None:  # PyTorch orders sums by how many rows a product has
+        if backend is None:  # PyTorch orders sums by how many rows a product has
             torch.testing.assert_close(alone, together[:, start:end], rtol=0, atol=1e-5)
         else:
             assert torch.equal(alone, together[:, start:end])
@@ -309,16 +315,16 @@ def test_the_same_seed_gives_the_same_pictures_whatever_the_batch_size(precision
     assert torch.equal(whole[:1], completed(model, prefix[:1], 12, sampling))
 
 
-@pytest.mark.parametrize("road", EVERY_ROAD, ids=lambda road: road.name)
+@pytest.mark.parametrize("backend", EVERY_BACKEND, ids=lambda backend: backend.name)
 def test_the_same_seed_gives_the_same_pictures_whatever_the_layout_of_the_cache(
-    road: Road, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, exact = lively(CONFIG), Sampling(seed=5, precision="float32")
     prefix = torch.randint(27, (3, 40), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("igpt.decoders.roads", lambda: (road,))
+    monkeypatch.setattr("igpt.decoders.backends", lambda: (backend,))
     assert isinstance(new_decoder(model, "float32"), PackedDecoder)
     packed = completed(model, prefix, 4, exact)
-    monkeypatch.setattr("igpt.decoders.roads", lambda: ())
+    monkeypatch.setattr("igpt.decoders.backends", lambda: ())
     assert isinstance(new_decoder(model, "float32"), PlainDecoder)
     assert torch.equal(completed(model, prefix, 4, exact), packed)
 
@@ -377,7 +383,7 @@ def test_logits_are_the_same_to_the_bit_whatever_the_batch_size(precision: str) 
     [{"activation": "gelu"}, {"bias": True}, {"n_head": 4}, {"n_embd": 48, "n_head": 1}],
     ids=["another activation", "biases", "narrow heads", "an odd width"],
 )
-def test_what_the_kernels_are_not_made_for_takes_the_plain_road(change: dict[str, object]) -> None:
+def test_what_the_kernels_are_not_made_for_takes_the_plain_path(change: dict[str, object]) -> None:
     model = lively(replace(CONFIG, **change))  # type: ignore[arg-type]
     for precision in ("auto", "bfloat16"):
         assert isinstance(new_decoder(model, precision), PlainDecoder)
@@ -410,12 +416,12 @@ def test_the_switch_turns_the_kernels_off() -> None:
 
 @every_way
 def test_caches_are_let_go_before_others_take_their_room(
-    precision: str, road: Road | None, monkeypatch: pytest.MonkeyPatch
+    precision: str, backend: Backend | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = lively(CONFIG)
     tokens = torch.randint(27, (2, 5), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        decoder = decoder_of(model, precision, road)
+        decoder = decoder_of(model, precision, backend)
         decoder.prefill(tokens)
         decoder.select(torch.tensor([0, 1, 1]))
         old = weakref.ref(decoder.cache)

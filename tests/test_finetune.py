@@ -18,11 +18,11 @@ from igpt.data.loader import Batch
 from igpt.data.pictures import Pictures
 from igpt.data.sources import open_data
 from igpt.data.splits import pictures_to_test, training_splits
-from igpt.finetune import class_weights, default_recipe, finetune, parameter_groups
+from igpt.finetune import class_weights, finetune, finetune_recipe, parameter_groups
 from igpt.monitor import read_metrics
 from igpt.objectives import AR, BERT, Generative, Joint
 from igpt.pretrain import pretrain
-from igpt.recipes import changed, recipe_yaml
+from igpt.recipes import recipe_yaml, with_overrides
 from test_model import AR as AR_CONFIG
 from test_model import BERT as BERT_CONFIG
 from test_model import random_model
@@ -39,7 +39,7 @@ FAST = (
 
 
 def recipe(start: Path, *changes: str) -> Recipe:
-    return changed(default_recipe(start), [*FAST, *changes], "test")
+    return with_overrides(finetune_recipe(start), [*FAST, *changes], "test")
 
 
 def losses(out: Path) -> list[object]:
@@ -339,9 +339,9 @@ def test_other_pictures_have_columns_of_their_own_and_are_held_out_alike(
     recipe_file = run / "recipe.yaml"
     text = recipe_file.read_text().replace("label_column: null", "label_column: kind")
     recipe_file.write_text(text)
-    assert default_recipe(run).data.label_column == "kind"
-    assert default_recipe(run, "digits").data.label_column == "kind"  # the same source
-    other = default_recipe(run, "elsewhere").data
+    assert finetune_recipe(run).data.label_column == "kind"
+    assert finetune_recipe(run, "digits").data.label_column == "kind"  # the same source
+    other = finetune_recipe(run, "elsewhere").data
     assert (other.source, other.label_column, other.split_seed) == ("elsewhere", None, 0)
 
 

@@ -1,4 +1,4 @@
-"""The fast roads against their plain twins, and what happens where they cannot be taken."""
+"""The kernels against their plain twins, and what happens where they cannot be taken."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def needs(dtype: torch.dtype, reason: str) -> pytest.MarkDecorator:
-    """Skips where attention in `dtype` stays on the plain road."""
+    """Skips where attention in `dtype` stays on plain PyTorch."""
     example = torch.zeros(1, 1, 2, 8, dtype=dtype)
     return pytest.mark.skipif(not attention_takes(example, example), reason=reason)
 
@@ -46,7 +46,7 @@ in_each_type = pytest.mark.parametrize(
         pytest.param(torch.float32, marks=needs_compiler, id="float32"),
     ],
 )
-# Relative error of a result; the plain roads have 0.002 to 0.006, and 2e-7 to 6e-7.
+# Relative error of a result; plain PyTorch has 0.002 to 0.006, and 2e-7 to 6e-7.
 ROUNDING = {torch.bfloat16: 0.01, torch.float32: 2e-6}
 
 
@@ -89,7 +89,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 @example(B=2, H=1, T=70, D=192, causal=True, fused=False, seed=0)
 @example(B=1, H=2, T=65, D=256, causal=True, fused=True, seed=0)  # the widest that is taken
 @example(B=1, H=1, T=1024, D=256, causal=False, fused=False, seed=0)
-def test_attention_gives_the_result_and_the_gradients_of_the_plain_road(
+def test_attention_gives_the_result_and_the_gradients_of_the_plain_path(
     dtype: torch.dtype, B: int, H: int, T: int, D: int, causal: bool, fused: bool, seed: int
 ) -> None:
     inputs = [x.requires_grad_() for x in heads(seed, B, H, T, D, fused=fused, dtype=dtype)]
@@ -185,7 +185,7 @@ def test_gradients_stay_finite_where_no_query_likes_any_key(
 
 @needs_bfloat16
 @pytest.mark.parametrize("shape", [(1,), (3, 17), (5, 7, 1024)])
-def test_the_activation_and_its_gradient_are_those_of_the_plain_road(
+def test_the_activation_and_its_gradient_are_those_of_the_plain_path(
     shape: tuple[int, ...],
 ) -> None:
     x = 4 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -226,7 +226,7 @@ def test_whoever_divides_the_work_the_result_is_the_same_to_the_bit(dtype: torch
     assert torch.equal(fast_attention(*(x[1:2] for x in inputs), True), alone[1:2])
 
 
-def test_float64_stays_on_the_plain_road() -> None:
+def test_float64_stays_on_the_plain_path() -> None:
     query, key, value = heads(0, 2, 2, 40, 16, dtype=torch.float64)
     assert not attention_takes(query, key)
     plain = F.scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -364,7 +364,7 @@ print(color_cells(numpy.zeros(1 << 24, dtype=numpy.uint16)) is not None)
     ],
     ids=["switched off", "no compiler", "a broken compiler", "no command", "no cache"],
 )
-def test_where_it_cannot_be_compiled_the_plain_road_is_taken(
+def test_where_it_cannot_be_compiled_the_plain_path_is_taken(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     done = several.script(WHERE + OTHERS, **{"XDG_CACHE_HOME": str(tmp_path), **environment})

@@ -14,9 +14,9 @@ import pytest
 from conftest import picture_bytes, silent
 from igpt.cli import COMMANDS, command_parser
 from igpt.config import Recipe, TrainConfig
-from igpt.finetune import default_recipe, finetune
+from igpt.finetune import finetune, finetune_recipe
 from igpt.pipeline import load
-from igpt.recipes import changed
+from igpt.recipes import with_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,7 +50,9 @@ def test_every_command_of_the_documents_parses(line: str) -> None:
     name, *argv = shlex.split(line)
     assert name in COMMANDS
     args = command_parser(name).parse_intermixed_args(argv)
-    changed(Recipe(), getattr(args, "overrides", []), "the page")  # names only fields there are
+    with_overrides(
+        Recipe(), getattr(args, "overrides", []), "the page"
+    )  # names only fields there are
 
 
 def test_every_benchmark_of_the_documents_has_the_options_that_it_is_given() -> None:
@@ -131,7 +133,7 @@ def test_the_python_of_the_readme_runs(
     assert names["tokens"].shape == (2, 81)  # type: ignore[attr-defined]
 
     classes = tmp_path / "classes"
-    recipe = replace(default_recipe(tiny_run), train=TrainConfig(steps=1, batch_size=2))
+    recipe = replace(finetune_recipe(tiny_run), train=TrainConfig(steps=1, batch_size=2))
     finetune(recipe, classes, resume=False, say=silent)
     names["p"] = load(classes)
     exec(labels.replace("layer=4", "layer=1"), names)

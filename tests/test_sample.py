@@ -25,7 +25,7 @@ def completed(
 ) -> torch.Tensor:
     """Tokens [B, n, T] of all completions, of which up to `together` are decoded side by side."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("igpt.sample.MOST_TOGETHER", together)
+        patch.setattr("igpt.sample.MAX_BATCH", together)
         batches = list(generate(model, prefix, n, sampling))
     return torch.cat(batches).view(len(prefix), n, -1)
 
@@ -129,7 +129,7 @@ def test_a_picture_and_its_completions_share_a_batch_where_they_fit(
     monkeypatch.setattr(PlainDecoder, "prefill", counted)
     prefix = torch.randint(11, (4, 4), generator=torch.Generator().manual_seed(0))
     exact = Sampling(precision="float32")
-    monkeypatch.setattr("igpt.sample.MOST_TOGETHER", batch_size)
+    monkeypatch.setattr("igpt.sample.MAX_BATCH", batch_size)
     batches = [*generate(random_model(AR), prefix, 3, exact)]
     assert started == prefixes
     assert [len(batch) for batch in batches] == rows

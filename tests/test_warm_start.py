@@ -23,8 +23,8 @@ from igpt.folder import save_model
 from igpt.monitor import read_metrics
 from igpt.order import Codec
 from igpt.palette import Palette
-from igpt.pretrain import pretrain, recipe_from
-from igpt.recipes import changed, recipe_yaml
+from igpt.pretrain import pretrain, pretrain_recipe
+from igpt.recipes import recipe_yaml, with_overrides
 from igpt.run import settle_recipe
 from test_finetune import names
 from test_finetune import recipe as finetuning
@@ -34,7 +34,7 @@ STILL = ("train.steps=1", "train.lr=1e-12", "train.batch_size=8")
 
 
 def go_on(start: Path, out: Path, *changes: str) -> Recipe:
-    recipe = changed(recipe_from(start), changes, "test")
+    recipe = with_overrides(pretrain_recipe(start), changes, "test")
     pretrain(recipe, out, resume=False, say=silent)
     return recipe
 
@@ -74,7 +74,7 @@ def test_it_is_trained_as_it_was_at_a_tenth_of_the_rate_with_other_batches(
     division = ("train.micro_batch_size=4", "train.activation_checkpointing=true")
     first = tiny_recipe("train.seed=3", "train.grad_clip=0.5", *division)
     (start / "recipe.yaml").write_text(recipe_yaml(first))
-    second = recipe_from(start)
+    second = pretrain_recipe(start)
     expected = replace(
         first.train, lr=first.train.lr / 10, seed=4, micro_batch_size=None,
         activation_checkpointing=False,
@@ -83,7 +83,7 @@ def test_it_is_trained_as_it_was_at_a_tenth_of_the_rate_with_other_batches(
     assert second.train.lr == pytest.approx(expected.lr)
     # A fine-tuning's patience and constant rate are not what pretraining takes.
     (classes / "recipe.yaml").write_text(recipe_yaml(finetuning(start)))
-    third = recipe_from(classes).train
+    third = pretrain_recipe(classes).train
     assert (third.patience, third.schedule, third.precision) == (None, "cosine", "float32")
 
 
@@ -153,7 +153,7 @@ def test_a_run_knows_the_model_it_began_with_from_any_working_directory(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tiny_run.parent)
-    written = replace(recipe_from(tiny_run), init_from=tiny_run.name)
+    written = replace(pretrain_recipe(tiny_run), init_from=tiny_run.name)
     settled = settle_recipe(written, RunDirectory(tmp_path / "run"), False, "pretrain")
     assert settled.init_from == str(tiny_run)
 

@@ -1,6 +1,6 @@
 """Attention over the pixels of a picture, and the key/value cache of the decoder.
 
-One signature, `attend`, whatever computes it: the model does not notice which road is taken.
+One signature, `attend`, whatever computes it: the model does not notice which backend is taken.
 """
 
 from __future__ import annotations

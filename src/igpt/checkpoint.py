@@ -35,8 +35,8 @@ from igpt.folder import RECIPE, require_fit
 from igpt.interop.files import local_folder, read_metadata
 from igpt.model import ImageGPT
 from igpt.palette import Palette
-from igpt.parallel.processes import group, on_first, rank, require_same, speaks_for_group, together
-from igpt.parallel.storage import Writing, load_tensors, saved_tensors
+from igpt.parallel.processes import dp_rank, is_dp_leader, on_first, rank, require_same, together
+from igpt.parallel.storage import AsyncSave, load_tensors, saved_tensors
 from igpt.recipes import parse_recipe, recipe_text, recipe_yaml
 
 try:
@@ -152,11 +152,11 @@ class RunDirectory:
         progress: Progress,
         tensors: Mapping[str, Tensor],
         loader: Mapping[str, Any] | None = None,
-    ) -> UnfinishedCheckpoint:
+    ) -> CheckpointWriter:
         """Begin to write a training state as it is now, and what this process's loader goes on
         from, if it has a state. Raises UserError when the disk takes nothing.
         """
-        return UnfinishedCheckpoint(self.checkpoints, progress, tensors, loader)
+        return CheckpointWriter(self.checkpoints, progress, tensors, loader)
 
     def latest_checkpoint(self, say: Say = lambda _: None) -> Checkpoint | None:
         """The newest whole checkpoint, or None when none was written yet.
@@ -181,7 +181,7 @@ class RunDirectory:
         raise UserError(f"{self.checkpoints}: no checkpoint is whole")
 
 
-class UnfinishedCheckpoint:
+class CheckpointWriter:
     """A training state on its way to the disk, while the run goes on.
 
     Of several processes each holds one, and all call it alike.
@@ -201,9 +201,9 @@ class UnfinishedCheckpoint:
             on_first(self._make_room)
             if loader is not None:
                 with together():
-                    if speaks_for_group():
-                        write_json(self._temporary / f"{LOADER}-{group():05d}.json", loader)
-        self._writing = Writing(self._temporary, tensors)
+                    if is_dp_leader():
+                        write_json(self._temporary / f"{LOADER}-{dp_rank():05d}.json", loader)
+        self._writing = AsyncSave(self._temporary, tensors)
 
     def is_written(self) -> bool:
         """Whether `publish` would not wait."""

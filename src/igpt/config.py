@@ -28,7 +28,10 @@ def first_line(error: BaseException | str) -> str:
 SUBSETS = 5  # random ones of each number of labels, as in the paper
 Precision = Literal["auto", "float32", "bfloat16"]  # of the model's products
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-STEP_PRECISIONS = (*PRECISIONS, "int8")  # of the weights and cache that a step of sampling reads
+SAMPLING_PRECISIONS = (
+    *PRECISIONS,
+    "int8",
+)  # of the weights and cache that a step of sampling reads
 Objective = Literal["ar", "bert"]  # of pretraining (paper, section 2.1)
 Augmentation = Literal["none", "flip", "cifar", "imagenet"]
 AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
@@ -91,14 +94,14 @@ class ModelConfig:
         )
 
     @property
-    def paints(self) -> bool:
+    def can_sample(self) -> bool:
         """Whether it predicts each pixel from those before it, so that it can sample pictures."""
         return self.causal and self.shift
 
     @property
     def predicts_pixels(self) -> bool:
         """Whether there are pixels that it predicts without being shown them: a likelihood."""
-        return self.paints or not self.causal
+        return self.can_sample or not self.causal
 
     @property
     def objective(self) -> Objective:

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from igpt.attention import FixedCache, KVCache
-from igpt.config import STEP_PRECISIONS, UserError
+from igpt.config import SAMPLING_PRECISIONS, UserError
 from igpt.device import autocast, check_precision, compute_dtype, record_step, replays_steps
 from igpt.kernels.decode import (
     UNIT,
+    Backend,
     BlockWeights,
     PackedCache,
     PackedWeights,
-    Road,
+    backends,
     packed_step,
-    roads,
 )
 from igpt.model import NORM_EPS, Block, ImageGPT
 
@@ -125,7 +125,7 @@ class PackedDecoder:
     What it gives for a picture does not depend on the pictures beside it, to the bit.
     """
 
-    def __init__(self, model: ImageGPT, road: Road, dtype: torch.dtype) -> None:
+    def __init__(self, model: ImageGPT, backend: Backend, dtype: torch.dtype) -> None:
         self.model = model
         self.cache: PackedCache | None = None
         self._started: list[PackedCache] = []  # of each prefix
@@ -136,7 +136,7 @@ class PackedDecoder:
             n_head=model.config.n_head,
             eps=NORM_EPS,
             dtype=dtype,
-            road=road,
+            backend=backend,
         )
 
     @staticmethod
@@ -150,13 +150,13 @@ class PackedDecoder:
             and not c.bias
             and c.n_embd % UNIT == 0
             and c.n_embd // c.n_head % UNIT == 0
-            and bool(roads())
+            and bool(backends())
         )
 
     def prefill(self, prefix: Tensor) -> Tensor:
         device, stored = self.model.wte.device, self.weights.dtype
         dtype = compute_dtype("float32" if stored == torch.float32 else "auto", device)
-        kind = self.weights.road.cache_types[stored]
+        kind = self.weights.backend.cache_types[stored]
         self.cache, self._started = None, []  # before others take their room
         logits = []
         with autocast(device, dtype):
@@ -196,7 +196,7 @@ def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
     in float32. "int8" rounds the weights to 8 bits and, without matrix tiles, the cache too. Raises
     UserError where there is nothing that decodes with them, and for a precision of another name.
     """
-    check_precision(precision, STEP_PRECISIONS)
+    check_precision(precision, SAMPLING_PRECISIONS)
     packed = PackedDecoder.takes(model)
     if precision == "int8" and not packed:
         raise UserError(
@@ -205,8 +205,8 @@ def new_decoder(model: ImageGPT, precision: str = "auto") -> Decoder:
         )
     if packed:
         stored = getattr(torch, "bfloat16" if precision == "auto" else precision)
-        road = next(road for road in roads() if stored in road.cache_types)
-        return PackedDecoder(model, road, stored)
+        backend = next(backend for backend in backends() if stored in backend.cache_types)
+        return PackedDecoder(model, backend, stored)
     device = model.wte.device
     dtype = compute_dtype(precision, device)
     if dtype != model.wte.dtype:

@@ -55,7 +55,7 @@ class Finetuned:
     test_split: str | None  # of its pictures; None where there is nothing to test on
 
 
-def default_recipe(start: Path, source: str | None = None) -> Recipe:
+def finetune_recipe(start: Path, source: str | None = None) -> Recipe:
     """The recipe of a fine-tuning from the model at `start`, before what the user changes in it.
 
     Its pictures are those of `source` or, by default, of the pretraining, less what that held out.

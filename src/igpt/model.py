@@ -214,7 +214,7 @@ class ImageGPT(nn.Module):
 
     def embed(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """h^0 [B, T, d]. BERT zeroes the hidden tokens before positions are added."""
-        if self.config.paints:
+        if self.config.can_sample:
             return self._embed_causal(tokens[:, :-1], range(tokens.shape[1]))
         h = F.embedding(tokens.long(), self.wte)
         if masked is not None:

@@ -96,7 +96,7 @@ def cache_bytes(config: ModelConfig, dtype: str) -> int:
 
     0 for a model that does not paint pixel after pixel, such as a BERT model.
     """
-    if not config.paints:
+    if not config.can_sample:
         return 0
     return 2 * config.n_layer * config.n_positions * config.n_embd * BYTES[dtype]
 

@@ -37,9 +37,9 @@ from igpt.objectives import generative_objective, require_likelihood
 from igpt.order import Codec, Encoded
 from igpt.palette import Palette
 from igpt.parallel.processes import (
+    dp_rank,
+    dp_size,
     from_first,
-    group,
-    groups,
     name_skipped,
     require_same,
     share_of_batch,
@@ -177,7 +177,7 @@ def _data_of_stream(recipe: Recipe, palette: Palette | None, say: Say) -> Traini
     palette = palette or _settle_palette(recipe, sample, say)
     codec = Codec(palette, recipe.order, data.image_size)
     loader = StreamLoader(
-        train.share(group(), groups()),
+        train.share(dp_rank(), dp_size()),
         frozenset() if validation else frozenset(held_out.digests),
         codec,
         data.shuffle_buffer,
@@ -242,7 +242,7 @@ class Pretrained:
     skipped: list[str]  # by name, sorted
 
 
-def recipe_from(start: Path, source: str | None = None) -> Recipe:
+def pretrain_recipe(start: Path, source: str | None = None) -> Recipe:
     """The recipe of a pretraining that goes on from `start`, before what the user changes in it.
 
     It is trained as it was, at a tenth of the rate and with batches that it has not seen in that

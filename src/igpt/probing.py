@@ -46,7 +46,7 @@ FEW = 50  # pictures that are too few to tell methods apart
 
 
 @dataclass(frozen=True)
-class Probing:
+class ProbeOptions:
     """What is asked of a probe."""
 
     layers: Sequence[str] = ("all",)  # to choose from: numbers, a:b (side by side) or all
@@ -65,7 +65,7 @@ class Probing:
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """What was found so far."""
 
     fitted: FittedProbe  # of the most labels: the one that is kept
@@ -75,22 +75,22 @@ class Probed:
 
 
 def probe_run(
-    run: Path, pipeline: Pipeline, data: RunData, asked: Probing, folder: Path, say: Say
-) -> Probed:
+    run: Path, pipeline: Pipeline, data: RunData, options: ProbeOptions, folder: Path, say: Say
+) -> ProbeResult:
     """Fit the probe that is asked for and write it, its numbers and figures into `folder`.
 
     The probe is written before what it is compared with is trained, and the numbers after each.
     Raises UserError for layers, pools, labels or sizes that cannot be.
     """
     with together():
-        features = ModelFeatures(pipeline, asked.layers, asked.pool, asked.precision)
+        features = ModelFeatures(pipeline, options.layers, options.pool, options.precision)
     on_first(lambda: require_folder(folder))
     if (folder / RESULTS).exists():
         say(f"the probe in {folder} will be replaced (--out keeps it)")
-    if asked.sgd is None:
-        probe, others, chosen = _kept(run, features, data, asked, say)
+    if options.sgd is None:
+        probe, others, chosen = _kept(run, features, data, options, say)
     else:
-        probe, others, chosen = _streamed(features, data, asked, asked.sgd, folder, say)
+        probe, others, chosen = _streamed(features, data, options, options.sgd, folder, say)
     learned = data.learned()
     trials = compare([probe], chosen, say)
     kept = max(trials, key=lambda trial: len(trial.subset.indices))
@@ -100,21 +100,21 @@ def probe_run(
     told = {
         "run": str(run),
         "data": data.config.source,
-        "solver": "lbfgs" if asked.sgd is None else "sgd",
-        "head": "attention" if asked.attention else "linear",
+        "solver": "lbfgs" if options.sgd is None else "sgd",
+        "head": "attention" if options.attention else "linear",
         "pool": features.pool,
-        "components": asked.components,
-        "metric": asked.metric,
+        "components": options.components,
+        "metric": options.metric,
     }
 
-    def write() -> Probed:
+    def write() -> ProbeResult:
         summaries = summarise(trials)
         values = {**told, **_values(fitted, trials, summaries, folder)}
         on_first(lambda: _write(folder, saved, fitted, values, summaries))
-        return Probed(fitted, kept.subset, summaries, values)
+        return ProbeResult(fitted, kept.subset, summaries, values)
 
     found = write()
-    if asked.sgd is not None:
+    if options.sgd is not None:
         on_first(lambda: (folder / UNFINISHED).unlink(missing_ok=True))
     for other in others:  # some take hours
         trials += compare([other], chosen, say)
@@ -126,14 +126,14 @@ def probe_run(
 def _streamed(
     features: ModelFeatures,
     data: RunData,
-    asked: Probing,
+    options: ProbeOptions,
     config: SGDConfig,
     folder: Path,
     say: Say,
 ) -> tuple[Method, Iterable[Method], list[Subset]]:
     """The probe by SGD on all labels of a set that memory need not hold, and nothing beside it."""
     share_of_batch(config.batch_size, "--batch-size")  # a mistake is told before all is decoded
-    unfinished, resume = folder / UNFINISHED, asked.resume or is_restart()
+    unfinished, resume = folder / UNFINISHED, options.resume or is_restart()
     with together():
         if unfinished.exists() and not resume:
             raise UserError(
@@ -143,37 +143,37 @@ def _streamed(
     sampled = features.bytes(min(MEASURED, len(task.train)))
     require_memory(sampled, "fewer --layer, or a coarser --pool")
     _introduce(task, say)
-    method = StreamedMethod(features, task, config, asked.metric, unfinished, say)
+    method = StreamedMethod(features, task, config, options.metric, unfinished, say)
     return method, [], subsets(task, [None], 1)
 
 
 def _kept(
-    run: Path, features: ModelFeatures, data: RunData, asked: Probing, say: Say
+    run: Path, features: ModelFeatures, data: RunData, options: ProbeOptions, say: Say
 ) -> tuple[Method, Iterable[Method], list[Subset]]:
     """The probe on features that are kept, what it is compared with, and the labels they learn."""
     with together():
         task = data.task(features.pipeline.image_size)
-    sizes = list(dict.fromkeys(asked.sizes))  # each once
-    chosen = subsets(task, sizes, asked.seeds)
+    sizes = list(dict.fromkeys(options.sizes))  # each once
+    chosen = subsets(task, sizes, options.seeds)
     _introduce(task, say)
-    if asked.attention:
-        attentive = AttentionMethod(features, task, asked.metric)
+    if options.attention:
+        attentive = AttentionMethod(features, task, options.metric)
         require_memory(attentive.bytes(chosen), "fewer labels (--labels-per-class)")
         return attentive, [], chosen
     needed = needed_pictures(task, chosen)
     kept = features.bytes(len(needed) + len(task.validation) + len(task.test))
-    networks = 2 if asked.baselines else 1  # the untrained one's are kept too
+    networks = 2 if options.baselines else 1  # the untrained one's are kept too
     require_memory(networks * kept, "fewer --layer, a coarser --pool, or --solver sgd")
     minutes = None
-    if asked.baselines:  # mistakes are told before all is computed
+    if options.baselines:  # mistakes are told before all is computed
         need_pixels(task.train.images)
-        minutes = _cnn_minutes(run, asked)
+        minutes = _cnn_minutes(run, options)
     linear = LinearMethod(
-        "linear probe", features, task, needed, components=asked.components, metric=asked.metric
+        "linear probe", features, task, needed, components=options.components, metric=options.metric
     )
     if minutes is None:
         return linear, [], chosen
-    cnn = CnnMethod(task, minutes, asked.augmentation, asked.metric)
+    cnn = CnnMethod(task, minutes, options.augmentation, options.metric)
     return linear, chain(make_baselines(features, linear), [cnn]), chosen
 
 
@@ -190,10 +190,10 @@ def _introduce(task: AnyTask, say: Say) -> None:
         say(f"warning: of {least} pictures one is {100 / least:.0f} points of accuracy")
 
 
-def _cnn_minutes(run: Path, asked: Probing) -> float:
+def _cnn_minutes(run: Path, options: ProbeOptions) -> float:
     """That the CNN may train: as it is said, or else those of the run."""
-    if asked.cnn_minutes is not None:
-        return asked.cnn_minutes
+    if options.cnn_minutes is not None:
+        return options.cnn_minutes
     directory = RunDirectory(run)
     minutes = 0.0
     if directory.exists():

@@ -26,7 +26,7 @@ from igpt.parallel.processes import (
     together,
 )
 from igpt.parallel.sharding import build, draw_whole
-from igpt.recipes import MANNER, differing_fields
+from igpt.recipes import CHANGEABLE_ON_RESUME, differing_fields
 from igpt.rng import torch_rng
 from igpt.train import Outcome, Trainer
 from igpt.warm_start import start_name
@@ -95,7 +95,7 @@ def settle_recipe(
 
 def _may_change(saved: Recipe, run: RunDirectory) -> tuple[str, ...]:
     """Beginnings of the fields in which a run that goes on may differ from when it began."""
-    fields = list(MANNER)
+    fields = list(CHANGEABLE_ON_RESUME)
     if saved.data.split_pictures is not None and is_gone(saved.data.source):
         fields.append("data.source")  # moved pictures are known by number: `require_same_split`
     if saved.init_from is not None and is_gone(saved.init_from) and run.checkpoints.exists():

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igpt.config import STEP_PRECISIONS, UserError
+from igpt.config import SAMPLING_PRECISIONS, UserError
 from igpt.decoders import Decoder, new_decoder
 from igpt.device import autocast, check_precision, decoding_memory
 from igpt.model import ImageGPT
@@ -22,8 +22,8 @@ from igpt.objectives import require_likelihood
 from igpt.plan import cache_bytes
 from igpt.rng import numpy_rng
 
-LEAST_TEMPERATURE = 1e-6  # logits over less would leave float32
-MOST_TOGETHER = 256  # pictures: more bring no speed
+MIN_TEMPERATURE = 1e-6  # logits over less would leave float32
+MAX_BATCH = 256  # pictures: more bring no speed
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Sampling:
     precision: str = "auto"  # of the decoder: float32, bfloat16, int8, or the device's own
 
     def __post_init__(self) -> None:
-        check_precision(self.precision, STEP_PRECISIONS)
-        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
+        check_precision(self.precision, SAMPLING_PRECISIONS)
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature < math.inf:
             raise UserError(
-                f"temperature must be 0, or {LEAST_TEMPERATURE} and more, got {self.temperature}"
+                f"temperature must be 0, or {MIN_TEMPERATURE} and more, got {self.temperature}"
             )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top-k must be at least 1, got {self.top_k}")
@@ -90,7 +90,7 @@ def generate(model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling) -> Ite
 
     The prefix [B, t] may be empty (t = 0), and is computed once for all completions of a picture.
     As many of these are decoded side by side as `decoding_memory` holds beside their prefixes, up
-    to MOST_TOGETHER: those of several pictures, or a part of those of one. Raises UserError for a
+    to MAX_BATCH: those of several pictures, or a part of those of one. Raises UserError for a
     BERT model, which has no order to paint in, for a prefix that is not shorter than the picture,
     and where the first logits are not finite.
     """
@@ -102,7 +102,7 @@ def generate(model: ImageGPT, prefix: Tensor, n: int, sampling: Sampling) -> Ite
         raise UserError(f"nothing to complete: all {n_positions} pixels are given")
     decoder, device = new_decoder(model, sampling.precision), model.wte.device
     hold = max(2, decoding_memory(device) // cache_bytes(model.config, "float32"))
-    most = min(MOST_TOGETHER, hold - 1)
+    most = min(MAX_BATCH, hold - 1)
     pictures = max(1, min(most // n, hold // (n + 1)))  # whose completions fit side by side
     for first in range(0, len(prefix), pictures):
         part = prefix[first : first + pictures].to(device, torch.int64)

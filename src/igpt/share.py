@@ -88,7 +88,7 @@ def write_folder(pipeline: Pipeline, path: Path, name: str, license: str | None)
             if metrics.is_file():
                 shutil.copy(metrics, folder / metrics.name)
                 rows = read_metrics(metrics)
-        if pipeline.model.config.paints:
+        if pipeline.model.config.can_sample:
             samples = np.concatenate(list(pipeline.sample_batches(SAMPLES, Sampling())))
             save_image(picture_sheet(samples), folder / SHEET)
         write_text(folder / "README.md", card(pipeline, name, license, recipe, rows, probed))
@@ -204,7 +204,7 @@ def card(
     }
     rows = [f"| {what} | {value} |" for what, value in facts.items() if value]
     use = [f'p = igpt.load("{name}")']
-    use += ["p.sample(16)"] if config.paints else []
+    use += ["p.sample(16)"] if config.can_sample else []
     use += ['p.predict("picture.png")'] if config.n_classes else ['p.features("picture.png")']
     return "\n".join(
         [
@@ -212,7 +212,7 @@ def card(
             "",
             f"# {name}",
             "",
-            *([f"![Pictures that the model painted]({SHEET})", ""] if config.paints else []),
+            *([f"![Pictures that the model painted]({SHEET})", ""] if config.can_sample else []),
             "| | |\n|---|---|",
             *rows,
             "",

@@ -73,7 +73,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """The results, in the grid's order, and the run that a signal stopped."""
 
     results: list[Result]
@@ -150,7 +150,9 @@ def _check(point: Point) -> None:
 # --- the runs ------------------------------------------------------------------------------------
 
 
-def sweep(points: Sequence[Point], out: Path, labels_per_class: int | None, say: Say) -> Swept:
+def sweep(
+    points: Sequence[Point], out: Path, labels_per_class: int | None, say: Say
+) -> SweepResult:
     """Train and measure every point that `out`/sweep.json lacks; a signal ends it early.
 
     Runs go on where they are; one that diverges is left out. Raises UserError when there is nothing
@@ -158,7 +160,7 @@ def sweep(points: Sequence[Point], out: Path, labels_per_class: int | None, say:
     """
     _require_data(points, labels_per_class)
     path = out / "sweep.json"
-    known, swept = _read(path), Swept([], [])
+    known, swept = _read(path), SweepResult([], [])
     for number, point in enumerate(points, 1):
         say(f"[{number}/{len(points)}] {point.name}")
         result = known.get(point.name)

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from igpt.checkpoint import (
     Checkpoint,
+    CheckpointWriter,
     Progress,
     RunDirectory,
-    UnfinishedCheckpoint,
     optimizer_tensors,
 )
 from igpt.config import Diverged, TrainConfig, UserError
@@ -45,7 +45,13 @@ from igpt.model import ImageGPT
 from igpt.monitor import Row
 from igpt.objectives import Objective
 from igpt.parallel.gradients import accumulate, average_gradients, clip_gradients, compile_parts
-from igpt.parallel.processes import largest, mean_over_processes_, share_of_batch, size, together
+from igpt.parallel.processes import (
+    max_over_processes,
+    mean_over_processes_,
+    share_of_batch,
+    size,
+    together,
+)
 from igpt.parallel.storage import all_finite
 
 WAIT = 0.5  # seconds of waiting for pictures after which signals are looked for
@@ -98,7 +104,7 @@ class Stop:
 
     def check(self) -> None:
         """Raise Interrupted when any process caught a signal; all call it at the same moment."""
-        if caught := largest(self.signal or 0):
+        if caught := max_over_processes(self.signal or 0):
             raise Interrupted(signal.Signals(caught))
 
     @contextmanager
@@ -158,7 +164,7 @@ class Trainer:
     _loader_state: State | None = field(init=False, default=None)
     # Losses of the last steps, which were not looked at.
     _pending: list[Tensor] = field(init=False, default_factory=list)
-    _writing: UnfinishedCheckpoint | None = field(init=False, default=None)
+    _writing: CheckpointWriter | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         reuse_memory()

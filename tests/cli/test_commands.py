@@ -82,7 +82,7 @@ def test_what_was_painted_before_an_interruption_is_in_the_folder(
         return uniforms(seed, pictures, n_positions)
 
     monkeypatch.setattr("igpt.sample._uniforms", interrupted)
-    monkeypatch.setattr("igpt.sample.MOST_TOGETHER", 2)
+    monkeypatch.setattr("igpt.sample.MAX_BATCH", 2)
     monkeypatch.setattr("igpt.cli.painting.SECONDS", 0)
     result = igpt(command, tiny_run, *options, "--out", tmp_path / "part")
     assert result.status == 130

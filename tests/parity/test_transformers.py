@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 import igpt
 from conftest import load_model, silent
 from igpt.config import ACTIVATIONS, ModelConfig, UserError
-from igpt.finetune import default_recipe, finetune
+from igpt.finetune import finetune, finetune_recipe
 from igpt.folder import save_model
 from igpt.model import ImageGPT
 from igpt.order import Codec
 from igpt.palette import Palette
-from igpt.recipes import changed
+from igpt.recipes import with_overrides
 from igpt.sample import Sampling
 from parity.differences import assert_agree
 from test_sample import completed
@@ -175,7 +175,7 @@ def test_their_classifier_reads_unshifted_tokens_and_so_does_ours_of_it(tmp_path
     for ask in (pipeline.nll, pipeline.surprise, lambda _: pipeline.sample(1)):
         with pytest.raises(UserError, match="predicts no next pixel"):
             ask(pixels)
-    recipe = changed(default_recipe(tmp_path), ["data.source=digits"], "test")
+    recipe = with_overrides(finetune_recipe(tmp_path), ["data.source=digits"], "test")
     with pytest.raises(UserError, match="gen_weight=0 trains its classes alone"):
         finetune(recipe, tmp_path / "run", resume=False, say=silent)
 

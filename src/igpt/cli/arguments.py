@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igpt.config import PRECISIONS, STEP_PRECISIONS, UserError
+from igpt.config import PRECISIONS, SAMPLING_PRECISIONS, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,7 +120,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=STEP_PRECISIONS,
+        choices=SAMPLING_PRECISIONS,
         default="auto",
         help="of the weights and cache that a step reads; default: bfloat16 where it is fast",
     )
@@ -258,19 +258,19 @@ def recipe_from_start(
     """
     from omegaconf import OmegaConf
 
-    from igpt.recipes import changed, parse_overrides
+    from igpt.recipes import parse_overrides, with_overrides
     from igpt.warm_start import start_name
 
     if resumed is not None and (recipe := resumed_recipe(resumed, changes)) is not None:
         return replace(recipe, init_from=start_name(str(start)))
     source = OmegaConf.select(parse_overrides(changes), "data.source")
-    return changed(make(start, source), changes, f"of {start}")
+    return with_overrides(make(start, source), changes, f"of {start}")
 
 
 def resumed_recipe(out: Path, changes: Sequence[str]) -> Recipe | None:
     """The recipe of the run in `out` with the `changes`; None when there is no run."""
     from igpt.checkpoint import RunDirectory
-    from igpt.recipes import changed
+    from igpt.recipes import with_overrides
 
     run = RunDirectory(out)
-    return changed(run.recipe(), changes, f"of {out}") if run.exists() else None
+    return with_overrides(run.recipe(), changes, f"of {out}") if run.exists() else None

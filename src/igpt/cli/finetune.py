@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:
     """The run's directory, and its recipe: a new one, or that of the run there if it is resumed."""
-    from igpt.finetune import default_recipe
+    from igpt.finetune import finetune_recipe
 
     name, dotted = name_and_fields(args.words, "RUN")
     given = [*overrides(args, SHORT), *dotted]
@@ -91,4 +91,4 @@ def _run_and_recipe(args: argparse.Namespace) -> tuple[Path, Recipe | None]:
         raise UserError("name the run to go on with: --out NEW, or the RUN that it started from")
     if start is None:
         return out, resumed_recipe(out, changes)
-    return out, recipe_from_start(default_recipe, start, changes, out if args.resume else None)
+    return out, recipe_from_start(finetune_recipe, start, changes, out if args.resume else None)

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
 
 def _recipe(args: argparse.Namespace) -> Recipe | None:
     """The recipe that the command line asks for; None for --resume where there is no run yet."""
-    from igpt.pretrain import recipe_from
+    from igpt.pretrain import pretrain_recipe
 
     name, dotted = name_and_fields(args.words, "recipe")
     streaming = ["data.streaming=true"] if args.streaming else []
@@ -106,7 +106,7 @@ def _recipe(args: argparse.Namespace) -> Recipe | None:
         return load_recipe(name, changes)
     if args.init_from is not None:
         resumed = args.out if args.resume else None
-        return recipe_from_start(recipe_from, args.init_from, changes, resumed)
+        return recipe_from_start(pretrain_recipe, args.init_from, changes, resumed)
     if args.resume:
         return resumed_recipe(args.out, changes)
     shipped = ", ".join(shipped_recipes())

@@ -23,7 +23,7 @@ from igpt.config import AUGMENTATIONS, METRICS, SUBSETS, Say, UserError
 
 if TYPE_CHECKING:
     from igpt.probe.linear import FittedProbe
-    from igpt.probing import Probing
+    from igpt.probing import ProbeOptions
     from igpt.run_data import RunData
     from igpt.study.methods import Subset
     from igpt.study.outcomes import Summary
@@ -125,15 +125,15 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         if args.out is None and not args.run.is_dir():
             raise UserError(f"{args.run} is no folder to keep a probe in: give --out FOLDER")
         folder: Path = args.out or args.run / "probe"
-        asked = _probing(args, data)
-        found = probe_run(args.run, pipeline, data, asked, folder, say)
+        options = _probing(args, data)
+        found = probe_run(args.run, pipeline, data, options, folder, say)
     text = _text(args.metric, found.fitted, found.subset, found.summaries, folder)
     return Report(text, found.values)
 
 
-def _probing(args: argparse.Namespace, data: RunData) -> Probing:
+def _probing(args: argparse.Namespace, data: RunData) -> ProbeOptions:
     from igpt.probe.sgd import SGDConfig
-    from igpt.probing import Probing
+    from igpt.probing import ProbeOptions
 
     augmentation = args.augmentation or data.config.augmentation
     sgd = None
@@ -142,7 +142,7 @@ def _probing(args: argparse.Namespace, data: RunData) -> Probing:
         given = {"epochs": args.epochs, "batch_size": args.batch_size, "rates": rates}
         said = {name: value for name, value in given.items() if value is not None}
         sgd = SGDConfig(augmentation=augmentation, **said)
-    return Probing(
+    return ProbeOptions(
         layers=args.layer,
         pool=args.pool,
         precision=args.precision,

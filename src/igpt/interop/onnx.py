@@ -112,7 +112,7 @@ def graphs(model: ImageGPT) -> dict[str, Graph]:
         found["score"] = Graph(Score(model), pictures, free, ("nats",))
     if c.n_classes:
         found["classify"] = Graph(Classify(model), pictures, free, ("logits",))
-    if c.paints and c.n_positions > 1:  # a single pixel follows none
+    if c.can_sample and c.n_positions > 1:  # a single pixel follows none
         held = min(5, c.n_positions - 1)
         cache = torch.randn(2, c.n_layer, 3, c.n_head, held, c.n_embd // c.n_head)
         inputs = {"token": tokens[:, 0], "keys": cache[0], "values": cache[1]}

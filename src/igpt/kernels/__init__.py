@@ -1,4 +1,4 @@
-"""Faster code than PyTorch's own ("roads"), each tested against a plain twin in PyTorch or NumPy.
+"""Faster code than PyTorch's own, each tested against a plain twin in PyTorch or NumPy.
 
 `IGPT_KERNELS=0` in the environment turns all of them off.
 """

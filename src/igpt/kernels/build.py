@@ -48,12 +48,12 @@ def load(name: str, *flags: str) -> ctypes.CDLL | None:
         compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
         if shutil.which(compiler[0]) is None:
             level = logging.WARNING if "CXX" in os.environ else logging.INFO
-            _log.log(level, "no C++ compiler %s: %s stays on the plain road", compiler[0], name)
+            _log.log(level, "no C++ compiler %s: %s stays on plain PyTorch", compiler[0], name)
             return None
         return _library(name, compiler, flags)
     except (OSError, RuntimeError, ValueError, UserError, subprocess.CalledProcessError) as error:
         reason = first_line(getattr(error, "stderr", None) or error)
-        _log.warning("cannot compile %s, it stays on the plain road: %s", name, reason)
+        _log.warning("cannot compile %s, it stays on plain PyTorch: %s", name, reason)
         return None
 
 

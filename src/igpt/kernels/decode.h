@@ -4,7 +4,7 @@
 // order in which it is read. One team of threads computes the whole step. A picture's result does
 // not depend on the others beside it.
 //
-// Each implementation ("road") has its own products and attention: for matrix tiles
+// Each implementation ("backend") has its own products and attention: for matrix tiles
 // (`decode_tiles.cpp`), or for the vectors of any processor (`decode_vectors.cpp`).
 
 #pragma once
@@ -16,7 +16,7 @@
 
 extern "C" {
 
-// y = W x: W [outputs, inputs], both padded to multiples of 32, in the road's layout. In int8 there
+// y = W x: W [outputs, inputs], both padded to multiples of 32, in the backend's layout. In int8 there
 // are scales [outputs].
 struct Linear {
   const void* weights;
@@ -57,18 +57,18 @@ constexpr int TOGETHER = 64;  // positions whose scores are computed side by sid
 using Floats = std::vector<float>;
 
 // h [B, d] has the embedded pixels at position `cache.length`, and is overwritten; logits are [B,
-// outputs of the head]. A road's `Outputs` are 32 of one picture; its `Inputs` [B, n] are filled 32
+// outputs of the head]. A backend's `Outputs` are 32 of one picture; its `Inputs` [B, n] are filled 32
 // at a time.
-template <class Road>
+template <class Backend>
 void step(const Model& m, const Cache& cache, float* h, float* logits, int B, int threads) {
-  using Outputs = typename Road::Outputs;
+  using Outputs = typename Backend::Outputs;
   const int d = m.d, H = m.n_head, D = d / H;
   Floats qkv(size_t(B) * 3 * d);
-  typename Road::Inputs narrow(B, d), mixed(B, d), wide(B, 4 * d);
+  typename Backend::Inputs narrow(B, d), mixed(B, d), wide(B, 4 * d);
 #pragma omp parallel num_threads(threads)
   {
-    [[maybe_unused]] const typename Road::Thread thread;
-    typename Road::Scratch scratch(cache.S, D);
+    [[maybe_unused]] const typename Backend::Thread thread;
+    typename Backend::Scratch scratch(cache.S, D);
     const auto normalise = [&](const float* gain) {
 #pragma omp for schedule(static)
       for (int b = 0; b < B; b++)

@@ -1,8 +1,8 @@
 """One decoding step in C++: weights packed once, a cache in the order in which it is read.
 
 This module knows tensors but not the model's class; its plain twin is `ImageGPT.next_logits`. There
-are two implementations ("roads") of the step in `decode.h`: `decode_tiles.cpp` for matrix tiles and
-`decode_vectors.cpp` for the vectors of any processor. They lay out weights differently.
+are two implementations ("backends") of the step in `decode.h`: `decode_tiles.cpp` for matrix tiles
+and `decode_vectors.cpp` for the vectors of any processor. They lay out weights differently.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST_INT8 = 127
 
 
 @dataclass(frozen=True)
-class Road:
+class Backend:
     """An implementation: its library, how to lay out weights [outputs, inputs] for it, and in what
     type it stores the cache for each type of weights that it takes.
     """
@@ -36,16 +36,16 @@ class Road:
 
 
 @cache
-def roads() -> tuple[Road, ...]:
-    """The roads that this machine has, the fastest first."""
+def backends() -> tuple[Backend, ...]:
+    """The backends that this machine has, the fastest first."""
     tiles, vectors = load_for_tiles("decode_tiles"), load("decode_vectors")
     found = []
     if tiles is not None:
         types = {torch.bfloat16: torch.bfloat16, torch.int8: torch.bfloat16}
-        found.append(Road("tiles", tiles, _in_tiles, types))
+        found.append(Backend("tiles", tiles, _in_tiles, types))
     if vectors is not None:
         types = {kind: kind for kind in (torch.float32, torch.bfloat16, torch.int8)}
-        found.append(Road("vectors", vectors, _in_panels, types))
+        found.append(Backend("vectors", vectors, _in_panels, types))
     return tuple(found)
 
 
@@ -134,7 +134,7 @@ class BlockWeights:
 class PackedWeights:
     """The weights of all blocks and the head, packed in `dtype`; in int8, a scale for each output.
 
-    `dtype` is one that the road takes: float32, bfloat16 or int8.
+    `dtype` is one that the backend takes: float32, bfloat16 or int8.
     """
 
     def __init__(
@@ -146,10 +146,10 @@ class PackedWeights:
         n_head: int,
         eps: float,
         dtype: torch.dtype,
-        road: Road,
+        backend: Backend,
     ) -> None:
         self._kept: list[Tensor] = []  # keeps alive what the addresses point to
-        self.road = road
+        self.backend = backend
         self.dtype = dtype
         self.n_outputs = len(head)
         layers = (_Layer * len(blocks))(
@@ -186,7 +186,7 @@ class PackedWeights:
         return _Linear(self._packed(rounded), self._keep(scales), outputs, inputs)
 
     def _packed(self, weight: Tensor) -> int:
-        return self._keep(self.road.pack_weights(weight))
+        return self._keep(self.backend.pack_weights(weight))
 
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor.contiguous())
@@ -242,7 +242,7 @@ def packed_step(weights: PackedWeights, cache: PackedCache, h: Tensor) -> Tensor
     """Logits [B, K] after the pixels embedded as h [B, d]; extends the cache by one."""
     h = h.to("cpu", torch.float32, copy=True).contiguous()  # the kernel computes in it
     logits = h.new_empty(len(h), weights.model.head.outputs)  # not of the caller's default type
-    weights.road.library.decode_step(
+    weights.backend.library.decode_step(
         ctypes.byref(weights.model),
         ctypes.byref(cache.struct()),
         ctypes.c_void_p(h.data_ptr()),

@@ -240,7 +240,7 @@ void attend(const float* q, const float* k, const float* v, const Cache& cache, 
   mix(scratch.weights.data(), values, D, round_up(count, 4), 1 / sum, scratch.mixed.data());
 }
 
-struct Road {
+struct Backend {
   using Thread = Tiles;
   using Inputs = ::Inputs;
   using Outputs = ::Outputs;
@@ -251,5 +251,5 @@ struct Road {
 
 extern "C" void decode_step(const Model* model, const Cache* cache, float* h, float* logits, int B,
                             int threads) {
-  step<Road>(*model, *cache, h, logits, B, threads);
+  step<Backend>(*model, *cache, h, logits, B, threads);
 }

@@ -362,7 +362,7 @@ void attend(const float* q, const float* k, const float* v, const Cache& cache, 
 }
 
 template <class Number>
-struct Road {
+struct Backend {
   struct Thread {};
   using Inputs = ::Inputs<Number>;
   using Outputs = ::Outputs;
@@ -373,8 +373,8 @@ struct Road {
 
 extern "C" void decode_step(const Model* model, const Cache* cache, float* h, float* logits, int B,
                             int threads) {
-  const auto run = model->bytes == 4   ? &step<Road<float>>
-                   : model->bytes == 2 ? &step<Road<bf16>>
-                                       : &step<Road<int8_t>>;
+  const auto run = model->bytes == 4   ? &step<Backend<float>>
+                   : model->bytes == 2 ? &step<Backend<bf16>>
+                                       : &step<Backend<int8_t>>;
   run(*model, *cache, h, logits, B, threads);
 }

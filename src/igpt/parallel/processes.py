@@ -81,17 +81,17 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def groups() -> int:
+def dp_size() -> int:
     """The number of groups with pictures of their own: single processes, or `tensor` of them."""
     return size() // _tensor
 
 
-def group() -> int:
+def dp_rank() -> int:
     """The number of this process's group, from 0."""
     return rank() // _tensor
 
 
-def speaks_for_group() -> bool:
+def is_dp_leader() -> bool:
     """Whether this process's results count: the first of a group, as all of it compute the same."""
     return rank() % _tensor == 0
 
@@ -109,11 +109,11 @@ def share_of_batch(batch_size: int, name: str = "train.batch_size") -> range:
 
     Raises UserError unless all can have the same number; it calls the batch size by its `name`.
     """
-    if batch_size % groups():
+    if batch_size % dp_size():
         each = "processes" if _tensor == 1 else f"groups of {_tensor} processes"
-        raise UserError(f"{name} ({batch_size}) must be a multiple of the {each} ({groups()})")
-    rows = batch_size // groups()
-    return range(group() * rows, (group() + 1) * rows)
+        raise UserError(f"{name} ({batch_size}) must be a multiple of the {each} ({dp_size()})")
+    rows = batch_size // dp_size()
+    return range(dp_rank() * rows, (dp_rank() + 1) * rows)
 
 
 def share_of(n: int) -> Iterator[tuple[int, bool]]:
@@ -123,9 +123,9 @@ def share_of(n: int) -> Iterator[tuple[int, bool]]:
     them. One that runs out repeats the last piece, which then does not count. In a tensor group,
     whose processes compute the same, only the first one's result counts.
     """
-    for first in range(0, n, groups()):
-        piece = first + group()
-        yield min(piece, n - 1), piece < n and speaks_for_group()
+    for first in range(0, n, dp_size()):
+        piece = first + dp_rank()
+        yield min(piece, n - 1), piece < n and is_dp_leader()
 
 
 # --- telling each other --------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def mean_over_processes_(values: Tensor) -> Tensor:
     return sum_over_processes_(values).div_(size()) if size() > 1 else values
 
 
-def largest(value: int) -> int:
+def max_over_processes(value: int) -> int:
     """The largest of the processes' values."""
     if size() == 1:
         return value
@@ -193,7 +193,7 @@ def together() -> Iterator[None]:
         if size() == 1 and isinstance(error, UserError):
             raise
         failure = error
-    if largest(failure is not None):
+    if max_over_processes(failure is not None):
         message = next(text for text in gather(failure and str(failure)) if text is not None)
         raise UserError(message) from failure
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from igpt.config import UserError
-from igpt.parallel.processes import background_group, largest, rank, size
+from igpt.parallel.processes import background_group, max_over_processes, rank, size
 from igpt.parallel.sharding import is_split, local
 
 # A file's largest size, unless one tensor is larger: to write it, the library holds it twice.
@@ -28,10 +28,12 @@ FILE_BYTES = 2**28
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
     """Whether every number of every tensor is finite, on all processes; all call it."""
-    return not largest(not all(bool(local(t).isfinite().all()) for t in tensors.values()))
+    return not max_over_processes(
+        not all(bool(local(t).isfinite().all()) for t in tensors.values())
+    )
 
 
-class Writing:
+class AsyncSave:
     """Writes tensors to the disk while the processes do other work; all make the same calls."""
 
     def __init__(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -55,7 +57,7 @@ class Writing:
 
     def done(self) -> bool:
         """Whether all processes have stopped writing."""
-        return not largest(not self._written.done())
+        return not max_over_processes(not self._written.done())
 
     def finish(self) -> None:
         """Wait until all is on the disk; UserError for all when one could not write."""

@@ -30,7 +30,7 @@ from igpt.disk import write_atomically
 from igpt.evaluate import BATCH, in_batches
 from igpt.model import ImageGPT
 from igpt.order import Codec
-from igpt.parallel.processes import groups, on_first, rank
+from igpt.parallel.processes import dp_size, on_first, rank
 from igpt.probe.features import Features, Pool, batch_features, make_pool, parse_layers, pool_width
 from igpt.probe.linear import FeatureTransform
 
@@ -178,7 +178,7 @@ def _extract_rows(
         return of_batch(tokens, first + start, 0)
 
     # Full batches whatever was left out: a BERT model's mask depends on a picture's place in them.
-    while batch := list(islice(readable, BATCH * groups())):
+    while batch := list(islice(readable, BATCH * dp_size())):
         tokens, labels, names = zip(*batch, strict=True)
         parts = [part.cpu().numpy() for part in in_batches(torch.stack(tokens), of_part)]
         features = np.concatenate(parts).reshape(len(batch), columns, -1)

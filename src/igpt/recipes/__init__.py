@@ -151,7 +151,7 @@ def recipe_yaml(recipe: Recipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
-def changed(recipe: Recipe, overrides: Sequence[str], name: str) -> Recipe:
+def with_overrides(recipe: Recipe, overrides: Sequence[str], name: str) -> Recipe:
     """The recipe with `overrides` like "train.lr=0.003"; UserError as `load_recipe`."""
     return parse_recipe(recipe_yaml(recipe), overrides, name)
 
@@ -171,7 +171,7 @@ def flat_fields(recipe: Recipe) -> dict[str, Any]:
 
 # How the names of fields begin that say how a run is computed and reported, not what it computes: a
 # run can be resumed with other values of these.
-MANNER = (
+CHANGEABLE_ON_RESUME = (
     "parallel.",
     "train.micro_batch_size",
     "train.activation_checkpointing",
