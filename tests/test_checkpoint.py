@@ -211,7 +211,7 @@ def test_what_killed_processes_left_half_written_goes_with_the_next_checkpoint(
 def test_what_killed_processes_left_of_a_runs_files_goes_when_it_is_trained_again(
     tmp_path: Path,
 ) -> None:
-    left, mine = tmp_path / ".model.safetensors.0123abcd.tmp", tmp_path / ".mine"
+    left, mine = tmp_path / ".model.safetensors.0123abcd.tmp", tmp_path / ".features.npz.01.tmp"
     left.write_bytes(b"half")
     mine.touch()
     pretrain(tiny_recipe("train.steps=1"), tmp_path, resume=False, say=silent)

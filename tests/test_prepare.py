@@ -253,6 +253,17 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert not out.exists()
 
 
+def test_more_shards_than_the_library_numbers_are_refused(
+    igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("igpt.prepare.MOST_PIECES", 100)
+    options = ("--data", "digits", "--size", 8, "--out", tmp_path / "out", "--workers", 1)
+    assert_mistake(
+        igpt("prepare", *options, "--shard-pictures", 10),
+        "train would be more than 100 shards, which the `datasets` library does not number",
+    )
+
+
 def test_a_folder_of_other_settings_or_of_something_else_is_refused(
     igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,10 +28,7 @@ def first_line(error: BaseException | str) -> str:
 SUBSETS = 5  # random ones of each number of labels, as in the paper
 Precision = Literal["auto", "float32", "bfloat16"]  # of the model's products
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-SAMPLING_PRECISIONS = (
-    *PRECISIONS,
-    "int8",
-)  # of the weights and cache that a step of sampling reads
+SAMPLING_PRECISIONS = (*PRECISIONS, "int8")  # of the weights and cache that sampling reads
 Objective = Literal["ar", "bert"]  # of pretraining (paper, section 2.1)
 Augmentation = Literal["none", "flip", "cifar", "imagenet"]
 AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)

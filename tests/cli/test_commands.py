@@ -15,6 +15,7 @@ import torch
 from conftest import TINY, assert_mistake, is_sheet, picture_bytes, write_classes
 from igpt import sample
 from igpt.cli import COMMANDS, main
+from igpt.cli.arguments import spread
 from igpt.config import UserError
 
 
@@ -124,6 +125,7 @@ def test_complete_takes_a_few_pictures_of_a_set_unless_it_is_told_how_many(
     result = igpt(*words)
     assert json.loads(result.out)["count"] == 8
     assert "8 pictures from all over the set" in result.err
+    assert [spread(n, 3).tolist() for n in (9, 2)] == [[0, 4, 8], [0, 1]]
     assert json.loads(igpt(*words, "--limit", 9).out)["count"] == 9
 
 

@@ -22,6 +22,13 @@ def test_the_example_says_what_igpt_xl_needs(igpt) -> None:
     assert result.out.splitlines()[-1].startswith("igpt pretrain igpt-xl-imagenet64 parallel.data=")
 
 
+def test_small_and_large_numbers_are_readable(igpt) -> None:
+    lines = igpt("plan", "digits", "--gpus", 1, "--gpu", "a100").out.splitlines()
+    assert "under 0.001" in next(line for line in lines if line.startswith("days at"))
+    huge = ("plan", "igpt-xl-imagenet64", "--gpus", 1, "--gpu", "h100", "--batch-size", 512)
+    assert "e+0" not in igpt(*huge).out.split("FLOPs")[0]
+
+
 def test_the_command_that_it_ends_with_is_of_the_recipe_that_was_planned(igpt) -> None:
     plan = ["plan", "igpt-s-imagenet32", "--gpus", 8, "--gpu", "h100"]
     plan += ["--batch-size", 1024, "train.activation_checkpointing=true"]

@@ -77,10 +77,10 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="scale pictures of 12 bits"):
         to_rgb(Image.open(tmp_path / "microscope.png"))
     with pytest.warns(UserWarning, match="floats has no value above a sixteenth of 65,535"):
-        to_rgb(Image.fromarray(np.full((2, 2), 300, np.float32)))
+        to_rgb(Image.fromarray(np.full((2, 2), 400, np.float32)))
 
 
-@pytest.mark.parametrize("values", [[-1.0, 1.0], [0.0, 70_000.0], [-np.inf, -5.0]])
+@pytest.mark.parametrize("values", [[-1.0, 1.0], [0.0, 90_000.0], [-np.inf, -5.0]])
 def test_values_that_do_not_tell_black_and_white_are_not_guessed(
     values: list[float], tmp_path: Path
 ) -> None:
@@ -92,6 +92,8 @@ def test_values_that_do_not_tell_black_and_white_are_not_guessed(
 def test_what_is_not_finite_is_black_or_white_and_the_rest_as_it_was() -> None:
     floats = Image.fromarray(np.array([[np.nan, np.inf, 0.5, -1e-6]], np.float32))
     assert np.asarray(to_rgb(floats))[0, :, 0].tolist() == [0, 255, 128, 0]
+    sharpened = Image.fromarray(np.array([[0, 0.5, 1.03]], np.float32))  # beside white, not far
+    assert np.asarray(to_rgb(sharpened))[0, :, 0].tolist() == [0, 128, 255]
     nothing = Image.fromarray(np.full((1, 2), np.nan, np.float32))
     assert np.asarray(to_rgb(nothing))[0, :, 0].tolist() == [0, 0]
 

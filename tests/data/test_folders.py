@@ -224,6 +224,7 @@ def test_linked_folders_are_read_and_never_in_a_circle(tmp_path: Path) -> None:
     (data / "train" / "cat" / "round").symlink_to(data)
     (data / "all").symlink_to(data / "train")  # of two ways to a folder none is lost
     (data / "gone").symlink_to(tmp_path / "nowhere")
+    (data / "itself").symlink_to("itself")
     with pytest.warns(UserWarning, match="3 pictures .* in none of test, train"):
         train = open_source(str(data)).split("train")
     assert len(train) == 3

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from conftest import picture_bytes, write_pictures
 from igpt.config import UserError
 from igpt.data.decode import decode_all
+from igpt.data.pictures import Source
 from igpt.data.sources import is_gone, open_source, source_name
 from shared_data import shared
 
@@ -219,6 +220,30 @@ def test_splits_with_other_columns_keep_their_own(tmp_path: Path) -> None:
     source = open_source(str(tmp_path))
     assert source.split("train").class_names == ("a", "b")
     assert source.split("test").labels is None
+
+
+def test_an_empty_name_is_no_class_and_names_are_not_mixed_with_numbers(tmp_path: Path) -> None:
+    def write(split: str, labels: list[object]) -> None:
+        images = [{"bytes": picture_bytes(i), "path": None} for i in range(len(labels))]
+        rows = datasets.Dataset.from_dict({"image": images, "label": labels})
+        rows.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / split))
+
+    def source(**splits: list[object]) -> Source:
+        loaded = {}
+        for split, labels in splits.items():
+            write(split, labels)
+            loaded[split] = datasets.load_from_disk(str(tmp_path / split))
+        datasets.DatasetDict(loaded).save_to_disk(str(tmp_path / "all"))
+        return open_source(str(tmp_path / "all"))
+
+    train = source(train=["b", "", "a"]).split("train")
+    assert train.class_names == ("a", "b")
+    assert train.labels is not None
+    assert train.labels.tolist() == [1, -1, 0]
+    mixed = source(train=["b", "a"], test=[0, 1])
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match="'label' holds names in one split and numbers in"):
+            mixed.split(split)
 
 
 def test_what_does_not_exist_or_has_no_pictures_is_refused(tmp_path: Path) -> None:

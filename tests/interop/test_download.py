@@ -114,6 +114,18 @@ def test_a_part_that_cannot_be_continued_is_fetched_anew(server, tmp_path: Path,
     assert (tmp_path / "a").read_bytes() == BODY
 
 
+def test_two_downloads_at_once_leave_no_broken_file(server, tmp_path: Path) -> None:
+    def append(_done: int, _total: int) -> None:
+        with (tmp_path / "a.part").open("ab") as other:
+            other.write(b"what another download appends")
+
+    with pytest.raises(UserError, match="another download wrote the same file"):
+        fetch(server.address + "/a", tmp_path / "a", append)
+    assert not list(tmp_path.iterdir())
+    fetch(server.address + "/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == BODY
+
+
 def test_a_size_that_is_not_told_and_a_missing_file_are_errors(server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="/missing: the server answers 404, Not Found"):
         fetch(server.address + "/missing", tmp_path / "a")
