@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from igpt.config import UserError
 from igpt.kernels.palette import color_cells
@@ -234,6 +235,11 @@ def test_a_token_outside_the_palette_is_named() -> None:
 def test_pictures_of_another_shape_or_type_are_refused(images: npt.NDArray) -> None:
     with pytest.raises(UserError, match="uint8"):
         Palette(np.zeros((1, 3), np.float32)).encode(images)
+
+
+def test_a_list_of_pictures_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"must be an array \[B, H, W, 3\], got a list"):
+        Palette.fit([Image.new("RGB", (4, 4))], 2)  # type: ignore[arg-type]
 
 
 def test_no_pictures_have_no_tokens_and_no_palette() -> None:

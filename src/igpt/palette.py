@@ -276,6 +276,8 @@ def _nearest(colors: Floats, clusters: Floats) -> npt.NDArray[np.intp]:
 
 
 def _checked(images: Pixels) -> Pixels:
+    if not isinstance(images, np.ndarray):
+        raise UserError(f"pictures must be an array [B, H, W, 3], got a {type(images).__name__}")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise UserError(
             f"pictures must be uint8 [B, H, W, 3], got {images.dtype} {list(images.shape)}"

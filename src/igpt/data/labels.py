@@ -134,7 +134,7 @@ class LargeTask:
 def open_task(source: Source, config: DataConfig, image_size: int, seed: int) -> Task:
     """The three splits of a labelled source, at the model's size.
 
-    Raises UserError when a split has no labels, or all pictures are of one class.
+    Raises UserError when a split has no labels, or those to train on are of one class.
     """
     return Task(*(part.decode(image_size) for part in _open_splits(source, config, seed)))
 
@@ -183,7 +183,9 @@ def _classified(name: str, parts: dict[str, Pictures], config: DataConfig) -> li
                 stacklevel=2,
             )
     if len(learned) < 2:
-        raise UserError(f"{name}: all pictures are of one class, there is nothing to learn")
+        raise UserError(
+            f"{name}: all pictures to train on are of one class, there is nothing to learn"
+        )
     return found
 
 
