@@ -149,7 +149,7 @@ def test_the_card_tells_what_a_probe_and_fine_tuning_reached(
     (accuracy,) = [row["val_accuracy"] for row in rows if "val_accuracy" in row]
     card = (tmp_path / "b" / "README.md").read_text()
     assert f"| validation | accuracy {100 * accuracy:.1f} % |" in card
-    assert "so that its logits differ slightly:" in card
+    assert "so that its logits differ slightly. Its processor squashes" in card
     assert "differ slightly" not in (tmp_path / "a" / "README.md").read_text()
 
 

@@ -274,26 +274,27 @@ def test_classes_may_be_words_and_the_strength_is_chosen(
 
 
 class Oracle:
-    """A probe that is always right, or never; a feature is the class."""
+    """A probe that is always right, or never, and as sure as one likes; a feature is the class."""
 
-    def __init__(self, right: bool) -> None:
-        self.right = right
+    def __init__(self, right: bool, sure: float) -> None:
+        self.right, self.sure = right, sure
 
-    def predict(self, features: np.ndarray) -> np.ndarray:
+    def logits(self, features: np.ndarray) -> np.ndarray:
         labels = features[:, 0].astype(np.int64)
-        return labels if self.right else 1 - labels
+        return self.sure * np.eye(2)[labels if self.right else 1 - labels]
 
 
 @pytest.mark.parametrize("good", [{0.01}, {0.01, 1.0, 10.0}])
-def test_the_best_strength_is_chosen_and_of_equals_the_strongest_penalty(
+def test_the_best_strength_is_chosen_and_of_equals_the_likeliest(
     monkeypatch: pytest.MonkeyPatch, good: set[float]
 ) -> None:
     def probes(_x: object, _y: object, _n: int, strengths: list[float], _c: int) -> list[Oracle]:
-        return [Oracle(strength in good) for strength in strengths]
+        return [Oracle(s in good, sure=5 if s == 1.0 else 1) for s in strengths]
 
     monkeypatch.setattr("igpt.sklearn._probes", probes)
     labels = np.arange(20) % 2
-    assert _choose_strength(labels[:, None].astype(np.float32), labels, 0) == 0.01
+    likeliest = 1.0 if 1.0 in good else 0.01
+    assert _choose_strength(labels[:, None].astype(np.float32), labels, 0) == likeliest
 
 
 def test_the_strength_is_chosen_for_as_many_components_as_are_fitted(

@@ -270,7 +270,7 @@ MISTAKES = [
     (["shape=4"], [], "'shape' is no one field of a recipe"),
     (["data=4"], [], "'data' is no one field of a recipe"),
     (["colors=4,many"], [], "palette.colors"),
-    (["colors=4,0"], [], "palette.colors must be 1"),
+    (["colors=4,0"], [], "palette.colors must be 2"),
     (["order=raster,spiral"], [], "unknown order 'spiral'"),
     (["n_embd=16,17"], [], "n_embd .17. must be a multiple of n_head"),
     (["colors=4"], ["train.speed=1"], "unknown field 'train.speed'"),

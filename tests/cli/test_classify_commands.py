@@ -77,7 +77,8 @@ def test_probe_chooses_a_layer_and_predict_uses_it(igpt, run: Path, tmp_path: Pa
     text = igpt(*words).out
     first = [f"{float(rows[0]['probability']):.3f}", *(rows[0][k] for k in ("label", "true"))]
     assert [*first, rows[0]["picture"]] in [line.split() for line in text.splitlines()]
-    assert "277 more" in text
+    assert f"all 297 with every class's probability: {table}" in text
+    assert f"confusion matrix: {matrix}" in text
     assert f"accuracy {100 * predicted['accuracy']:.1f} %" in text
 
 

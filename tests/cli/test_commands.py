@@ -177,7 +177,7 @@ MISTAKES = [
     (["pretrain", "digits", "--out", "{tmp}/r", "--data", "{tmp}/nothing"], "no data at"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--data", "{tmp}/empty"], "no pictures"),
     (["pretrain", "digits", "--out", "{tmp}/text.npy"], "cannot write into"),
-    (["pretrain", "digits", "--out", "{tmp}/r", "--colors", "0"], "palette.colors must be 1"),
+    (["pretrain", "digits", "--out", "{tmp}/r", "--colors", "0"], "palette.colors must be 2"),
     (["eval", "{run}", "--data", "{tmp}/one", "--split", "tst"], "no split 'tst'"),
     (["pretrain", "digits", "--out", "{tmp}/r", "--palette", "{tmp}/no.npy"], "no palette file"),
     (
@@ -194,7 +194,7 @@ MISTAKES = [
     (["sample", "{run}", "--temperature", "-1", "--out", "{tmp}/s.png"], "temperature"),
     (["sample", "{run}", "--out", "{tmp}/s.xyz"], "expected a name like sheet.png"),
     (["complete", "{run}", "--images", "{tmp}/none.png", "--out", "{tmp}/s.png"], "no picture"),
-    (["complete", "{run}", "--images", "{tmp}/text.npy", "--out", "{tmp}/s.png"], "can be read"),
+    (["complete", "{run}", "--images", "{tmp}/text.npy", "--out", "{tmp}/s.png"], "is an array: give it by"),
     (["complete", "{run}", "--limit", "1", "--keep", "1", "--out", "{tmp}/s.png"], "keep"),
     (["sample", "{run}", "--temperature", "nan", "--out", "{tmp}/s.png"], "temperature"),
     (["sample", "{run}", "--temperature", "1e-38", "--out", "{tmp}/s.png"], "temperature"),

@@ -152,7 +152,7 @@ def test_a_folder_of_transformers_is_described(
         (["{tmp}"], "expected a run or an ImageGPT model folder"),
         (["{run}", "--size", "8"], "are for presets"),
         (["igpt-s", "--size", "-3"], "image_size must be at least 1"),
-        (["igpt-s", "--colors", "0"], "colors must be 1 to 65535"),
+        (["igpt-s", "--colors", "0"], "colors must be 2 to 65535"),
         ([], "MODEL"),
     ],
 )

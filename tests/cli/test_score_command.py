@@ -175,7 +175,7 @@ def test_one_unreadable_picture_is_skipped_and_named(
 
 MISTAKES = [
     (["{tmp}/none.png"], "no picture"),
-    (["{tmp}/text.npy"], "can be read"),
+    (["{tmp}/text.npy"], "is an array: give it by --data"),
     (["{tmp}/empty"], "no pictures"),
     (["{tmp}/text.npy", "--data", "digits"], "not both"),
     (["--data", "{tmp}/nothing"], "no data at"),

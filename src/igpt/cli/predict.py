@@ -91,7 +91,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         if args.confusion:
             figure = confusion_figure(result.confusion, classifier.class_names)
             save_figure(figure, args.confusion)
-            lines += ["", f"who is taken for whom: {args.confusion}"]
+            lines += ["", f"confusion matrix: {args.confusion}"]
     return Report("\n".join(lines), values)
 
 
