@@ -194,7 +194,7 @@ MISTAKES = [
     (["sample", "{run}", "--temperature", "-1", "--out", "{tmp}/s.png"], "temperature"),
     (["sample", "{run}", "--out", "{tmp}/s.xyz"], "expected a name like sheet.png"),
     (["complete", "{run}", "--images", "{tmp}/none.png", "--out", "{tmp}/s.png"], "no picture"),
-    (["complete", "{run}", "--images", "{tmp}/text.npy", "--out", "{tmp}/s.png"], "is an array: give it by"),
+    (["complete", "{run}", "--images", "{tmp}/text.npy", "--out", "{tmp}/s.png"], "is an array"),
     (["complete", "{run}", "--limit", "1", "--keep", "1", "--out", "{tmp}/s.png"], "keep"),
     (["sample", "{run}", "--temperature", "nan", "--out", "{tmp}/s.png"], "temperature"),
     (["sample", "{run}", "--temperature", "1e-38", "--out", "{tmp}/s.png"], "temperature"),
