@@ -67,3 +67,9 @@ def test_a_picture_of_another_size_is_refused() -> None:
     codec = Codec(Palette(np.zeros((1, 3), np.float32)), "raster", 4)
     with pytest.raises(UserError, match="4x4"):
         codec.encode(np.zeros((1, 5, 4, 3), np.uint8))
+
+
+def test_tokens_of_another_number_are_refused() -> None:
+    codec = Codec(Palette(np.zeros((1, 3), np.float32)), "hilbert", 4)
+    with pytest.raises(UserError, match=r"tokens must be \[B, 16\], got \[2, 15\]"):
+        codec.decode(np.zeros((2, 15), np.int64))

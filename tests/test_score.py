@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import igpt
-from igpt.config import ModelConfig
+from igpt.config import ModelConfig, UserError
 from igpt.data.decode import decode_all
 from igpt.data.sources import open_source
 from igpt.evaluate import picture_nats, pixel_nats, turns
@@ -101,7 +101,7 @@ def test_a_bert_pictures_nats_do_not_depend_on_its_place_in_the_set() -> None:
 
 @pytest.mark.parametrize("config", [AR_CONFIG, BERT_CONFIG])
 def test_no_pictures_are_refused(config: ModelConfig) -> None:
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(UserError, match="no pictures"):
         pixel_nats(random_model(config), random_tokens(0), 4)
 
 

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from igpt.config import ModelConfig
+from igpt.config import ModelConfig, UserError
 from igpt.data.loader import Batch
 from igpt.device import autocast, replay_batches, to_device
 from igpt.model import ImageGPT
@@ -26,15 +26,11 @@ BATCH = 32  # pictures a forward pass, unless the caller says how many
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A total over a set of pictures, from which every reported unit follows."""
+    """The mean over a set of pictures, from which every reported unit follows."""
 
-    sum_of_nats_per_pixel: float  # over pictures, of each the mean over its predicted pixels
-    count: int  # pictures
+    nats_per_pixel: float  # mean over pictures of the mean over a picture's predicted pixels
     n_pixels: int  # of one picture
-
-    @property
-    def nats_per_pixel(self) -> float:
-        return self.sum_of_nats_per_pixel / self.count
+    count: int  # pictures
 
     @property
     def bits_per_pixel(self) -> float:
@@ -96,8 +92,8 @@ def picture_nats(
 
     Masks are drawn for `mask_batch` pictures at a time, a multiple of `batch_size` (None: itself).
     `check` is called before every batch and may raise. Of several processes, all call it, share the
-    work and have all values. Raises ValueError when there are no pictures, UserError for a model
-    without likelihoods.
+    work and have all values. Raises UserError when there are no pictures, and for a model without
+    likelihoods.
     """
     _require_pictures(model, tokens)
     compute = in_dtype(partial(objective, model), model, dtype)
@@ -125,8 +121,8 @@ def pixel_nats(
     a token's value is from the pass that hid its group, given all others. The sum is then no
     likelihood of the picture but a pseudo-likelihood (Besag, 1975).
 
-    Of several processes, all call it, as `picture_nats`. Raises ValueError when there are no
-    pictures, UserError for a model without likelihoods.
+    Of several processes, all call it, as `picture_nats`. Raises UserError when there are no
+    pictures, and for a model without likelihoods.
     """
     _require_pictures(model, tokens)
     if model.config.causal:
@@ -142,7 +138,7 @@ def pixel_nats(
 def _require_pictures(model: ImageGPT, tokens: torch.Tensor) -> None:
     require_likelihood(model.config)
     if len(tokens) == 0:
-        raise ValueError("no pictures to evaluate")
+        raise UserError("no pictures to evaluate")
 
 
 def turns(config: ModelConfig) -> int:

@@ -161,5 +161,10 @@ class Codec:
         return raster_tokens[:, self.pi]
 
     def decode(self, tokens: npt.NDArray[Any]) -> Pixels:
-        """Pictures uint8 [B, H, W, 3] of tokens [B, T]; UserError for one outside the palette."""
+        """Pictures uint8 [B, H, W, 3] of tokens [B, T].
+
+        Raises UserError for a token outside the palette, and for another number of them.
+        """
+        if tokens.shape[1:] != (self.n_tokens,):
+            raise UserError(f"tokens must be [B, {self.n_tokens}], got {list(tokens.shape)}")
         return self.palette.decode(tokens[:, self._inverse])

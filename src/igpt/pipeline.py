@@ -191,7 +191,7 @@ class Pipeline:
     def likelihood(self, images: Images, *, precision: str = "float32") -> Likelihood:
         """Totals of `nll` over a set."""
         nats = self.nll(images, precision=precision)
-        return Likelihood(float(nats.sum()), count=len(nats), n_pixels=self.codec.n_tokens)
+        return Likelihood(float(nats.mean()), n_pixels=self.codec.n_tokens, count=len(nats))
 
     def features(
         self,

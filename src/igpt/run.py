@@ -71,10 +71,9 @@ def settle_recipe(
         require_folder(run.path)
         return recipe if _goes_on_with_its_data(recipe) else with_split_pictures(recipe, None)
     if not resume:
-        if not run.checkpoints.exists():
-            what = "a run without checkpoints: add --resume, remove it, or choose another --out"
-            raise UserError(f"{run.path} holds {what}")
-        raise UserError(f"{run.path} holds a run already: add --resume, or choose another --out")
+        raise UserError(
+            f"{run.path} holds a run already: add --resume, remove it, or choose another --out"
+        )
     saved = run.recipe()
     if _command_of(saved) != command:
         raise UserError(f"{run.path} is a run of `igpt {_command_of(saved)}`: resume it there")

@@ -182,27 +182,13 @@ def card(
     """
     from huggingface_hub import ModelCardData
 
-    config, codec = pipeline.model.config, pipeline.codec
-    parameters = sum(parameter.numel() for parameter in pipeline.model.parameters())
-    # A run may have been stopped before its last step.
-    steps = recipe and (last_step(metrics) if metrics else recipe.train.steps)
+    config = pipeline.model.config
     task = "image-classification" if config.n_classes else "unconditional-image-generation"
     header = ModelCardData(
         license=license, library_name="igpt", tags=["imagegpt", "igpt"], pipeline_tag=task
     )
-    facts = {
-        "model": f"Image GPT, {config.kind}; {config.n_layer} layers, width {config.n_embd}, "
-        f"{config.n_head} heads; {parameters:,} parameters",
-        "pictures": f"{codec.image_size}x{codec.image_size}, {codec.vocab_size} colours, "
-        f"order {codec.order}",
-        "started from": recipe and recipe.init_from and short_name(recipe.init_from),
-        "data": recipe and short_name(recipe.data.source),
-        "training": recipe and f"{steps:,} steps of {recipe.train.batch_size} pictures",
-        "validation": _validated(metrics),
-        "probe": _probed(probed),
-        "classes": ", ".join(pipeline.class_names),
-    }
-    rows = [f"| {what} | {value} |" for what, value in facts.items() if value]
+    facts = _facts(pipeline, recipe, metrics, probed)
+    rows = [f"| {what} | {value} |" for what, value in facts.items()]
     use = [f'p = igpt.load("{name}")']
     use += ["p.sample(16)"] if config.can_sample else []
     use += ['p.predict("picture.png")'] if config.n_classes else ['p.features("picture.png")']
@@ -225,6 +211,32 @@ def card(
             _repeated(recipe),
         ]
     )
+
+
+def _facts(
+    pipeline: Pipeline,
+    recipe: Recipe | None,
+    metrics: Sequence[Seen],
+    probed: Mapping[str, Any] | None,
+) -> dict[str, str]:
+    """The card's table: what is known of the model."""
+    config, codec = pipeline.model.config, pipeline.codec
+    parameters = sum(parameter.numel() for parameter in pipeline.model.parameters())
+    # A run may have been stopped before its last step.
+    steps = recipe and (last_step(metrics) if metrics else recipe.train.steps)
+    facts = {
+        "model": f"Image GPT, {config.kind}; {config.n_layer} layers, width {config.n_embd}, "
+        f"{config.n_head} heads; {parameters:,} parameters",
+        "pictures": f"{codec.image_size}x{codec.image_size}, {codec.vocab_size} colours, "
+        f"order {codec.order}",
+        "started from": recipe and recipe.init_from and short_name(recipe.init_from),
+        "data": recipe and short_name(recipe.data.source),
+        "training": recipe and f"{steps:,} steps of {recipe.train.batch_size} pictures",
+        "validation": _validated(metrics),
+        "probe": _probed(probed),
+        "classes": ", ".join(pipeline.class_names),
+    }
+    return {what: value for what, value in facts.items() if value}
 
 
 def _repeated(recipe: Recipe | None) -> str:

@@ -23,7 +23,6 @@ from igpt.data.labels import few_labels, open_task
 from igpt.data.sources import is_shards, open_data
 from igpt.data.splits import pictures_to_test, task_training_splits
 from igpt.disk import read_json, write_json
-from igpt.evaluate import Likelihood
 from igpt.monitor import read_metrics, training_minutes
 from igpt.order import permutation
 from igpt.palette import Palette
@@ -190,15 +189,14 @@ def measure(point: Point, outcome: Outcome, labels_per_class: int | None, say: S
     data, config = recipe.data, pipeline.model.config
     test = pictures_to_test(open_data(data), data, recipe.split_seed)
     assert outcome.best is not None  # the last step validates
-    validation = Likelihood(outcome.best, count=1, n_pixels=pipeline.codec.n_tokens)
     likelihood = pipeline.likelihood(encode_all(test, pipeline.codec, pipeline.transform).images)
     return Result(
         point.name,
         parameters=n_parameters(config),
         flops=float(training_flops(config)) * outcome.step * recipe.train.batch_size,
         minutes=training_minutes(read_metrics(point.run.metrics), recipe.train.batch_size),
-        val_nats_per_pixel=validation.nats_per_pixel,
-        val_nats_per_picture=validation.nats_per_picture,
+        val_nats_per_pixel=outcome.best,
+        val_nats_per_picture=outcome.best * likelihood.n_pixels,
         test_nats_per_pixel=likelihood.nats_per_pixel,
         test_nats_per_picture=likelihood.nats_per_picture,
         **_accuracies(pipeline, recipe, labels_per_class, say),

@@ -19,7 +19,7 @@ from torch import Tensor
 from igpt.config import ModelConfig, UserError
 from igpt.evaluate import BATCH, in_batches, in_dtype
 from igpt.model import ImageGPT
-from igpt.order import Codec, Encoded
+from igpt.order import Codec, Encoded, inverse
 from igpt.rng import torch_rng
 from igpt.types import Pixels
 
@@ -86,7 +86,7 @@ class _Raster:
     """All positions in raster order, [B, T * d] of n [B, T, d]."""
 
     def __init__(self, codec: Codec) -> None:
-        self.raster = _Constant(torch.from_numpy(np.argsort(codec.pi)))
+        self.raster = _Constant(torch.from_numpy(inverse(codec.pi)))
 
     def __call__(self, n: Tensor) -> Tensor:
         return n[:, self.raster.on(n.device)].flatten(1)
