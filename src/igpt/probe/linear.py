@@ -6,6 +6,7 @@ and the strength of the L2 penalty are chosen on validation data; test is for th
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 
 from igpt.config import METRICS, UserError
 from igpt.probe.features import Features
@@ -180,10 +183,12 @@ def fit_layer(
 
 
 def log_loss(logits: Features, labels: Labels) -> float:
-    """Mean -ln p of the labels [N] by logits [N, C]; a class that training lacked has p = 1e-15."""
-    logits = logits - logits.max(axis=1, keepdims=True)
-    of_labels = logits[np.arange(len(labels)), labels] - np.log(np.exp(logits).sum(axis=1))
-    return float(-np.maximum(of_labels, np.log(1e-15)).mean())
+    """Mean -ln p of the labels [N] by logits [N, C], in nats.
+
+    A class that training lacked has a logit of -inf; it counts as p = 1e-15, not as infinite.
+    """
+    nats = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels), reduction="none")
+    return float(nats.clamp(max=-math.log(1e-15)).mean())
 
 
 def logistic_path(
