@@ -47,7 +47,7 @@ except ModuleNotFoundError:  # Windows
 HEADER = "state.json"  # of a checkpoint: its progress, and the bytes of each file
 LOADER = "loader"  # what the files of a checkpoint begin with that hold a group's loader
 WRITTEN = ("checkpoints", "config.json", "metrics.jsonl", "model.safetensors", "palette.npy")
-OWN = ("*.json", "*.jsonl", "*.safetensors", "*.yaml", "palette.npy", ".wandb-id")  # and no others
+OWN = ("*.json", "*.jsonl", "*.safetensors", "*.yaml", "palette.npy", ".wandb-id")  # a run's
 KEPT_CHECKPOINTS = 2  # the newest, and one to fall back to
 PARAMETER_SEPARATOR = "/"  # between an optimizer's slot and a parameter's name
 

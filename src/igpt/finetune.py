@@ -146,8 +146,9 @@ def _test_split(source: Source, config: DataConfig) -> str | None:
 
 
 def parameter_groups(model: ImageGPT, options: FinetuneConfig) -> list[dict[str, Any]]:
-    """Parameters by depth: the first `freeze` blocks stay as they are, deeper ones learn faster.
+    """Adam's groups by depth: the first `freeze` blocks stay as they are, deeper ones learn faster.
 
+    A group's rate is the schedule's times `lr_scale`: `layer_decay` to its distance from the top.
     What the loss does not depend on stays as well. Depth 0 is the embeddings, l is block l - 1, and
     n_layer + 1 is what follows the blocks.
     """

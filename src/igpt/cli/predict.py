@@ -69,16 +69,16 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     if known is not None:
         source = args.data or str(args.run)
         known = as_classes(known, pictures.class_names, classifier.class_names, source)
-    missing = len(pictures.images) if known is None else int((known < 0).sum())
-    if args.confusion and missing == len(pictures.images):
+    count = len(pictures.names)
+    missing = count if known is None else int((known < 0).sum())  # labels
+    if args.confusion and missing == count:
         raise UserError("--confusion needs labelled pictures")
-    say(f"{len(pictures.images):,} pictures, {len(classifier.class_names)} classes")
+    say(f"{count:,} pictures, {len(classifier.class_names)} classes")
     tokens = pipeline.tokens(pictures.images)
     prediction = classifier.predict(tokens, pipeline.dtype(args.precision))
     rows = partial(_rows, pictures.names, prediction, known)
     if args.csv:
         write_csv(args.csv, rows(every=True))
-    count = len(pictures.names)
     every = list(rows(every=True)) if args.json else []
     values: dict[str, Any] = {"count": count, "predictions": every}
     lines = _table(list(islice(rows(every=False), SHOWN)), count, args.csv)

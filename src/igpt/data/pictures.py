@@ -32,18 +32,10 @@ BROKEN = (
 )
 
 
-# Suffixes of pictures, from phones and cameras above all, that Pillow does not read.
-STRANGE = {".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"}
-STRANGE |= {
-    ".czi",
-    ".nd2",
-    ".lif",
-    ".oib",
-    ".vsi",
-    ".svs",
-    ".ndpi",
-    ".dcm",
-}  # of microscopes, DICOM
+# Suffixes of pictures that Pillow does not read: of phones and cameras; of microscopes and clinics.
+PHOTOS = {".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"}
+SCANS = {".czi", ".nd2", ".lif", ".oib", ".vsi", ".svs", ".ndpi", ".dcm"}
+STRANGE = PHOTOS | SCANS
 
 # Formats that Pillow knows by name but opens only with a program or plugin of one's own.
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}

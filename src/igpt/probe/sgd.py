@@ -83,7 +83,10 @@ class Classifiers:
 
     @torch.no_grad()
     def step(self, rates: Tensor) -> None:
-        """SGD with momentum, each regression at its rate [R], on all processes' mean gradients."""
+        """SGD with momentum, each regression at its rate [R], on all processes' mean gradients.
+
+        By hand, as an optimizer of PyTorch has one rate for a whole tensor.
+        """
         for parameter, momentum in zip((self.weight, self.bias), self.momentum, strict=True):
             assert parameter.grad is not None
             momentum.mul_(MOMENTUM).add_(mean_over_processes_(parameter.grad))
