@@ -19,7 +19,7 @@ import torch
 from contest import Contender, Result, contest
 from machine import ON_GPU, machine
 from matplotlib.figure import Figure
-from palette_speed import ENCODED, encoding
+from palette_speed import ENCODED, N_COLORS, encoders
 from peers import (
     IGPT_S,
     OURS,
@@ -43,6 +43,7 @@ from peers import (
     train_ours,
     train_theirs,
 )
+from pictures import SIZE
 from start_up import start_up_apart
 from start_up import table as start_up_table
 
@@ -132,6 +133,18 @@ def sampling(batch: int, quick: bool = False) -> Row:
     )
 
 
+def palette(kind: str) -> Row:
+    moved = SIZE * SIZE * (3 + 2)  # bytes: RGB is read, tokens are written
+    return Row(
+        f"palette, {N_COLORS} colours, {SIZE}x{SIZE} pictures, {kind}",
+        "pictures",
+        ENCODED[0],
+        encoders(kind, *ENCODED),
+        Contender(memory_stream, (), STREAMED / (ENCODED[0] * moved)),
+        needs=f"{moved / 1024:.0f} KiB read and written a picture",
+    )
+
+
 def step_needs(batch: int) -> tuple[float, float, float]:
     """Bytes that a step of iGPT-S must read, in bfloat16 and in 8 bits, and its FLOPs.
 
@@ -213,6 +226,8 @@ def rows() -> list[Row]:
             forward,
             needs=per_picture(needed),
         ),
+        palette("noise"),
+        palette("photo-like"),
     ]
 
 
@@ -294,16 +309,6 @@ def main() -> None:
                 rounds = 2
                 contenders = {n: c for n, c in contenders.items() if n not in ASIDE}
             report(row, contest(contenders, row.amount, rounds))
-    for kind in ("noise", "photo-like"):
-        row = Row(
-            f"palette, 512 colours, 32x32 pictures, {kind}",
-            "pictures",
-            ENCODED[0],
-            {},
-            needs="3 KiB read and 2 KiB written a picture",
-        )
-        if args.rows in row.title and not args.quick:
-            report(row, encoding(kind, *ENCODED, args.rounds))
     started = {} if args.rows or args.quick else start_up_apart()
     if started:
         print(f"\n**start-up**\n\n{start_up_table(started)}")

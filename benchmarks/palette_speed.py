@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from contest import Contender, Result, contest
+from contest import Contender, contest
 from machine import machine
 from peers import encode_ours, encode_theirs, palette
 from pictures import KINDS, SIZE, photo_like
@@ -33,13 +33,12 @@ N_COLORS = 512
 ENCODED, FITTED = (50, 20_000), 50_000  # pictures: theirs and ours in a unit; fitted on
 
 
-def encoding(kind: str, theirs: int, ours: int, rounds: int) -> dict[str, Result]:
-    """Pictures/s of both; so many are in a unit of each."""
-    contenders = {
+def encoders(kind: str, theirs: int, ours: int) -> dict[str, Contender]:
+    """Both; so many pictures are in a unit of each."""
+    return {
         "transformers": Contender(encode_theirs, (theirs, kind)),
         "igpt": Contender(encode_ours, (ours, kind), ours / theirs),
     }
-    return contest(contenders, theirs, rounds)
 
 
 def cold_rate(images: Pixels) -> float:
@@ -77,7 +76,8 @@ def main() -> None:
           "|---|---|---|---|---|", flush=True)  # fmt: skip
     encoded = {}
     for kind, make in KINDS.items():
-        results, cold = encoding(kind, theirs, ours, args.rounds), cold_rate(make(ours))
+        results = contest(encoders(kind, theirs, ours), theirs, args.rounds)
+        cold = cold_rate(make(ours))
         rates = [f"{r.median:,.0f} ({r.lowest:,.0f} to {r.highest:,.0f})" for r in results.values()]
         ratio = results["igpt"].median / results["transformers"].median
         print(f"| {kind} | {' | '.join(rates)} | {ratio:,.0f} | {cold:,.0f} |", flush=True)
