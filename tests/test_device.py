@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from igpt.device import (
     replays_steps,
     reuse_memory,
     to_device,
+    total_memory,
 )
 from igpt.evaluate import BATCH, picture_nats, pixel_nats
 from igpt.model import ImageGPT
@@ -334,3 +336,13 @@ def test_adam_takes_all_weights_at_once(tmp_path: Path) -> None:
     )
     groups: list[dict[str, Any]] = trainer.optimizer.param_groups
     assert [group["fused"] for group in groups] == [True, True]
+
+
+@pytest.mark.parametrize(("limit", "least"), [("4096\n", 4096), ("max\n", None), (None, None)])
+def test_a_containers_memory_is_what_it_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, least: int | None
+) -> None:
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+    monkeypatch.setattr("igpt.device.CGROUP_MEMORY", tmp_path / "memory.max")
+    assert total_memory() == (least or psutil.virtual_memory().total)

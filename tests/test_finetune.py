@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 import igpt
 from conftest import load_model, silent, tiny_recipe, write_classes
 from igpt.config import FinetuneConfig, ModelConfig, Recipe, UserError
+from igpt.data.decode import Decoded, encode_all
 from igpt.data.labels import Labelled, open_training
 from igpt.data.loader import Batch
 from igpt.data.pictures import Pictures
@@ -251,6 +253,22 @@ def test_few_labels_are_few_and_a_bert_model_is_fine_tuned_too(tmp_path: Path) -
     assert any(line.startswith("30 labelled pictures") for line in said)
     assert done.outcome.step == 12
     assert igpt.load(tmp_path / "r").predict(np.zeros((8, 8), np.uint8)).labels.shape == (1,)
+
+
+def test_only_the_few_pictures_that_it_learns_from_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, pictures, decoded = tmp_path / "start", write_classes(tmp_path / "pictures", 40, 8), []
+    pretrain(tiny_recipe("train.steps=1"), start, resume=False, say=silent)
+
+    def count(pictures: Pictures, *args: Any) -> Decoded:
+        decoded.append(len(pictures))
+        return encode_all(pictures, *args)
+
+    monkeypatch.setattr("igpt.data.labels.encode_all", count)
+    changes = (f"data.source={pictures}", "finetune.labels_per_class=3", "train.steps=1")
+    finetune(recipe(start, *changes), tmp_path / "tuned", resume=False, say=silent)
+    assert decoded == [6, 4]
 
 
 @pytest.mark.usefixtures("on_processor")

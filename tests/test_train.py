@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from conftest import newest, silent, tiny_recipe, write_pictures
 from igpt.checkpoint import RunDirectory
-from igpt.config import TrainConfig, UserError
+from igpt.config import Diverged, TrainConfig, UserError
 from igpt.data.decode import PART
 from igpt.data.loader import Batch, TokenLoader
 from igpt.data.sources import open_data
@@ -254,6 +255,36 @@ def test_a_signal_does_not_wait_for_pictures(
     assert train(path, resume=True) == whole
 
 
+@pytest.mark.usefixtures("on_processor")
+def test_steps_before_pictures_that_break_off_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, path, batch = train(tmp_path / "whole"), tmp_path / "run", TokenLoader.batch
+
+    def broken_off(self: TokenLoader, step: int, rows: range | None = None) -> Batch:
+        if step == 7:
+            raise UserError("the server is gone")
+        return batch(self, step, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TokenLoader, "batch", broken_off)
+        with pytest.raises(UserError, match="the server is gone"):
+            train(path)
+    assert newest(path)[0].step == 7
+    assert train(path, resume=True) == whole
+
+
+def test_a_validation_that_is_no_number_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_number(*args: Any, **options: Any) -> torch.Tensor:
+        return picture_nats(*args, **options) * math.nan
+
+    monkeypatch.setattr("igpt.pretrain.picture_nats", no_number)
+    with pytest.raises(Diverged, match="validation is nan at step"):
+        train(tmp_path / "run")
+
+
 def resumed_and_stopped_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """The step of a run that makes what it owes and is stopped before the next step."""
     batch, sent = TokenLoader.batch, threading.Event()
@@ -315,6 +346,48 @@ def test_a_last_validation_that_was_owed_is_made_once(
         pretrain(None, path, resume=True, say=silent)
         assert len(validations) == 4
         assert newest(path)[0].validated == 12
+
+
+@pytest.mark.usefixtures("on_processor")
+def test_a_validation_that_was_owed_is_noted_beside_the_weights_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, latest = tmp_path / "run", "checkpoints/step-00000012"
+    signal_validation(3, monkeypatch)
+    pretrain(tiny_recipe(), path, resume=False, say=silent)
+    assert newest(path)[0].validated < 12
+    before = {file.name: file.stat().st_ino for file in (path / latest).glob("*.safetensors")}
+    pretrain(None, path, resume=True, say=silent)
+    assert newest(path)[0].validated == 12
+    after = {file.name: file.stat().st_ino for file in (path / latest).glob("*.safetensors")}
+    assert after == before
+
+
+def test_a_palette_file_may_be_named_from_anywhere_and_be_gone_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    Palette(np.random.default_rng(0).uniform(-1, 1, (8, 3)).astype(np.float32)).save("p.npy")
+    recipe = tiny_recipe("train.steps=2", "palette.path=p.npy")
+    pretrain(recipe, tmp_path / "run", resume=False, say=silent)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert RunDirectory(tmp_path / "run").recipe().palette.path == str(tmp_path / "p.npy")
+    whole = replace(recipe, palette=replace(recipe.palette, path=str(tmp_path / "p.npy")))
+    pretrain(whole, tmp_path / "run", resume=True, say=silent)
+    with pytest.raises(UserError, match=r"has another palette\.path"):
+        pretrain(recipe, tmp_path / "run", resume=True, say=silent)
+    (tmp_path / "p.npy").unlink()
+    pretrain(recipe, tmp_path / "run", resume=True, say=silent)
+
+
+def test_a_palette_file_that_is_missing_is_told_before_pictures_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("igpt.pretrain.open_data", lambda _data: pytest.fail("read"))
+    with pytest.raises(UserError, match="no palette file"):
+        train(tmp_path / "run", "palette.path=none.npy")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_cannot_be_logged_as_asked_is_not_begun(

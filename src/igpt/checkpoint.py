@@ -158,6 +158,11 @@ class RunDirectory:
         """
         return CheckpointWriter(self.checkpoints, progress, tensors, loader)
 
+    def note(self, progress: Progress) -> None:
+        """Write anew the progress of the checkpoint of its step, of which alone it has changed."""
+        header = self.checkpoints / _folder_name(progress.step) / HEADER
+        on_first(lambda: write_json(header, {**read_json(header), **asdict(progress)}))
+
     def latest_checkpoint(self, say: Say = lambda _: None) -> Checkpoint | None:
         """The newest whole checkpoint, or None when none was written yet.
 
@@ -195,7 +200,7 @@ class CheckpointWriter:
         loader: Mapping[str, Any] | None,
     ) -> None:
         self._checkpoints, self._progress = checkpoints, progress
-        self._final = checkpoints / f"step-{progress.step:08d}"
+        self._final = checkpoints / _folder_name(progress.step)
         self._temporary = checkpoints / f".{self._final.name}.tmp"
         with self._failing():
             on_first(self._make_room)
@@ -251,6 +256,10 @@ class CheckpointWriter:
             raise UserError(
                 f"cannot write checkpoint {self._final}: {error}; the last one is intact"
             ) from error
+
+
+def _folder_name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _read_progress(folder: Path) -> Progress:

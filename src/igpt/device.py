@@ -8,14 +8,17 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cache
+from pathlib import Path
 from threading import Lock
 
 import torch
 from torch import Tensor
 
 from igpt.config import PRECISIONS, UserError, first_line
+
+CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")  # bytes that a container may take, on Linux
 
 
 def default_device() -> torch.device:
@@ -225,10 +228,13 @@ def decoding_memory(device: torch.device) -> int:
 
 
 def total_memory() -> int:
-    """Bytes of this machine's memory."""
+    """Bytes of this machine's memory, or of the container's that we are in, as Linux limits it."""
     import psutil
 
-    return int(psutil.virtual_memory().total)
+    total = int(psutil.virtual_memory().total)
+    with suppress(OSError, ValueError):  # no cgroup of version 2, or "max"
+        total = min(total, int(CGROUP_MEMORY.read_text()))
+    return total
 
 
 def require_memory(needed: int, instead: str) -> None:

@@ -197,12 +197,12 @@ def _open_pictures(
     """Training pictures, held as tokens unless random crops are decoded anew, and validation's."""
     data = recipe.data
     pictures, held_out = open_training(source, data, recipe.split_seed)
+    if options.labels_per_class is not None:  # before any is decoded
+        per_class, seed = options.labels_per_class, recipe.train.seed
+        few = few_labels(pictures.labels, per_class, seed, pictures.class_names)
+        pictures = pictures.select(few)
     crops = data.augmentation == "imagenet"
     train: Labelled | LazyLabelled = pictures if crops else pictures.encode(codec)
-    if options.labels_per_class is not None:
-        per_class, seed = options.labels_per_class, recipe.train.seed
-        few = few_labels(train.labels, per_class, seed, train.class_names)
-        train = train.select(few)
     validation = held_out.encode(codec)
     say(
         f"{len(train):,} labelled pictures to train on, {len(validation):,} held out, "

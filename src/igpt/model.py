@@ -23,20 +23,9 @@ from igpt.attention import Cache, FixedCache, KVCache, attend
 from igpt.config import ModelConfig
 from igpt.kernels.activation import fast_quick_gelu, gelu_takes
 
-NORM_EPS = 1e-5  # image-gpt src/model.py, norm()
+NORM_EPS = 1e-5  # image-gpt src/model.py, norm(): x / rms(x) * gain
 # Standard deviations of the initialisation, image-gpt src/model.py.
 WTE_STD, WPE_STD, MLP_STD = 0.02, 0.01, 0.02
-
-
-class Norm(nn.Module):
-    """x / rms(x) * gain: no centring, no bias."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.n_embd))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
 
 
 class Attention(nn.Module):
@@ -92,9 +81,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.ln_1 = Norm(config)
+        self.ln_1 = nn.RMSNorm(config.n_embd, NORM_EPS)
         self.attn = Attention(config, layer)
-        self.ln_2 = Norm(config)
+        self.ln_2 = nn.RMSNorm(config.n_embd, NORM_EPS)
         self.mlp = MLP(config)
 
     def forward(self, h: Tensor, cache: Cache | None = None) -> Tensor:
@@ -123,7 +112,7 @@ class ImageGPT(nn.Module):
             self.start = nn.Parameter(torch.empty(config.n_embd))
         blocks = [Block(config, layer) for layer in range(config.n_layer)]
         self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
-        self.ln_f = Norm(config)
+        self.ln_f = nn.RMSNorm(config.n_embd, NORM_EPS)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.n_classes:
             self.clf = nn.Linear(config.n_embd, config.n_classes, bias=False)
@@ -142,7 +131,7 @@ class ImageGPT(nn.Module):
         if self.config.causal:
             normal(self.start, WTE_STD)
         for module in self.modules():
-            if isinstance(module, Norm):
+            if isinstance(module, nn.RMSNorm):
                 module.weight.fill_(1.0)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()

@@ -1,7 +1,7 @@
 """What the model is trained to do (paper, sections 2.1 and 2.3): L_AR, L_BERT, and L_GEN + L_CLF.
 
-An objective gives one value a picture, [B], in nats per predicted token. Callers sum these and
-divide by the global count, so that no objective needs to know about processes or micro-batches.
+An objective gives one loss a picture, [B]. Callers sum these and divide by the global count, so
+that no objective needs to know about processes or micro-batches.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def masked_mean(nats: Tensor, masked: Tensor) -> Tensor:
 
 
 class Objective(Protocol):
-    """A value [B] in nats per predicted token for each picture of a batch.
+    """A loss for each picture of a batch, [B].
 
     `inputs` draws what is random; the call is a pure function of them, and can be compiled.
     """
@@ -41,7 +41,10 @@ class Objective(Protocol):
 
 
 class Generative(Objective, Protocol):
-    """L_GEN: an objective of the model's token logits; `inputs` are what its trunk takes."""
+    """L_GEN, in nats per predicted token: an objective of the model's token logits.
+
+    `inputs` are what its trunk takes.
+    """
 
     def nats(self, logits: Tensor, *inputs: Tensor) -> Tensor: ...
 

@@ -16,6 +16,7 @@ from igpt.disk import require_folder
 from igpt.model import ImageGPT
 from igpt.monitor import Monitor
 from igpt.order import Codec, permutation
+from igpt.palette import Palette
 from igpt.parallel.meeting import is_restart
 from igpt.parallel.processes import (
     processes,
@@ -68,6 +69,8 @@ def settle_recipe(
         if source.is_dir() and run.path.resolve().is_relative_to(source):
             raise UserError(f"{run.path} would lie among the pictures of {source}: choose another")
         run.require_free()
+        if recipe.palette.path is not None:
+            Palette.load(recipe.palette.path)  # a mistake is told before the pictures are read
         require_folder(run.path)
         return recipe if _goes_on_with_its_data(recipe) else with_split_pictures(recipe, None)
     if not resume:
@@ -97,16 +100,21 @@ def _may_change(saved: Recipe, run: RunDirectory) -> tuple[str, ...]:
     fields = list(CHANGEABLE_ON_RESUME)
     if saved.data.split_pictures is not None and is_gone(saved.data.source):
         fields.append("data.source")  # moved pictures are known by number: `require_same_split`
+    if saved.palette.path is not None and is_gone(saved.palette.path):
+        fields.append("palette.path")  # the run has a copy
     if saved.init_from is not None and is_gone(saved.init_from) and run.checkpoints.exists():
         fields.append("init_from")  # with a checkpoint, only the shape of that model is needed
     return tuple(fields)
 
 
 def _with_whole_paths(recipe: Recipe) -> Recipe:
-    """The recipe whose data and model to start from are the same from any working directory."""
+    """The recipe whose files and folders are the same from any working directory."""
     start = recipe.init_from and start_name(recipe.init_from)
     data = replace(recipe.data, source=source_name(recipe.data.source))
-    return replace(recipe, data=data, init_from=start)
+    palette = recipe.palette
+    if palette.path is not None:
+        palette = replace(palette, path=str(Path(palette.path).resolve()))
+    return replace(recipe, data=data, palette=palette, init_from=start)
 
 
 def _goes_on_with_its_data(recipe: Recipe) -> bool:

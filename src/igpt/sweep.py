@@ -25,7 +25,6 @@ from igpt.data.splits import pictures_to_test, task_training_splits
 from igpt.disk import read_json, write_json
 from igpt.monitor import read_metrics, training_minutes
 from igpt.order import permutation
-from igpt.palette import Palette
 from igpt.pipeline import Pipeline, load
 from igpt.plan import n_parameters, training_flops
 from igpt.pretrain import pretrain
@@ -138,8 +137,6 @@ def _field(name: str) -> str:
 def _check(point: Point) -> None:
     """Raise UserError for what cannot be trained, and for a folder that holds another run."""
     recipe = point.recipe
-    if recipe.palette.path is not None:
-        Palette.load(recipe.palette.path)
     permutation(recipe.order, recipe.data.image_size)
     if recipe.data.streaming and is_shards(recipe.data.source):
         raise UserError("a sweep measures on pictures that it can open whole: not on shards")

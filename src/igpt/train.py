@@ -206,8 +206,7 @@ class Trainer:
                 self._run(log, stop)
             except Interrupted as interrupted:
                 caught = interrupted.signal
-                if self._saved != self.step:
-                    self._save()
+                self._keep()
             except Exception as error:
                 # What was begun to be written is a state to go on from. Of several processes all
                 # raise what is the user's mistake, and perhaps one alone what is another's.
@@ -222,8 +221,7 @@ class Trainer:
     def _run(self, log: Callable[[Row], None], stop: Stop) -> None:
         if self.owes_validation():
             self._validate(log, stop)
-            if self._out_of_patience() or self.step == self.config.steps:  # no batch comes
-                self._save()
+            self.run.note(self.progress)
         clock, since = time.monotonic(), self.step
         for batch in self._batches(stop):
             self._optimizer_step(batch)
@@ -256,8 +254,13 @@ class Trainer:
                 while not coming.done() and stop.signal is None:
                     wait([coming], WAIT)
                 stop.check()
-                with together():
-                    batch = coming.result()
+                try:
+                    with together():
+                        batch = coming.result()
+                except UserError:  # of pictures: what was trained before them is whole
+                    with suppress(UserError):
+                        self._keep()
+                    raise
                 yield batch
 
     def _out_of_patience(self) -> bool:
@@ -326,6 +329,9 @@ class Trainer:
         self.model.eval()
         validation = self.validate(stop.check)
         self.model.train()
+        if not math.isfinite(validation.criterion):  # nothing would be smaller, ever
+            self._require_finite(self.model.state_dict())
+            raise _diverged(f"validation is {validation.criterion}", self.step, self.config)
         best, step = self.progress.best, self.step
         if best is None or validation.criterion < best:
             self._require_finite(self.model.state_dict())
@@ -334,6 +340,11 @@ class Trainer:
         self.progress = replace(self.progress, validated=step)
         with together():
             log({"step": self.step, **validation.metrics})
+
+    def _keep(self) -> None:
+        """Save what no checkpoint holds yet."""
+        if self._saved != self.step:
+            self._save()
 
     def _save(self) -> None:
         """Begin to write a checkpoint, after the one before it is whole."""
