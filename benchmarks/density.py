@@ -30,7 +30,7 @@ from igpt.order import Encoded
 from igpt.pipeline import load
 from igpt.plots.curves import CYCLE, save_figure
 from igpt.study.methods import LinearMethod, ModelFeatures, Subset, needed_pictures
-from igpt.study.outcomes import compare, subsets, summarise
+from igpt.study.outcomes import subsets, summarise, try_method
 
 SEEDS, TESTED = 5, 2_000  # subsets of labels; first test pictures
 
@@ -61,7 +61,7 @@ def add_probing(parser: argparse.ArgumentParser) -> None:
 def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Nats/pixel on validation, and the probe's accuracy at its best layer on test."""
     features, linear, chosen = probing(run, args)
-    trials = compare([linear], chosen, say)
+    trials = try_method(linear, chosen, say)
     (summary,) = summarise(trials)
     pipeline = features.pipeline
     validation = Encoded(pipeline.codec.raster_tokens(linear.task.validation.images))

@@ -20,7 +20,7 @@ from igpt.cli.arguments import add_data, run_data
 from igpt.config import METRICS
 from igpt.monitor import read_metrics, training_minutes
 from igpt.study.methods import CnnMethod
-from igpt.study.outcomes import compare, subsets
+from igpt.study.outcomes import subsets, try_method
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     chosen = subsets(task, [args.labels_per_class], args.seeds)
     if args.labels_per_class is None:
         chosen = [replace(chosen[0], seed=seed) for seed in range(args.seeds)]
-    trials = compare([method], chosen, print)
+    trials = try_method(method, chosen, print)
     print(f"{minutes:.1f} minutes at most, {len(task.test):,} pictures, {args.seeds} seeds:")
     for metric in METRICS:
         found = [getattr(trial, metric) for trial in trials]

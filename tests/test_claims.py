@@ -10,7 +10,7 @@ from igpt.pretrain import pretrain
 from igpt.recipes import load_recipe
 from igpt.run_data import RunData
 from igpt.study.methods import LinearMethod, ModelFeatures, make_baselines, needed_pictures
-from igpt.study.outcomes import compare, subsets, summarise
+from igpt.study.outcomes import subsets, summarise, try_method
 
 
 def test_a_hundred_steps_without_labels_make_ten_labels_a_class_reach_further(
@@ -25,5 +25,7 @@ def test_a_hundred_steps_without_labels_make_ten_labels_a_class_reach_further(
     needed = needed_pictures(task, chosen)
     probe = LinearMethod("probe", features, task, needed, components=None, metric="accuracy")
     _, _, untrained, _ = make_baselines(features, probe)
-    fitted, baseline = summarise(compare([probe, untrained], chosen, silent))
+    fitted, baseline = summarise(
+        try_method(probe, chosen, silent) + try_method(untrained, chosen, silent)
+    )
     assert fitted.accuracy[0] > 1.5 * baseline.accuracy[0] > 0.15

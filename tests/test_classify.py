@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, precision_score, recall_score
 
 from igpt.classify import HeadClassifier, Prediction, as_classes, calibration_error, report, vote
@@ -22,6 +23,15 @@ def test_the_modal_class_wins_even_where_the_mean_of_the_logits_says_otherwise()
     assert vote(logits, "logits", class_names=ABC).labels.tolist() == [0]
     probabilities = vote(logits, "modal", class_names=ABC).probabilities
     assert probabilities.sum() == pytest.approx(1)
+
+
+def test_the_class_of_averaged_logits_is_the_likeliest_one() -> None:
+    logits = np.array([[[3, 0, 0], [0, 1.4, 0], [0, 1.4, 0]]], np.float32)
+    averaged = vote(logits, "logits", class_names=ABC)
+    assert averaged.labels.tolist() == [0]
+    assert averaged.probabilities[0] == pytest.approx(softmax(logits[0].mean(axis=0)), abs=1e-6)
+    each = vote(logits, "modal", class_names=ABC).probabilities
+    assert each[0] == pytest.approx(softmax(logits[0], axis=1).mean(axis=0), abs=1e-6)
 
 
 def test_ties_of_votes_are_broken_at_random_and_always_alike() -> None:

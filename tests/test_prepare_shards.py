@@ -137,6 +137,17 @@ def test_labels_that_are_true_or_false_are_classes_0_and_1(igpt, tmp_path: Path)
     assert ours.labels.tolist() == [1, 0]
 
 
+def test_labels_that_are_no_classes_are_left_out_and_told(igpt, tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": picture(i), "path": None} for i in (0, 2)], "label": [1.0, None]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("float64")})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "f.parquet"))
+    words = ("--size", 4, "--workers", 1, "--out", tmp_path / "out")
+    done = igpt("prepare", "--data", tmp_path / "f.parquet", *words)
+    assert done.status == 0, done.err
+    assert "'label' holds neither whole numbers nor names, and is left out" in done.err
+    assert open_source(str(tmp_path / "out")).split("train").labels is None
+
+
 def test_a_file_of_many_pictures_becomes_as_many_shards_as_it_takes_in_its_order(
     igpt, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import igpt
@@ -112,6 +113,21 @@ def test_the_probe_of_a_model_that_is_no_run_is_shared_too(
         assert np.array_equal(igpt.load(tmp_path / folder).predict(images).probabilities, expected)
     told = (tmp_path / "shared" / "probe" / "results.json").read_text()
     assert str(tmp_path) not in told
+
+
+def test_the_probe_of_earlier_weights_is_not_shared(
+    igpt_cli, tiny_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    igpt.load(tiny_run).save_pretrained(folder)
+    few = ("--data", "digits", "--layer", 1, "--labels-per-class", 4, "--seeds", 1)
+    assert igpt_cli("probe", folder, *few).status == 0
+    later = igpt.load(folder)
+    with torch.no_grad():
+        later.model.wpe[0, 0] += 1
+    with pytest.warns(UserWarning, match="the probe is left out: .* made for another model"):
+        later.save_pretrained(tmp_path / "later")
+    assert not (tmp_path / "later" / "probe").exists()
 
 
 def test_the_card_tells_the_steps_that_were_done(tiny_run: Path, tmp_path: Path) -> None:

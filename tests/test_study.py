@@ -26,7 +26,7 @@ from igpt.study.methods import (
     pixel_features,
     untrained,
 )
-from igpt.study.outcomes import compare, subsets, summarise
+from igpt.study.outcomes import subsets, summarise, try_method
 
 
 def random_pictures(n: int, seed: int) -> Labelled:
@@ -195,7 +195,7 @@ def test_summaries_are_means_and_deviations_over_the_seeds(task: Task) -> None:
     assert [len(subset.indices) for subset in chosen] == [6, 6, 6, 120]
     assert len(needed_pictures(task, chosen)) == 120
     said: list[str] = []
-    few, every = summarise(compare([Fixed(task)], chosen, said.append))
+    few, every = summarise(try_method(Fixed(task), chosen, said.append))
     reached = [1 - (10 + seed) / 50 for seed in range(3)]
     assert few.accuracy == pytest.approx((statistics.mean(reached), statistics.stdev(reached)))
     assert (few.labels_per_class, few.seeds) == (3, 3)

@@ -38,7 +38,7 @@ class Prediction:
     """What a model thinks of N pictures."""
 
     labels: Labels  # [N]
-    probabilities: Floats  # [N, C], averaged over masks where there are several
+    probabilities: Floats  # [N, C]; of several masks their mean, or of the mean logits
     class_names: tuple[str, ...]  # C
 
     @property
@@ -162,10 +162,12 @@ class ProbeClassifier(Classifier):
 
 def vote(logits: Logits, ensemble: Ensemble, class_names: tuple[str, ...]) -> Prediction:
     """One prediction a picture from logits [N, masks, C]."""
+    if ensemble == "logits":
+        logits = logits.mean(axis=1, keepdims=True)
     n, masks, n_classes = logits.shape
     probabilities = torch.from_numpy(logits).double().softmax(dim=-1).mean(dim=1).numpy()
-    if ensemble == "logits" or masks == 1:  # of one vote the modal class is the likeliest
-        return Prediction(logits.mean(axis=1).argmax(axis=1), probabilities, class_names)
+    if masks == 1:  # of one vote the modal class is the likeliest
+        return Prediction(logits[:, 0].argmax(axis=1), probabilities, class_names)
     ballots = logits.argmax(axis=2)  # [N, masks]
     counts = (ballots[:, :, None] == np.arange(n_classes)).sum(axis=1).astype(np.float64)
     ties = numpy_rng(0, "ties").random((n, n_classes))  # below one vote

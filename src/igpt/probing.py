@@ -40,7 +40,7 @@ from igpt.study.methods import (
     make_baselines,
     needed_pictures,
 )
-from igpt.study.outcomes import Summary, Trial, compare, subsets, summarise
+from igpt.study.outcomes import Summary, Trial, subsets, summarise, try_method
 
 FEW = 50  # pictures that are too few to tell methods apart
 
@@ -92,7 +92,7 @@ def probe_run(
     else:
         probe, others, chosen = _streamed(features, data, options, options.sgd, folder, say)
     learned = data.learned()
-    trials = compare([probe], chosen, say)
+    trials = try_method(probe, chosen, say)
     kept = max(trials, key=lambda trial: len(trial.subset.indices))
     fitted = kept.fit.probe
     assert fitted is not None
@@ -117,7 +117,7 @@ def probe_run(
     if options.sgd is not None:
         on_first(lambda: (folder / UNFINISHED).unlink(missing_ok=True))
     for other in others:  # some take hours
-        trials += compare([other], chosen, say)
+        trials += try_method(other, chosen, say)
         del other  # and its features, before the next computes its own
         found = write()
     return found

@@ -91,8 +91,10 @@ class RunData:
         A warning tells where they may have been learned from all the same.
         """
         source = self._open()
-        theirs = learned_from and learned_from.source == source_fingerprint(self.config.source)
-        if theirs or self._is_own(source):
+        same = learned_from and learned_from.source == source_fingerprint(self.config.source)
+        if same or self._is_own(source):
+            if same and learned_from and is_single(source, self.split):
+                self._warn_of_other_pictures(source, learned_from)
             return pictures_to_test(source, self._tested(source), self._split_seed)
         own = self.recipe and self.recipe.data.split_pictures
         for what, pictures in (("probe", learned_from and learned_from.pictures), ("run", own)):
@@ -115,6 +117,17 @@ class RunData:
                 stacklevel=2,
             )
         return evaluation_split(source, self.split)
+
+    def _warn_of_other_pictures(self, source: Source, learned_from: LearnedFrom) -> None:
+        """Where a single split has more or fewer pictures than when a probe learned from it."""
+        now = count_split_pictures(source, self.config)
+        if now != learned_from.pictures:
+            warnings.warn(
+                f"{source.name} had {learned_from.pictures:,} pictures when the probe learned from "
+                f"it and has {now:,} now: which were kept for testing is no longer known, and it "
+                "may be tested on what it learned from",
+                stacklevel=3,
+            )
 
     def _may_have_moved(self, source: Source, pictures: int) -> bool:
         """Whether the split to test on may be the `pictures` learned from, at another path."""

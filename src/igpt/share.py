@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from igpt.folder import GENERATIVE_HEAD, INDEX, RECIPE, STEM, WEIGHTS, save_mode
 from igpt.monitor import Seen, best_value, last_step, read_metrics
 from igpt.parallel.processes import on_first
 from igpt.plots.sheets import picture_sheet, save_image
-from igpt.probe.store import PROBE, RESULTS
+from igpt.probe.store import PROBE, RESULTS, Fingerprint, fingerprint, load_probe
 from igpt.probe.unfinished import UNFINISHED
 from igpt.recipes import recipe_yaml
 from igpt.sample import Sampling
@@ -53,10 +54,11 @@ def save(pipeline: Pipeline, folder: Path) -> None:
     save_model(folder, pipeline.model, pipeline.codec, pipeline.class_names)
     source = pipeline.folder
     if source is None or source.resolve() != folder.resolve():
-        on_first(lambda: _save_run(source, folder))
+        made_for = fingerprint(pipeline.model, pipeline.codec)
+        on_first(lambda: _save_run(source, folder, made_for))
 
 
-def _save_run(source: Path | None, folder: Path) -> None:
+def _save_run(source: Path | None, folder: Path, made_for: Fingerprint) -> None:
     """The recipe and the probe of the model `source`, in place of those of an earlier one."""
     unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
     try:
@@ -64,10 +66,22 @@ def _save_run(source: Path | None, folder: Path) -> None:
             (folder / stale).unlink(missing_ok=True)
         if source is not None and RunDirectory(source).exists():
             shutil.copy(source / RECIPE, folder)
-        if source is not None and (source / "probe").is_dir():  # of any model, a run or not
+        if source is not None and _has_probe_of(source / "probe", made_for):  # a run or not
             shutil.copytree(source / "probe", folder / "probe", ignore=unready, dirs_exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error}") from error
+
+
+def _has_probe_of(folder: Path, model: Fingerprint) -> bool:
+    """Whether a folder has a probe of the model; a warning tells of one of another."""
+    if not (folder / PROBE).is_file():
+        return False
+    try:
+        load_probe(folder, model)
+    except UserError as error:
+        warnings.warn(f"the probe is left out: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def write_folder(pipeline: Pipeline, path: Path, name: str, license: str | None) -> None:

@@ -31,7 +31,7 @@ from igpt.pretrain import pretrain
 from igpt.recipes import flat_fields, load_recipe
 from igpt.run import settle_recipe
 from igpt.study.methods import LinearMethod, ModelFeatures, needed_pictures
-from igpt.study.outcomes import compare, subsets, summarise
+from igpt.study.outcomes import subsets, summarise, try_method
 from igpt.train import Outcome
 
 NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*]')  # of files, on one system or another
@@ -217,7 +217,7 @@ def _accuracies(
     linear = LinearMethod(
         "linear probe", features, task, needed, components=None, metric="accuracy"
     )
-    trials = compare([linear], chosen, say)
+    trials = try_method(linear, chosen, say)
     (summary,) = summarise(trials)
     mean, deviation = summary.accuracy
     validation = statistics.mean(trial.fit.validation for trial in trials)

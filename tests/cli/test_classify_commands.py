@@ -106,6 +106,14 @@ def test_what_a_probe_learned_from_is_not_what_it_is_tested_on(
     others.rename(tmp_path / "held" / "val")
     elsewhere = igpt("predict", run, "--data", tmp_path / "held", "--probe", probe, "--json")
     assert json.loads(elsewhere.out)["count"] == 12
+    # Of more pictures others are kept for testing.
+    extra = pictures / "train" / "dark" / "extra.png"
+    shutil.copy(pictures / "train" / "dark" / "0.png", extra)
+    grown = igpt("predict", run, "--data", pictures, "--probe", probe)
+    assert grown.status == 0, grown.err
+    assert "had 40 pictures when the probe learned from it and has 41 now" in grown.err
+    assert "when the probe learned" not in found.err + learned.err
+    extra.unlink()
     # Nor is it known of pictures that were moved.
     moved = igpt("predict", run, "--data", pictures.rename(tmp_path / "moved"), "--probe", probe)
     assert moved.status == 0, moved.err

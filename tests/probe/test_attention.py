@@ -28,6 +28,21 @@ def test_queries_learn_where_to_look() -> None:
     assert (head.predict(validation) == y[300:]).mean() < 0.8
 
 
+def test_each_head_averages_values_where_its_query_looks() -> None:
+    """The definition, with a key and a value for every position."""
+    generator = torch.Generator().manual_seed(0)
+    head = AttentionHead(64, 3)
+    head.init_weights(generator)
+    head.query.data.normal_(generator=generator)
+    head.out.weight.data.normal_(generator=generator)
+    head.mean.normal_(generator=generator)
+    n = torch.randn(5, 9, 64, generator=generator)
+    key, value = (layer(n - head.mean).view(5, 9, 2, 32) for layer in (head.key, head.value))
+    attention = (torch.einsum("bthw,hw->bth", key, head.query) / 32**0.5).softmax(dim=1)
+    expected = head.out(torch.einsum("bth,bthw->bhw", attention, value).flatten(1))
+    torch.testing.assert_close(head(n), expected)
+
+
 def test_the_head_that_validation_liked_best_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(size=(12, 4 * 8)).astype(np.float32)
     y, seen, worth = np.arange(12) % 2, list[np.ndarray](), iter([0.2, 0.9, 0.5])

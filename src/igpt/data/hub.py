@@ -241,6 +241,7 @@ def _labels(splits: Any, split: str, name: str, label_column: str | None) -> Cla
     # Each split may count its classes in an order of its own: the first one's holds for all.
     kinds = [part.features.get(column) for part in splits.values()]
     of_splits = [kind.names for kind in kinds if isinstance(kind, datasets.ClassLabel)]
-    names = list(dict.fromkeys(name for of_split in of_splits for name in of_split))
-    places = np.array([*(names.index(name) for name in kind.names), -1], dtype=np.int64)
-    return places[numbers], tuple(names)
+    names = tuple(dict.fromkeys(name for of_split in of_splits for name in of_split))
+    place = {name: i for i, name in enumerate(names)}
+    places = np.array([*(place[name] for name in kind.names), -1], dtype=np.int64)
+    return places[numbers], names

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
@@ -32,6 +33,7 @@ from igpt.data.hub import (
     split_patterns,
 )
 from igpt.data.loader import State
+from igpt.data.metadata import USUAL_LABELS
 from igpt.data.pictures import Pictures, as_text
 from igpt.data.sources import is_hub_id, shard_builder
 from igpt.data.splits import check_split_names, validation_name
@@ -198,7 +200,14 @@ def open_shards(spec: str, image_column: str | None, label_column: str | None) -
     Raises UserError as `open_streams`, and for labels that are no classes.
     """
     splits, files = _named(spec, lambda: _load(spec))
-    label = label_column_of(splits["train"].features or {}, spec, label_column)
+    features = splits["train"].features or {}
+    label = label_column_of(features, spec, label_column)
+    if label is None and (strange := [name for name in USUAL_LABELS if name in features]):
+        warnings.warn(
+            f"{spec}: '{strange[0]}' holds neither whole numbers nor names, and is left out (of a "
+            "folder, whole numbers of which some are missing are read)",
+            stacklevel=2,
+        )
     return _stream(splits["train"], spec, image_column, label, files)
 
 

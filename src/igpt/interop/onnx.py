@@ -114,7 +114,8 @@ def graphs(model: ImageGPT) -> dict[str, Graph]:
         found["classify"] = Graph(Classify(model), pictures, free, ("logits",))
     if c.can_sample and c.n_positions > 1:  # a single pixel follows none
         held = min(5, c.n_positions - 1)
-        cache = torch.randn(2, c.n_layer, 3, c.n_head, held, c.n_embd // c.n_head)
+        shape = (2, c.n_layer, 3, c.n_head, held, c.n_embd // c.n_head)
+        cache = torch.randn(shape, generator=torch.Generator())
         inputs = {"token": tokens[:, 0], "keys": cache[0], "values": cache[1]}
         grows = {1: "batch", 3: "positions"}
         free = {"token": {0: "batch"}, "keys": grows, "values": grows}

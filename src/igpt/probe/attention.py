@@ -50,10 +50,11 @@ class AttentionHead(nn.Module):
     def forward(self, n: Tensor) -> Tensor:
         n = (n - self.mean) / self.scale
         n_head, width = self.query.shape
-        key = self.key(n).view(*n.shape[:2], n_head, width)  # [B, T, H, w]
-        value = self.value(n).view(*n.shape[:2], n_head, width)
-        scores = torch.einsum("bthw,hw->bth", key, self.query) / math.sqrt(width)
-        pooled = torch.einsum("bth,bthw->bhw", scores.softmax(dim=1), value)
+        key, value = (layer.weight.view(n_head, width, -1) for layer in (self.key, self.value))
+        # A key meets one query and values are averaged, so that no position needs its own.
+        scores = n @ torch.einsum("hwd,hw->dh", key, self.query) / math.sqrt(width)  # [B, T, H]
+        seen = scores.softmax(dim=1).transpose(1, 2) @ n  # [B, H, d]
+        pooled = torch.einsum("bhd,hwd->bhw", seen, value)
         return self.out(pooled.flatten(1))
 
     @torch.inference_mode()

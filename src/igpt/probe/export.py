@@ -35,7 +35,7 @@ from igpt.probe.features import Features, Pool, batch_features, make_pool, parse
 from igpt.probe.linear import FeatureTransform
 
 PIECE = 2**24  # bytes copied at a time
-ROW_GROUP = 2**26  # bytes of a .parquet's row group, or one batch
+ROW_GROUP = 2**26  # bytes of a .parquet's row group, or one batch of each process
 
 Picture = tuple[torch.Tensor, int, str]  # tokens [T] in the model's order, label, name
 
@@ -260,7 +260,7 @@ def _write_parquet(path: Path, rows: Iterable[Rows], layout: Layout) -> int:
         arrays.append(pa.array([name for part in parts for name in part.names]))
         return pa.table(arrays, schema)
 
-    per_group = max(1, ROW_GROUP // (BATCH * layout.row_bytes))  # batches
+    per_group = max(1, ROW_GROUP // (BATCH * dp_size() * layout.row_bytes))  # of `rows`
     count, stream = 0, iter(rows)
     with path.open("wb") as sink, pq.ParquetWriter(sink, schema, use_dictionary=False) as writer:
         while parts := list(islice(stream, per_group)):

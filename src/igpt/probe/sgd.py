@@ -168,15 +168,19 @@ def _choose(
         for name, head in heads.items()
         for rate, probe in zip(rates, head.probes(), strict=True)
     }
-    logits: dict[tuple[str, str], list[Features]] = {key: [] for key in probes}
-    for features in extractor.every(validation.images):
+    labels, done = validation.labels, 0
+    predicted: dict[tuple[str, str], list[Labels]] = {key: [] for key in probes}
+    nats = dict.fromkeys(probes, 0.0)
+    for features in extractor.every(validation.images):  # whose logits together may be gigabytes
+        start, done = done, done + len(next(iter(features.values())))
         for (name, rate), probe in probes.items():
-            logits[name, rate].append(probe.logits(features[name]))
+            logits = probe.logits(features[name])
+            predicted[name, rate].append(logits.argmax(axis=1))
+            nats[name, rate] += log_loss(logits, labels[start:done]) * (done - start)
     fitted = {}
     for (name, rate), probe in probes.items():
-        of_all = np.concatenate(logits[name, rate])
-        value = metric_value(metric, validation.labels, of_all.argmax(axis=1))
-        loss = log_loss(of_all, validation.labels)
+        value = metric_value(metric, labels, np.concatenate(predicted[name, rate]))
+        loss = nats[name, rate] / len(labels)
         fitted[name, rate] = FittedProbe(probe, name, None, value, {}, loss)
     name, rate = max(fitted, key=lambda key: fitted[key].rank)
     best = fitted[name, rate]

@@ -52,22 +52,19 @@ def subsets(task: AnyTask, sizes: Sequence[int | None], seeds: int) -> list[Subs
     ]
 
 
-def compare(methods: Sequence[Method], chosen: Sequence[Subset], say: Say) -> list[Trial]:
-    """Every method with every subset of labels."""
-    trials = []
-    for method in methods:
-        for subset in chosen:
-            fit = method.fit(subset)
-            accuracy, balanced = (
-                metric_value(metric, method.task.test.labels, fit.predicted) for metric in METRICS
-            )
-            trials.append(Trial(method.name, subset, fit, accuracy, balanced))
-            size, seed = subset.per_class, subset.seed
-            labels = "all labels" if size is None else f"{size} labels a class, seed {seed}"
-            say(
-                f"{method.name}, {labels}: {100 * accuracy:.1f} % on test, balanced "
-                f"{100 * balanced:.1f} %"
-            )
+def try_method(method: Method, chosen: Sequence[Subset], say: Say) -> list[Trial]:
+    """What a method reaches with each subset of labels."""
+    trials, labels = [], method.task.test.labels
+    for subset in chosen:
+        fit = method.fit(subset)
+        accuracy, balanced = (metric_value(metric, labels, fit.predicted) for metric in METRICS)
+        trials.append(Trial(method.name, subset, fit, accuracy, balanced))
+        size, seed = subset.per_class, subset.seed
+        given = "all labels" if size is None else f"{size} labels a class, seed {seed}"
+        say(
+            f"{method.name}, {given}: {100 * accuracy:.1f} % on test, balanced "
+            f"{100 * balanced:.1f} %"
+        )
     return trials
 
 
