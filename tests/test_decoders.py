@@ -22,7 +22,7 @@ from igpt.config import ModelConfig, UserError
 from igpt.decoders import Decoder, PackedDecoder, PlainDecoder, ReplayedDecoder, new_decoder
 from igpt.kernels.build import load
 from igpt.kernels.decode import Backend, backends
-from igpt.model import ImageGPT
+from igpt.model import Block, ImageGPT
 from igpt.objectives import AR, token_nats
 from igpt.pipeline import load as load_pipeline
 from igpt.pretrain import pretrain
@@ -93,6 +93,20 @@ def test_each_precision_takes_the_fastest_path() -> None:
         assert isinstance(decoder, PackedDecoder)
         assert decoder.weights.backend is backend
         assert decoder.weights.dtype == dtype
+
+
+def test_a_kernel_does_not_take_what_computes_something_else() -> None:
+    class Another(ImageGPT):
+        pass
+
+    class Gated(Block):
+        pass
+
+    model = random_model(CONFIG)
+    assert PackedDecoder.takes(model) == bool(backends())
+    assert not PackedDecoder.takes(Another(CONFIG))
+    model.blocks[0] = Gated(CONFIG, 0)
+    assert not PackedDecoder.takes(model)
 
 
 @every_way
@@ -404,7 +418,7 @@ SWITCHED_OFF = """
 import torch
 from igpt.config import ModelConfig
 from igpt.decoders import PackedDecoder
-from igpt.model import ImageGPT
+from igpt.model import Block, ImageGPT
 print(PackedDecoder.takes(ImageGPT(ModelConfig(n_layer=1, n_embd=32, n_head=1, vocab_size=8,
                                              n_positions=16))))
 """

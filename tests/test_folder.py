@@ -121,3 +121,13 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_classes_of_one_name_keep_apart() -> None:
     two_cranes = {"id2label": {"0": "crane", "1": "dog", "2": "crane"}}
     assert class_names_from_hf(two_cranes, 4) == ("crane (0)", "dog", "crane (2)", "3")
+
+
+@pytest.mark.parametrize("module", ["", "blocks.0", "blocks.0.attn"])
+def test_a_weight_that_the_folder_has_no_place_for_is_named(tmp_path: Path, module: str) -> None:
+    changed = model(0)
+    changed.get_submodule(module).register_parameter("gate", torch.nn.Parameter(torch.zeros(4)))
+    name = f"{module}.gate".removeprefix(".")
+    with pytest.raises(UserError, match=f"^{name} has no place in a model folder"):
+        save_model(tmp_path / "model", changed, CODEC, NAMES)
+    assert not (tmp_path / "model" / "model.safetensors").exists()

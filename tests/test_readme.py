@@ -13,7 +13,8 @@ import pytest
 
 from conftest import picture_bytes, silent
 from igpt.cli import COMMANDS, command_parser
-from igpt.config import Recipe, TrainConfig
+from igpt.cli.arguments import FIELD
+from igpt.config import FinetuneConfig, Recipe, TrainConfig
 from igpt.finetune import finetune, finetune_recipe
 from igpt.pipeline import load
 from igpt.recipes import with_overrides
@@ -50,9 +51,8 @@ def test_every_command_of_the_documents_parses(line: str) -> None:
     name, *argv = shlex.split(line)
     assert name in COMMANDS
     args = command_parser(name).parse_intermixed_args(argv)
-    with_overrides(
-        Recipe(), getattr(args, "overrides", []), "the page"
-    )  # names only fields there are
+    fields = [word for word in getattr(args, "words", []) if FIELD.match(word)]
+    with_overrides(Recipe(finetune=FinetuneConfig()), fields, "the page")  # which all are there
 
 
 def test_every_benchmark_of_the_documents_has_the_options_that_it_is_given() -> None:

@@ -249,6 +249,21 @@ class TrainConfig:
         )
 
 
+# What a fine-tuning is told unless the command line says otherwise: ours, for few labels and small
+# models. The paper takes pretraining's batches and says neither a length nor a warm-up (3.4). The
+# rate is a part of the pretraining's.
+FINETUNING = TrainConfig(
+    steps=2000,
+    batch_size=64,
+    warmup_steps=50,
+    schedule="constant",
+    patience=5,
+    grad_clip=1.0,
+    eval_every=100,
+    checkpoint_every=100,
+)
+
+
 @dataclass(frozen=True)
 class FinetuneConfig:
     """L_GEN + lambda L_CLF from a pretrained model (paper, sections 2.3 and 3.4)."""

@@ -18,7 +18,7 @@ import torch
 
 from igpt.checkpoint import RunDirectory
 from igpt.classify import HeadClassifier
-from igpt.config import DataConfig, FinetuneConfig, Recipe, Say, TrainConfig, UserError
+from igpt.config import FINETUNING, DataConfig, FinetuneConfig, Recipe, Say, UserError
 from igpt.data.labels import Labelled, LazyLabelled, few_labels, open_training
 from igpt.data.pictures import Source
 from igpt.data.sources import open_data
@@ -40,10 +40,6 @@ from igpt.warm_start import (
     warn_of_other_parts,
 )
 
-# What a fine-tuning is told unless the command line says otherwise: ours, for few labels and small
-# models. The paper takes pretraining's batches and says neither a length nor a warm-up (3.4).
-STEPS, BATCH_SIZE, PATIENCE, EVAL_EVERY = 2000, 64, 5, 100
-
 
 @dataclass(frozen=True)
 class Finetuned:
@@ -62,16 +58,9 @@ def finetune_recipe(start: Path, source: str | None = None) -> Recipe:
     Raises UserError when there is no model.
     """
     theirs = inherited_recipe(start, source)
-    train = TrainConfig(
-        steps=STEPS,
-        batch_size=BATCH_SIZE,
+    train = replace(
+        FINETUNING,
         lr=theirs.train.lr * RATE_FACTOR,
-        warmup_steps=50,
-        schedule="constant",
-        patience=PATIENCE,
-        grad_clip=1.0,
-        eval_every=EVAL_EVERY,
-        checkpoint_every=EVAL_EVERY,
         compile=theirs.train.compile,
         precision=theirs.train.precision,
         seed=theirs.train.seed,

@@ -208,6 +208,7 @@ class Named:
     names: list[str]
     labels: npt.NDArray[np.int64] | None  # [N], -1 where one is missing
     class_names: tuple[str, ...] | None  # of the labels, where the source names them
+    skipped: list[str]  # names of the unreadable ones, and why
 
 
 def load_named(pictures: Pictures, pipeline: Pipeline) -> Named:
@@ -216,4 +217,4 @@ def load_named(pictures: Pictures, pipeline: Pipeline) -> Named:
     assert isinstance(decoded.images, Encoded)
     names = [pictures.name(int(i)) for i in decoded.kept]
     labels = None if pictures.labels is None else pictures.labels[decoded.kept]
-    return Named(decoded.images, names, labels, pictures.class_names)
+    return Named(decoded.images, names, labels, pictures.class_names, decoded.skipped)

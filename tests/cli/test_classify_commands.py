@@ -237,6 +237,8 @@ def test_finetune_then_predict_files(igpt, run: Path, tmp_path: Path) -> None:
     files = sorted(tmp_path.glob("*.png"))
     result = igpt("predict", out, *files, "--json")
     predictions = json.loads(result.out)["predictions"]
+    assert json.loads(result.out)["skipped"] == 1
+    assert "1 unreadable picture skipped" in igpt("predict", out, *files).out
     assert [p["picture"] for p in predictions] == [str(file) for file in files[:3]]
     assert all(p["label"] in "0123456789" for p in predictions)
     assert "skipped 1 unreadable" in result.err

@@ -113,7 +113,7 @@ def test_complete_takes_files_folders_and_data(igpt, tiny_run: Path, tmp_path: P
         values = json.loads(result.out)
         pictures = values.pop("pictures")
         assert pictures == names
-        assert values == {"out": str(out), "count": len(names), "n": 2}
+        assert values == {"out": str(out), "count": len(names), "n": 2, "skipped": 0}
         assert is_sheet(out)
         out.unlink()
 
@@ -385,8 +385,15 @@ def test_unreadable_pictures_are_counted_in_the_summary(igpt, tmp_path: Path) ->
     words = ("--data", folder, "--colors", 8, "--out", tmp_path / "run")
     result = igpt("pretrain", "digits", *TINY, *words)
     assert result.status == 0, result.err
-    assert "1 unreadable pictures skipped" in result.out
+    assert "1 unreadable picture skipped" in result.out
     assert "broken.png" in result.err
+    for command, words in (("eval", []), ("complete", ["-n", 1, "--out", tmp_path / "c.png"])):
+        used = igpt(command, tmp_path / "run", folder, *words)
+        assert "1 unreadable picture skipped" in used.out, used.err
+        assert (
+            json.loads(igpt(command, tmp_path / "run", folder, *words, "--json").out)["skipped"]
+            == 1
+        )
 
 
 def test_a_recipe_that_tests_on_validation_takes_what_was_held_out_of_a_single_split(

@@ -46,7 +46,7 @@ def test_one_layer_of_a_folder_as_a_table(igpt, tiny_run: Path, tmp_path: Path) 
     words = ("--data", folder, "--split", "train", "--layer", "1:2", "--pool", "grid:2")
     result = igpt("features", tiny_run, *words, "--out", out)
     assert result.status == 0, result.err
-    assert "features of 3 pictures, 3 x 128 float32; 1 unreadable pictures skipped" in result.out
+    assert "features of 3 pictures, 3 x 128 float32; 1 unreadable picture skipped" in result.out
     assert "broken.png" in result.err
     table = pq.read_table(out)
     assert table.column_names == ["features", "label", "name"]

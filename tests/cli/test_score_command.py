@@ -17,7 +17,7 @@ from igpt.config import ModelConfig
 from igpt.folder import save_model
 from igpt.order import Codec
 from igpt.palette import Palette
-from igpt.plots.scores import extremes_sheet
+from igpt.plots.scores import extremes_sheet, surprise_sheet
 from test_model import random_model
 
 
@@ -31,8 +31,8 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def rows(out: Path) -> list[dict[str, str]]:
-    with (out / "scores.csv").open(newline="") as file:
+def rows(out: Path, name: str = "scores.csv") -> list[dict[str, str]]:
+    with (out / name).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -52,7 +52,7 @@ def test_files_are_scored_one_by_one(igpt, tiny_run: Path, pictures: Path, tmp_p
     assert values["nats_per_pixel"] == pytest.approx(nats.mean())
     assert values["bits_per_pixel"] == pytest.approx(nats.mean() / math.log(2))
     assert values["least_likely"] == paths[int(nats.argmax())]
-    assert [row["name"] for row in rows(out)] == paths
+    assert [row["picture"] for row in rows(out)] == paths
     assert [float(row["nats_per_pixel"]) for row in rows(out)] == pytest.approx(list(nats))
     assert [float(row["bits_per_pixel"]) for row in rows(out)] == pytest.approx(
         list(nats / math.log(2))
@@ -106,8 +106,14 @@ def test_the_runs_own_test_split_is_the_default_and_has_extremes(
     assert result.status == 0, result.err
     assert names(out) == ["extremes.png", "scores.csv", "surprise.png"]
     assert len(rows(out)) == 25
-    assert result.out.count("digits/test[") == 20 + 2  # the listed, and the two extremes
-    assert f"… 5 more in {out / 'scores.csv'}" in result.out
+    assert result.out.count("digits/test[") == 20 + 1  # the listed, and the likeliest
+    assert f"… 5 likelier ones in {out / 'scores.csv'}" in result.out
+    found = sorted(rows(out), key=lambda row: -float(row["nats_per_pixel"]))
+    listed = [line.split()[0] for line in result.out.splitlines()[1:21]]
+    assert listed == [row["picture"] for row in found[:20]]
+    for row in found:
+        left = float(row["bits_per_pixel"]) - float(row["compressed_bits_per_pixel"])
+        assert float(row["corrected_bits_per_pixel"]) == pytest.approx(left)
     assert "25 pictures: " in result.out
     for name in ("extremes.png", "surprise.png"):
         assert str(out / name) in result.out
@@ -119,6 +125,22 @@ def test_the_runs_own_test_split_is_the_default_and_has_extremes(
     eight = Image.open(out / "surprise.png").height
     assert igpt("score", tiny_run, "--limit", 16, "--maps", 16, "--out", out).status == 0
     assert Image.open(out / "surprise.png").height > 1.5 * eight
+
+
+def test_the_surprise_of_the_least_likely_is_drawn(
+    igpt, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = list[np.ndarray]()
+
+    def sheet(pictures: np.ndarray, nats: np.ndarray) -> Image.Image:
+        drawn.append(nats.mean(axis=(1, 2)))
+        return surprise_sheet(pictures, nats)
+
+    monkeypatch.setattr("igpt.plots.scores.surprise_sheet", sheet)
+    words = ("score", tiny_run, "--limit", 25, "--maps", 3, "--out", tmp_path)
+    assert igpt(*words).status == 0
+    nats = sorted(float(row["nats_per_pixel"]) for row in rows(tmp_path))
+    assert drawn[0].tolist() == pytest.approx(nats[::-1][:3], rel=1e-5)
 
 
 def test_figures_of_an_earlier_call_go(igpt, tiny_run: Path, tmp_path: Path) -> None:
@@ -146,8 +168,9 @@ def test_two_sets_are_told_apart_raw_and_corrected(
     assert ood["auroc_raw"] < 0.1
     assert ood["auroc_corrected"] > 0.9
     assert names(tmp_path / "scores") == [  # the default folder
-        *("extremes.png", "ood.png", "scores.csv", "surprise.png"),
+        *("extremes.png", "ood.csv", "ood.png", "scores.csv", "surprise.png"),
     ]
+    assert len(rows(tmp_path / "scores", "ood.csv")) == len(ood["pictures"]) == 20
     text = igpt(*words, "--ood-split", "train").out
     assert f"  {ood['auroc_raw']:.3f} ± " in igpt(*words).out
     assert "3 pictures of black.npz" in text
@@ -170,7 +193,8 @@ def test_one_unreadable_picture_is_skipped_and_named(
     result = igpt("score", tiny_run, pictures, "--out", tmp_path / "out")
     assert result.status == 0
     assert "1.png" in result.err
-    assert [Path(row["name"]).name for row in rows(tmp_path / "out")] == ["0.png", "2.png"]
+    assert "1 unreadable picture skipped" in result.out
+    assert [Path(row["picture"]).name for row in rows(tmp_path / "out")] == ["0.png", "2.png"]
 
 
 MISTAKES = [

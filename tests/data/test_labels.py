@@ -163,7 +163,7 @@ def test_tokens_give_the_batches_of_the_pictures_they_were_but_no_crops(tmp_path
     ("labels", "test_labels", "complaint"),
     [
         (np.arange(40) % 4, None, "test split: the pictures have no labels"),
-        (np.full(40, -1), np.zeros(40, int), "train split: the pictures have no labels"),
+        (np.full(40, -1), np.zeros(40, int), "train split: none of the 36 pictures has a label"),
         (np.zeros(40, int), np.zeros(40, int), "of one class"),
         (np.arange(40) + 10**6, np.zeros(40, int), "no class number"),
         (np.arange(40) % 2 * 2 - 1, np.ones(40, int), "of the labels -1 and 1 the first means"),

@@ -12,12 +12,13 @@ from igpt.cli.arguments import (
     add_run,
     add_sampling,
     open_pictures,
+    positive,
     refuse_two_sources,
     sampling,
     spread,
 )
 from igpt.cli.painting import with_progress
-from igpt.cli.report import Report
+from igpt.cli.report import Report, skipped_text
 from igpt.config import Say
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="part that is given, 0 to below 1, in the model's order: in raster order the upper "
         "part of the picture; default 0.5",
     )
-    parser.add_argument("-n", type=int, default=4, help="completions a picture; default 4")
+    parser.add_argument("-n", type=positive, default=4, help="completions a picture; default 4")
     add_sampling(parser)
     add_pictures_out(parser)
 
@@ -61,20 +62,23 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     args.images = [*(args.images or []), *args.files]
     refuse_two_sources(args)
     require_pictures(args.out)
-    pipeline, chosen = load(args.run), open_pictures(args)
+    how, pipeline = sampling(args), load(args.run)
+    given, chosen = pipeline.given_mask(args.keep), open_pictures(args)
     if not args.images and args.limit is None:
         chosen = chosen.select(spread(len(chosen), SHOWN))
         say(f"{len(chosen)} pictures from all over the set: --limit takes the first ones")
     pictures = load_named(chosen, pipeline)
-    images, count, given = pictures.images, len(pictures.names), pipeline.given_mask(args.keep)
-    batches = pipeline.complete_batches(images, args.keep, args.n, sampling(args))
+    images, count = pictures.images, len(pictures.names)
+    batches = pipeline.complete_batches(images, args.keep, args.n, how)
     names = [f"{i:05}-{variant}" for i in range(count) for variant in range(args.n)]
 
     def sheet(completed: Pixels) -> Image.Image:
         return completion_sheet(given, completed, pipeline.quantize(images))
 
     out = save_pictures(with_progress(batches, len(names), say), names, args.out, sheet)
+    skipped = f"; {skipped_text(pictures.skipped)}" if pictures.skipped else ""
+    values = {"count": count, "skipped": len(pictures.skipped), "pictures": pictures.names}
     return Report(
-        f"{args.n} completions of {count} pictures: {out}",
-        {"out": str(out), "count": count, "n": args.n, "pictures": pictures.names},
+        f"{args.n} completions of {count} pictures{skipped}: {out}",
+        {"out": str(out), "n": args.n, **values},
     )

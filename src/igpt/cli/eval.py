@@ -13,7 +13,7 @@ from igpt.cli.arguments import (
     open_pictures,
     refuse_two_sources,
 )
-from igpt.cli.report import Report
+from igpt.cli.report import Report, skipped_text
 from igpt.config import Say
 
 EXAMPLE = "igpt eval runs/digits --split test"
@@ -38,7 +38,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     with processes(parallel):
         pipeline = load(args.run, parallel=parallel)
         with together():
-            images = load_named(open_pictures(args), pipeline).images
+            pictures = load_named(open_pictures(args), pipeline)
+        images = pictures.images
         require_same("pictures", len(images))
         say(f"{len(images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
         result = pipeline.likelihood(images, precision=args.precision)
@@ -47,9 +48,12 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         "bits_per_pixel": result.bits_per_pixel,
         "nats_per_picture": result.nats_per_picture,
         "count": result.count,
+        "skipped": len(pictures.skipped),
     }
     text = (
         f"{result.nats_per_pixel:.4f} nats/pixel   {result.bits_per_pixel:.4f} bits/pixel   "
         f"{result.nats_per_picture:.1f} nats/picture   {result.count:,} pictures"
     )
+    if pictures.skipped:
+        text += f"; {skipped_text(pictures.skipped)}"
     return Report(text, values)

@@ -17,7 +17,7 @@ from igpt.cli.arguments import (
     training_flags,
 )
 from igpt.cli.report import Report, draw_losses, stopped
-from igpt.config import Say, UserError
+from igpt.config import FINETUNING, Say, UserError
 
 if TYPE_CHECKING:
     from igpt.config import Recipe
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 EXAMPLE = "igpt finetune runs/digits --out runs/digits-classes --steps 300 finetune.layer_decay=0.8"
 
 SHORT = training_flags(
-    data="labelled pictures: a Hub id, folder, .npz or `digits`",
+    data="labelled pictures: a Hub id, folder, .npz or `digits`; default: RUN's own",
     own={
         "--labels-per-class": ("finetune.labels_per_class", "learn from so many; default all"),
         "--metric": ("finetune.metric", "accuracy or balanced_accuracy: validation chooses by it"),
         "--freeze": ("finetune.freeze", "first blocks that stay as they are (and the embeddings)"),
     },
-    steps="optimizer steps at most; default 2000",
+    steps=f"optimizer steps at most; default {FINETUNING.steps}",
     lr="learning rate after the warm-up; default a tenth of the largest that RUN was trained with",
 )
 

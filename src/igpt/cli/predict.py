@@ -18,7 +18,7 @@ from igpt.cli.arguments import (
     positive,
     refuse_two_sources,
 )
-from igpt.cli.report import Report
+from igpt.cli.report import Report, skipped_text
 from igpt.config import ENSEMBLES, Say, UserError
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     count = len(pictures.names)
     missing = count if known is None else int((known < 0).sum())  # labels
     if args.confusion and missing == count:
-        raise UserError("--confusion needs labelled pictures")
+        why = "; of a folder as --data the labels are read" if args.images else ""
+        raise UserError(f"--confusion needs labelled pictures{why}")
     say(f"{count:,} pictures, {len(classifier.class_names)} classes")
     tokens = pipeline.tokens(pictures.images)
     prediction = classifier.predict(tokens, pipeline.dtype(args.precision))
@@ -80,7 +81,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     if args.csv:
         write_csv(args.csv, rows(every=True))
     every = list(rows(every=True)) if args.json else []
-    values: dict[str, Any] = {"count": count, "predictions": every}
+    skipped = pictures.skipped
+    values: dict[str, Any] = {"count": count, "skipped": len(skipped), "predictions": every}
     lines = _table(list(islice(rows(every=False), SHOWN)), count, args.csv)
     if known is not None and missing < count:
         if missing:
@@ -92,6 +94,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
             figure = confusion_figure(result.confusion, classifier.class_names)
             save_figure(figure, args.confusion)
             lines += ["", f"confusion matrix: {args.confusion}"]
+    if skipped:
+        lines += ["", skipped_text(skipped)]
     return Report("\n".join(lines), values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ def draw_losses(run: Path) -> None:
     if launch.is_first():
         rows = read_metrics(folder.metrics)
         save_figure(loss_figure(rows), folder.figures / "loss.png")
+
+
+def skipped_text(skipped: int | Sized) -> str:
+    """How many pictures could not be read: "3 unreadable pictures skipped"."""
+    count = skipped if isinstance(skipped, int) else len(skipped)
+    return f"{count:,} unreadable picture{'s' * (count != 1)} skipped"
 
 
 def stopped(caught: signal.Signals, where: str, again: str, values: dict[str, Any]) -> Report:

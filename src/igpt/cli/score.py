@@ -17,9 +17,8 @@ from igpt.cli.arguments import (
     positive,
     refuse_two_sources,
     run_data,
-    spread,
 )
-from igpt.cli.report import Report
+from igpt.cli.report import Report, skipped_text
 from igpt.config import Say, UserError
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=8,
         metavar="N",
-        help="pictures, from all over the set, whose surprise is drawn; default 8",
+        help="pictures, the least likely first, whose surprise is drawn; default 8",
     )
     parser.add_argument(
         "--top", type=positive, default=8, metavar="N", help="pictures on each end; default 8"
@@ -77,16 +76,19 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     scores = measure(given.images, given.names)
     outside = measure(other.images, other.names) if other else None
 
+    for file in ("extremes.png", "ood.png", "ood.csv"):  # left by an earlier call
+        (args.out / file).unlink(missing_ok=True)
     table = args.out / "scores.csv"
-    values = _values(scores)
+    values = _values(scores) | {"skipped": len(given.skipped)}
     write_csv(table, values["pictures"])
     files = [table, *_sheets(args, pipeline, given.images, scores)]
-    if outside:
+    if other and outside:
         signals = out_of_distribution(scores, outside)
-        files.append(_figure(args, scores, outside, signals))
-        values["ood"] = _ood_values(args.ood, outside, signals)
+        values["ood"] = _ood_values(args.ood, outside, signals) | {"skipped": len(other.skipped)}
+        write_csv(args.out / "ood.csv", values["ood"]["pictures"])
+        files += [args.out / "ood.csv", _figure(args, scores, outside, signals)]
     values["files"] = [str(file) for file in files]
-    return Report(_text(values, table), values)
+    return Report(_text(values, scores, table), values)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -98,14 +100,12 @@ def _check(args: argparse.Namespace) -> None:
 def _sheets(
     args: argparse.Namespace, pipeline: Pipeline, images: Encoded, scores: Scores
 ) -> list[Path]:
-    """Draw the surprise of some pictures and, of two or more, the extremes."""
+    """Draw the surprise of the least likely pictures and, of two or more, the extremes."""
     from igpt.plots.scores import extremes_sheet, surprise_sheet
     from igpt.plots.sheets import save_image
 
-    some = images[spread(len(images), args.maps)]
+    some = images[scores.ranking[::-1][: args.maps]]
     surprise, extremes = args.out / "surprise.png", args.out / "extremes.png"
-    for figure in (extremes, args.out / "ood.png"):  # left by an earlier call
-        figure.unlink(missing_ok=True)
     nats = pipeline.surprise(some, precision=args.precision)
     save_image(surprise_sheet(pipeline.quantize(some), nats), surprise)
     top = min(args.top, len(images) // 2)  # no picture stands on both ends
@@ -136,14 +136,16 @@ def _figure(
 
 
 def _rows(scores: Scores) -> list[dict[str, Any]]:
-    """A row for each picture, for scores.csv and --json."""
+    """A row for each picture, for the .csv files and --json."""
     columns = (
         scores.names,
         scores.nats_per_pixel.tolist(),
         scores.bits_per_pixel.tolist(),
         scores.compressed_bits_per_pixel.tolist(),
+        scores.corrected.tolist(),
     )
-    keys = ("name", "nats_per_pixel", "bits_per_pixel", "compressed_bits_per_pixel")
+    kinds = ("bits_per_pixel", "compressed_bits_per_pixel", "corrected_bits_per_pixel")
+    keys = ("picture", "nats_per_pixel", *kinds)
     return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
@@ -171,18 +173,22 @@ def _ood_values(name: str, outside: Scores, signals: tuple[Signal, Signal]) -> d
         "auroc_raw_error": raw.standard_error,
         "auroc_corrected": corrected.auroc,
         "auroc_corrected_error": corrected.standard_error,
+        "pictures": _rows(outside),
     }
 
 
-def _text(values: dict[str, Any], table: Path) -> str:
-    listed = values["pictures"][:LISTED]
-    width = max(len("picture"), *(len(row["name"]) for row in listed))
-    lines = [f"{'picture':<{width}}  nats/pixel  bits/pixel  compressed"]
+def _text(values: dict[str, Any], scores: Scores, table: Path) -> str:
+    """The least likely pictures, the means over the set, and how well another is told apart."""
+    listed = [values["pictures"][i] for i in scores.ranking[::-1][:LISTED]]
+    width = max(len("picture"), *(len(row["picture"]) for row in listed))
+    lines = [f"{'picture':<{width}}  nats/pixel  bits/pixel  compressed   corrected"]
     for row in listed:
         name, *numbers = row.values()
         lines.append(f"{name:<{width}}" + "".join(f"  {number:10.4f}" for number in numbers))
     if values["count"] > LISTED:
-        lines.append(f"… {values['count'] - LISTED:,} more in {table}")
+        lines.append(f"… {values['count'] - LISTED:,} likelier ones in {table}")
+    if values["skipped"]:
+        lines.append(skipped_text(values["skipped"]))
     lines += [
         "",
         f"{values['count']:,} pictures: {values['nats_per_pixel']:.4f} nats/pixel   "
@@ -190,7 +196,7 @@ def _text(values: dict[str, Any], table: Path) -> str:
         f"compressed {values['compressed_bits_per_pixel']:.4f} bits/pixel",
     ]
     if values["count"] > 1:
-        lines.append(f"most likely {values['most_likely']}, least likely {values['least_likely']}")
+        lines.append(f"most likely {values['most_likely']}")
     if ood := values.get("ood"):
         lines += _ood_lines(ood)
     return "\n".join([*lines, "", *values["files"]])

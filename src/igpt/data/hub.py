@@ -39,7 +39,10 @@ def open_dataset(spec: str, image_column: str | None, label_column: str | None) 
         # The names that the library gives the columns of such a folder.
         others = label_column not in (None, "label") and found.metadata is None
         if image_column not in (None, "image") or others:
-            raise UserError(f"{spec} is a folder of pictures, with no columns to choose from")
+            raise UserError(
+                f"{spec} is a folder of pictures, with no columns to choose from: a "
+                "metadata.csv in it would give some"
+            )
         return open_picture_folder(found)
     require_plain_path(spec)
     try:

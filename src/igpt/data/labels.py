@@ -196,11 +196,13 @@ def labelled(
 
     A model trained on ImageNet's random crops is given the centre crop (paper, section 3.1).
     """
-    if pictures.labels is None or not (pictures.labels >= 0).any():
+    if pictures.labels is None:
         raise UserError(
-            f"{name}: the pictures have no labels (--label-column names their column; in a folder, "
-            "two subfolders or more are classes)"
+            f"{name}: the pictures have no labels (in a folder, a metadata.csv has them, or two "
+            "subfolders or more are classes; elsewhere --label-column names their column)"
         )
+    if not (pictures.labels >= 0).any():
+        raise UserError(f"{name}: none of the {len(pictures):,} pictures has a label")
     missing = np.flatnonzero(pictures.labels < 0)
     if len(missing):
         first = pictures.name(int(missing[0]))

@@ -139,10 +139,18 @@ def config_from_hf(
 
 
 def weights_to_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Native weights under their names: of a whole model, of blocks, or of all that is no block."""
+    """Native weights under their names: of a whole model, of blocks, or of all that is no block.
+
+    Raises UserError for a weight that `transformers` has none for.
+    """
     theirs = {}
     blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
-    for native, foreign in _names(sorted(blocks)).items():
+    names = _names(sorted(blocks))
+    if unknown := state.keys() - names.keys() - {"wte", "start"}:
+        raise UserError(
+            f"{min(unknown)} has no place in a model folder, whose layout is that of transformers"
+        )
+    for native, foreign in names.items():
         if native in state:
             theirs[foreign] = _turned(native, state[native])
         elif native.endswith(".bias"):
