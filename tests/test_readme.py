@@ -7,10 +7,12 @@ import shlex
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import igpt
 from conftest import picture_bytes, silent
 from igpt.cli import COMMANDS, command_parser
 from igpt.cli.arguments import FIELD
@@ -137,6 +139,25 @@ def test_the_python_of_the_readme_runs(
     finetune(recipe, classes, resume=False, say=silent)
     names["p"] = load(classes)
     exec(labels.replace("layer=4", "layer=1"), names)
+
+
+def test_the_blocks_of_the_page_on_python_run(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "python.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    np.save("pictures.npy", images)
+    small = ["train.steps=2", "model.preset=igpt-nano", "data.image_size=8", "palette.colors=8"]
+    names: dict[str, Any] = {"images": images}
+    first, *others = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(first.replace("runs/mine", str(tiny_run)), names)
+    for block in others:
+        block = block.replace("data.source=FOLDER", "data.source=pictures.npy")
+        block = block.replace('"train.steps=1000"', ", ".join(map(repr, small)))
+        exec(block.replace("steps=1000", "steps=2").replace("range(1000)", "range(2)"), names)
+    assert names["done"].outcome.step == names["trainer"].step == 2
+    assert np.isfinite(igpt.load("mine").nll(images[:2])).all()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
