@@ -113,6 +113,7 @@ def pixel_nats(
     tokens: torch.Tensor,
     batch_size: int = BATCH,
     dtype: torch.dtype = torch.float32,
+    check: Callable[[], None] | None = None,
 ) -> torch.Tensor:
     """-ln p of every token of the pictures `tokens` [N, T] in the model's order: nats, [N, T].
 
@@ -127,11 +128,11 @@ def pixel_nats(
     _require_pictures(model, tokens)
     if model.config.causal:
         compute = in_dtype(lambda part: token_nats(model(part), part), model, dtype)
-        batches = in_batches(tokens, lambda part, _: compute(part), batch_size)
+        batches = in_batches(tokens, lambda part, _: compute(part), batch_size, check)
     else:
         compute = in_dtype(partial(_nats_in_turns, model), model, dtype)
         hidden = _hidden_in_turns(model.config)
-        batches = in_batches(tokens, lambda part, _: compute(part, hidden), batch_size)
+        batches = in_batches(tokens, lambda part, _: compute(part, hidden), batch_size, check)
     return torch.cat([part.cpu() for part in batches])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -178,19 +178,32 @@ class Pipeline:
         for tokens in generate(self.model, prefix, n, sampling):
             yield self.codec.decode(tokens.numpy())
 
-    def nll(self, images: Images, *, precision: str = "float32") -> npt.NDArray[np.float64]:
+    def nll(
+        self,
+        images: Images,
+        *,
+        precision: str = "float32",
+        check: Callable[[], None] | None = None,
+    ) -> npt.NDArray[np.float64]:
         """Negative log-likelihood of each picture, in nats per pixel, [B].
 
-        For a BERT model: of the pixels hidden by a fixed random mask, given the others.
+        For a BERT model: of the pixels hidden by a fixed random mask, given the others. `check` is
+        called before every batch.
         """
         dtype, tokens = self.dtype(precision), self.tokens(images)
         objective = generative_objective(self.model.config, seed=0, stream="evaluate")
-        nats = picture_nats(self.model, objective, tokens, BATCH, dtype)
+        nats = picture_nats(self.model, objective, tokens, BATCH, dtype, check=check)
         return nats.double().numpy()
 
-    def likelihood(self, images: Images, *, precision: str = "float32") -> Likelihood:
+    def likelihood(
+        self,
+        images: Images,
+        *,
+        precision: str = "float32",
+        check: Callable[[], None] | None = None,
+    ) -> Likelihood:
         """Totals of `nll` over a set."""
-        nats = self.nll(images, precision=precision)
+        nats = self.nll(images, precision=precision, check=check)
         return Likelihood(float(nats.mean()), n_pixels=self.codec.n_tokens, count=len(nats))
 
     def features(
@@ -239,14 +252,21 @@ class Pipeline:
         saved = load_probe(probe, self._fingerprint)
         return ProbeClassifier(self.model, self.codec, saved, ensemble, masks)
 
-    def surprise(self, images: Images, *, precision: str = "float32") -> npt.NDArray[np.float32]:
+    def surprise(
+        self,
+        images: Images,
+        *,
+        precision: str = "float32",
+        check: Callable[[], None] | None = None,
+    ) -> npt.NDArray[np.float32]:
         """-ln p of each pixel at its place in the picture, nats, [B, H, W].
 
         Given the pixels that the model reads before it; for a BERT model, given all but a random
-        part of the pixels, of which it is one: a seventh for the paper's 15 %.
+        part of the pixels, of which it is one: a seventh for the paper's 15 %. `check` is called
+        before every batch.
         """
         dtype, tokens = self.dtype(precision), self.tokens(images)
-        nats = pixel_nats(self.model, tokens, BATCH, dtype).numpy()  # [B, T]
+        nats = pixel_nats(self.model, tokens, BATCH, dtype, check).numpy()  # [B, T]
         raster = np.empty_like(nats)
         raster[:, self.codec.pi] = nats
         return raster.reshape(-1, self.image_size, self.image_size)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -104,17 +105,19 @@ def score(
     names: list[str],
     *,
     precision: str = "float32",
+    check: Callable[[], None] | None = None,
 ) -> Scores:
     """Score pictures [N, H, W, 3] of the model's size, or encoded ones, called `names`.
 
     They are taken as they are: what made them of that size did it as for the run's own. A pixel's
     nats are those of `Pipeline.surprise`, so that a BERT model's are from every pixel and do not
-    depend on which other pictures are in the set. They are not kept. `precision` as there.
+    depend on which other pictures are in the set. They are not kept. `precision` and `check` are as
+    there.
     """
     nats, compressed = [], []
     for start in range(0, len(images), CHUNK):
         part = Encoded(pipeline.codec.raster_tokens(images[start : start + CHUNK]))
-        surprise = pipeline.surprise(part, precision=precision)  # [B, H, W]
+        surprise = pipeline.surprise(part, precision=precision, check=check)  # [B, H, W]
         nats.append(surprise.mean(axis=(1, 2), dtype=np.float64))
         compressed.append(compressed_bits(pipeline.quantize(part)))
     return Scores(names, np.concatenate(nats), np.concatenate(compressed))

@@ -16,7 +16,11 @@ from conftest import TINY, assert_mistake, is_sheet, picture_bytes, write_classe
 from igpt import sample
 from igpt.cli import COMMANDS, main
 from igpt.cli.arguments import spread
-from igpt.config import UserError
+from igpt.config import ModelConfig, UserError
+from igpt.folder import save_model
+from igpt.order import Codec
+from igpt.palette import Palette
+from test_model import random_model
 
 
 def test_help_lists_every_command_and_each_has_an_example(igpt) -> None:
@@ -84,7 +88,7 @@ def test_what_was_painted_before_an_interruption_is_in_the_folder(
 
     monkeypatch.setattr("igpt.sample._uniforms", interrupted)
     monkeypatch.setattr("igpt.sample.MAX_BATCH", 2)
-    monkeypatch.setattr("igpt.cli.painting.SECONDS", 0)
+    monkeypatch.setattr("igpt.cli.progress.SECONDS", 0)
     result = igpt(command, tiny_run, *options, "--out", tmp_path / "part")
     assert result.status == 130
     total = len(list((tmp_path / "all").iterdir()))
@@ -95,6 +99,23 @@ def test_what_was_painted_before_an_interruption_is_in_the_folder(
         assert path.read_bytes() == (tmp_path / "all" / path.name).read_bytes()
     assert igpt(command, tiny_run, *options, "--out", tmp_path / "part.npz").status == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "part"]
+
+
+@pytest.mark.parametrize("command", ["eval", "score", "predict"])
+def test_long_commands_tell_how_far_they_are(
+    igpt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    config = ModelConfig(2, 2, 16, vocab_size=11, n_positions=64, n_classes=10)
+    palette = Palette(np.linspace(-1, 1, 33, dtype=np.float32).reshape(11, 3))
+    names = tuple("0123456789")
+    save_model(tmp_path / "model", random_model(config), Codec(palette, "raster", 8), names)
+    monkeypatch.setattr("igpt.cli.progress.SECONDS", 0)
+    out = ["--out", tmp_path / "out"] if command == "score" else []
+    words = ("--data", "digits", "--limit", 70)
+    result = igpt(command, tmp_path / "model", *words, *out)
+    assert result.status == 0, result.err
+    told = [line for line in result.err.splitlines() if "% of" in line]
+    assert told[:3] == [f"{part} % of 70 pictures" for part in (0, 33, 66)]
 
 
 def test_complete_takes_files_folders_and_data(igpt, tiny_run: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from igpt.cli.arguments import (
     sampling,
     spread,
 )
-from igpt.cli.painting import with_progress
+from igpt.cli.progress import with_progress
 from igpt.cli.report import Report, skipped_text
 from igpt.config import Say
 

@@ -125,8 +125,8 @@ def _text(out: Path, values: dict[str, float], figures: tuple[Path, ...]) -> str
             *(f"  {figure}" for figure in figures),
             "",
             "then try",
-            f"  igpt sample {run} -n 16 --temperature 0.8 --out sheet.png",
-            f"  igpt complete {run} --data digits --limit 8 --keep 0.25 -n 6 --out sheet.png",
+            f"  igpt sample {run} -n 16 --temperature 0.8 --out samples.png",
+            f"  igpt complete {run} --data digits --limit 8 --keep 0.25 -n 6 --out completions.png",
             "  igpt pretrain pictures32 --data YOUR_PICTURES --out runs/mine",
         ]
     )

@@ -13,6 +13,7 @@ from igpt.cli.arguments import (
     open_pictures,
     refuse_two_sources,
 )
+from igpt.cli.progress import telling
 from igpt.cli.report import Report, skipped_text
 from igpt.config import Say
 
@@ -42,7 +43,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         images = pictures.images
         require_same("pictures", len(images))
         say(f"{len(images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
-        result = pipeline.likelihood(images, precision=args.precision)
+        check = telling(len(images), say)
+        result = pipeline.likelihood(images, precision=args.precision, check=check)
     values = {
         "nats_per_pixel": result.nats_per_pixel,
         "bits_per_pixel": result.bits_per_pixel,

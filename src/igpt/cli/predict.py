@@ -18,6 +18,7 @@ from igpt.cli.arguments import (
     positive,
     refuse_two_sources,
 )
+from igpt.cli.progress import telling
 from igpt.cli.report import Report, skipped_text
 from igpt.config import ENSEMBLES, Say, UserError
 
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         raise UserError(f"--confusion needs labelled pictures{why}")
     say(f"{count:,} pictures, {len(classifier.class_names)} classes")
     tokens = pipeline.tokens(pictures.images)
-    prediction = classifier.predict(tokens, pipeline.dtype(args.precision))
+    check = telling(count, say, classifier.masks)
+    prediction = classifier.predict(tokens, pipeline.dtype(args.precision), check)
     rows = partial(_rows, pictures.names, prediction, known)
     if args.csv:
         write_csv(args.csv, rows(every=True))

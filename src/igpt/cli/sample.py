@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from igpt.cli.arguments import add_pictures_out, add_run, add_sampling, sampling
-from igpt.cli.painting import with_progress
+from igpt.cli.progress import with_progress
 from igpt.cli.report import Report
 from igpt.config import Say
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,14 @@ from igpt.cli.arguments import (
     refuse_two_sources,
     run_data,
 )
+from igpt.cli.progress import telling
 from igpt.cli.report import Report, skipped_text
 from igpt.config import Say, UserError
 
 if TYPE_CHECKING:
     from igpt.order import Encoded
     from igpt.pipeline import Pipeline
+    from igpt.run_data import Named
     from igpt.score import Scores, Signal
 
 EXAMPLE = "igpt score runs/digits --split test --ood FOLDER --out scores"
@@ -72,9 +73,13 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         source = RunData.of(args.run, args.ood, args.ood_split, option="--ood-split")
         other = load_named(limited(source.pictures(), args.limit), pipeline)
     say(f"{len(given.images):,} pictures of {pipeline.image_size}x{pipeline.image_size}")
-    measure = partial(score, pipeline, precision=args.precision)
-    scores = measure(given.images, given.names)
-    outside = measure(other.images, other.names) if other else None
+
+    def measure(pictures: Named) -> Scores:
+        check = telling(len(pictures.names), say)
+        images, names = pictures.images, pictures.names
+        return score(pipeline, images, names, precision=args.precision, check=check)
+
+    scores, outside = measure(given), measure(other) if other else None
 
     for file in ("extremes.png", "ood.png", "ood.csv"):  # left by an earlier call
         (args.out / file).unlink(missing_ok=True)
