@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         return completion_sheet(given, completed, pipeline.quantize(images))
 
     out = save_pictures(with_progress(batches, len(names), say), names, args.out, sheet)
-    skipped = f"; {skipped_text(pictures.skipped)}" if pictures.skipped else ""
+    skipped = f"; {skipped_text(len(pictures.skipped))}" if pictures.skipped else ""
     values = {"count": count, "skipped": len(pictures.skipped), "pictures": pictures.names}
     return Report(
         f"{args.n} completions of {count} pictures{skipped}: {out}",

@@ -57,5 +57,5 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         f"{result.nats_per_picture:.1f} nats/picture   {result.count:,} pictures"
     )
     if pictures.skipped:
-        text += f"; {skipped_text(pictures.skipped)}"
+        text += f"; {skipped_text(len(pictures.skipped))}"
     return Report(text, values)

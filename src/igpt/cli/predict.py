@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     count = len(pictures.names)
     missing = count if known is None else int((known < 0).sum())  # labels
     if args.confusion and missing == count:
-        why = "; of a folder as --data the labels are read" if args.images else ""
+        why = ", and files by name bring none: give their folder as --data" if args.images else ""
         raise UserError(f"--confusion needs labelled pictures{why}")
     say(f"{count:,} pictures, {len(classifier.class_names)} classes")
     tokens = pipeline.tokens(pictures.images)
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
             save_figure(figure, args.confusion)
             lines += ["", f"confusion matrix: {args.confusion}"]
     if skipped:
-        lines += ["", skipped_text(skipped)]
+        lines += ["", skipped_text(len(skipped))]
     return Report("\n".join(lines), values)
 
 

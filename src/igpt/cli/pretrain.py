@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         "best_val_loss": outcome.best,
         "skipped": len(done.skipped),
     }
-    skipped = f"; {skipped_text(done.skipped)}" if done.skipped else ""
+    skipped = f"; {skipped_text(len(done.skipped))}" if done.skipped else ""
     if outcome.signal is not None:
         again = shlex.join(["igpt", "pretrain", "--out", str(args.out), "--resume"])
         return stopped(outcome.signal, f"step {outcome.step}{skipped}", again, values)

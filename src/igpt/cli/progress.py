@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -28,12 +29,13 @@ def with_progress(batches: Iterable[Pixels], count: int, say: Say) -> Iterator[P
 def telling(pictures: int, say: Say, passes: int = 1) -> Callable[[], None]:
     """What to call before each batch of so many pictures: it says how much of the work is done.
 
-    In several processes each computes its share of the batches; `passes` is how often all are.
+    Of several processes each computes its share of the batches; `passes` is how often all are.
     """
     from igpt.evaluate import BATCH
-    from igpt.parallel.processes import size
+    from igpt.parallel.processes import dp_size
 
-    calls, done, told = passes * -(-pictures // (BATCH * size())), 0, time.monotonic()
+    batches = math.ceil(pictures / BATCH)
+    calls, done, told = passes * math.ceil(batches / dp_size()), 0, time.monotonic()
 
     def tell() -> None:
         nonlocal done, told

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,8 @@ def draw_losses(run: Path) -> None:
         save_figure(loss_figure(rows), folder.figures / "loss.png")
 
 
-def skipped_text(skipped: int | Sized) -> str:
+def skipped_text(count: int) -> str:
     """How many pictures could not be read: "3 unreadable pictures skipped"."""
-    count = skipped if isinstance(skipped, int) else len(skipped)
     return f"{count:,} unreadable picture{'s' * (count != 1)} skipped"
 
 
