@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -398,3 +399,19 @@ def test_a_step_that_fails_leaves_the_checkpoint_that_was_on_its_way(
     with pytest.raises(RuntimeError):
         pretrain(tiny_recipe(), tmp_path, resume=False, say=silent)
     assert newest(tmp_path)[0].step == 4
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, left, rename = set[int](), list[list[str]](), os.replace
+
+    def renamed(old: Path, new: Path) -> None:
+        if Path(old).is_dir():
+            left.append([p.name for p in Path(old).iterdir() if p.stat().st_ino not in flushed])
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.add(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(os, "replace", renamed)
+    RunDirectory(tmp_path).begin_checkpoint(Progress(5), {"w": torch.ones(9)}).publish()
+    assert left == [[]]

@@ -22,7 +22,7 @@ def test_the_modal_class_wins_even_where_the_mean_of_the_logits_says_otherwise()
     assert vote(logits, "modal", class_names=ABC).names == ["b"]
     assert vote(logits, "logits", class_names=ABC).labels.tolist() == [0]
     probabilities = vote(logits, "modal", class_names=ABC).probabilities
-    assert probabilities.sum() == pytest.approx(1)
+    assert probabilities == pytest.approx(softmax(logits, axis=2).mean(axis=1))
 
 
 def test_the_class_of_averaged_logits_is_the_likeliest_one() -> None:
@@ -58,6 +58,12 @@ def test_the_report_is_scikit_learns() -> None:
     ]
     assert result.confusion.tolist() == expected  # rows are the true classes
     assert result.support.tolist() == np.bincount(labels).tolist()
+    holes = np.arange(0, 201, 10)  # pictures without a label, which are left out
+    more = np.insert(probabilities, holes, probabilities[0], axis=0)
+    prediction = Prediction(more.argmax(axis=1), more, tuple("abcd"))
+    holed = report(np.insert(labels, holes, -1), prediction)
+    for name, value in vars(result).items():
+        assert np.array_equal(getattr(holed, name), value), name
 
 
 def test_calibration_is_zero_for_honest_confidence_and_large_for_boasting() -> None:
@@ -67,6 +73,10 @@ def test_calibration_is_zero_for_honest_confidence_and_large_for_boasting() -> N
     assert calibration_error(labels, honest) < 0.01
     boasting = Prediction(np.zeros(20_000, int), np.tile([1.0, 0.0], (20_000, 1)), ("no", "yes"))
     assert calibration_error(labels, boasting) == pytest.approx(0.3, abs=0.01)
+    wrong = np.repeat([0, 1, 0, 1], [70, 30, 80, 20])  # 0.9 sure, 0.7 right; 0.6 sure, 0.8 right
+    sure = np.repeat([0.9, 0.6], 100)
+    mixed = Prediction(np.zeros(200, int), np.stack([sure, 1 - sure], axis=1), ("no", "yes"))
+    assert calibration_error(wrong, mixed) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -403,6 +403,7 @@ def test_what_the_kernels_are_not_made_for_takes_the_plain_path(change: dict[str
         assert isinstance(new_decoder(model, precision), PlainDecoder)
         tokens = completed(model, torch.zeros(1, 70, dtype=torch.long), 2, Sampling())
         assert tokens.shape == (1, 2, 81)
+        assert {weights.dtype for weights in model.parameters()} == {torch.float32}
     with pytest.raises(UserError, match="weights of 8 bits need"):
         new_decoder(model, "int8")
 
@@ -418,7 +419,7 @@ SWITCHED_OFF = """
 import torch
 from igpt.config import ModelConfig
 from igpt.decoders import PackedDecoder
-from igpt.model import Block, ImageGPT
+from igpt.model import ImageGPT
 print(PackedDecoder.takes(ImageGPT(ModelConfig(n_layer=1, n_embd=32, n_head=1, vocab_size=8,
                                              n_positions=16))))
 """

@@ -100,3 +100,21 @@ def test_a_new_folder_is_there_when_it_is_whole(tmp_path: Path) -> None:
     assert [file.name for file in path.iterdir()] == ["whole"]
     with pytest.raises(UserError, match="is not empty"), new_folder(path):
         pass
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, rename = list[str](), os.replace
+
+    def sync(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+
+    def renamed(old: Path, new: Path) -> None:
+        done.append("renamed")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_text(tmp_path / "file", "text")
+    assert done == ["file", "renamed", "folder"]

@@ -106,3 +106,15 @@ def test_sizes_that_do_not_fit_are_refused(change: dict[str, int]) -> None:
 def test_an_unknown_preset_is_refused_with_the_choices() -> None:
     with pytest.raises(UserError, match="igpt-s"):
         ModelChoice("gpt-2")
+
+
+def test_what_is_hidden_is_a_token_of_zeros_at_its_place() -> None:
+    model, tokens = random_model(BERT), torch.arange(9)[None]
+    with torch.no_grad():
+        model.wte[10] = 0
+    masked = torch.zeros(1, 9, dtype=torch.bool)
+    masked[0, 4] = True
+    with torch.inference_mode():
+        assert torch.equal(model(tokens, masked), model(torch.where(masked, 10, tokens)))
+        turned = model(tokens.flip(1)).flip(1)
+        assert not torch.allclose(turned, model(tokens), atol=1e-3)  # places count

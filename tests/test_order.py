@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igpt.config import UserError
+from igpt.config import DataConfig, UserError
+from igpt.data.loader import epoch_order
+from igpt.data.sources import open_source
+from igpt.data.splits import training_splits
 from igpt.order import ORDERS, Codec, inverse, permutation
 from igpt.palette import Palette
+from igpt.rng import torch_rng
 
 orders = st.sampled_from([*ORDERS, "random:7"])
 
@@ -73,3 +78,19 @@ def test_tokens_of_another_number_are_refused() -> None:
     codec = Codec(Palette(np.zeros((1, 3), np.float32)), "hilbert", 4)
     with pytest.raises(UserError, match=r"tokens must be \[B, 16\], got \[2, 15\]"):
         codec.decode(np.zeros((2, 15), np.int64))
+
+
+def test_what_runs_do_not_save_but_draw_anew_stays_what_it_is() -> None:
+    """Else a run of an earlier version would be tested on what it learned from."""
+    hilbert = [0, 1, 5, 4, 8, 12, 13, 9, 10, 14, 15, 11, 7, 6, 2, 3]
+    assert permutation("hilbert", 4).tolist() == hilbert
+    assert permutation("random:7", 3).tolist() == [2, 8, 1, 7, 0, 5, 4, 6, 3]
+    assert epoch_order(9, 3, 1).tolist() == [2, 6, 7, 3, 1, 0, 5, 4, 8]
+    digits = open_source("digits")
+    labels = digits.split("test").labels
+    assert labels is not None
+    assert labels[:9].tolist() == [0, 4, 1, 0, 3, 5, 3, 5, 3]
+    _, held_out = training_splits(digits, DataConfig(), seed=3)
+    assert [held_out.name(i) for i in range(3)] == [f"digits/train[{i}]" for i in (8, 18, 30)]
+    turns = torch.randperm(9, generator=torch_rng(0, "turns", 9))
+    assert turns.tolist() == [5, 2, 1, 6, 4, 0, 8, 7, 3]

@@ -273,3 +273,18 @@ def test_a_process_that_was_forked_encodes_too() -> None:
     """As `datasets.map` with several processes does; OpenMP's threads stay behind."""
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True)
     assert done.stdout == "0\n", done.stderr
+
+
+@pytest.mark.parametrize("exact", [50_000, 2], ids=["of colours", "of bins"])
+def test_a_palette_lies_where_most_pixels_are(monkeypatch: pytest.MonkeyPatch, exact: int) -> None:
+    monkeypatch.setattr("igpt.palette.EXACT", exact)
+    greys = np.repeat([0, 100, 110], [1000, 10, 1000]).astype(np.uint8)
+    palette = Palette.fit(greys.reshape(1, 1, -1, 1).repeat(3, axis=-1), 2)
+    assert palette.colors.tolist() == [[0] * 3, [110] * 3]  # unweighted: 105
+
+
+def test_clusters_lie_from_dark_to_light() -> None:
+    images = np.array([(0, 200, 0), (255, 0, 0)], np.uint8).reshape(1, 1, 2, 3)
+    assert Palette.fit(images, 2).colors.tolist() == [[255, 0, 0], [0, 200, 0]]
+    luminance = Palette.fit(random_images(3, n=4), 30).clusters @ [0.299, 0.587, 0.114]
+    assert (np.diff(luminance) >= 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 
 import pytest
@@ -213,3 +214,12 @@ def test_a_model_whose_logits_are_not_finite_paints_nothing() -> None:
     model.head.weight.data[3] = torch.inf
     with pytest.raises(UserError, match="logits are not finite"):
         completed(model, EMPTY, 1, Sampling())
+
+
+def test_the_pictures_of_a_model_that_knows_nothing_are_noise() -> None:
+    tokens = completed(ImageGPT(AR), EMPTY, 500, Sampling(precision="float32"))[0]  # [500, 9]
+    for some, others in ((tokens[:, 1:], tokens[:, :-1]), (tokens[1:], tokens[:-1])):
+        assert (some == others).float().mean().item() == pytest.approx(1 / 11, abs=0.02)
+    for column in tokens.T:
+        counts = column.bincount(minlength=11)
+        assert (counts - 500 / 11).abs().max() < 4 * math.sqrt(500 / 11)

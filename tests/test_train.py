@@ -10,30 +10,36 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
-from conftest import newest, silent, tiny_recipe, write_pictures
-from igpt.checkpoint import RunDirectory
+from conftest import load_model, newest, silent, tiny_recipe, write_pictures
+from igpt.checkpoint import CheckpointWriter, RunDirectory
 from igpt.config import Diverged, TrainConfig, UserError
 from igpt.data.decode import PART
 from igpt.data.loader import Batch, TokenLoader
 from igpt.data.sources import open_data
 from igpt.data.splits import training_splits
 from igpt.evaluate import picture_nats
-from igpt.objectives import AR
+from igpt.objectives import AR, BERT
 from igpt.palette import Palette
 from igpt.pretrain import pretrain, training_data
 from igpt.run_data import RunData
-from igpt.train import learning_rate
+from igpt.train import Stop, learning_rate
 from igpt.types import Pixels, Tokens
 from igpt.warm_start import inherited_recipe
 
@@ -56,6 +62,19 @@ def test_the_rate_warms_up_linearly_and_falls_to_zero_as_a_cosine() -> None:
     assert rates[60] == pytest.approx(1.0)
     assert rates[110] == pytest.approx(0.0)
     assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_every_step_is_taken_at_the_rate_that_is_logged(tmp_path: Path) -> None:
+    taken: list[float] = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: taken.extend(group["lr"] for group in optimizer.param_groups)
+    )
+    try:
+        train(tmp_path / "run")
+    finally:
+        hook.remove()
+    assert taken == [learning_rate(step, tiny_recipe().train) for step in range(12)]
+    assert list(rows(tmp_path / "run", "lr").values()) == taken
 
 
 def test_a_constant_rate_stays_after_the_warm_up() -> None:
@@ -476,3 +495,77 @@ def test_pictures_that_cannot_be_decoded_leave_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         train(tmp_path / "run", f"data.source={tmp_path / 'pictures'}")
     assert not (tmp_path / "run").exists()
+
+
+@contextmanager
+def after_every_step(act: Callable[[], object]) -> Iterator[None]:
+    hook = register_optimizer_step_post_hook(lambda *_: act() and None)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def test_the_speed_that_is_logged_is_that_of_the_steps_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def slow_validation(*args: Any, **options: Any) -> torch.Tensor:
+        now[0] += 100
+        return picture_nats(*args, **options)
+
+    def slow_step() -> None:
+        now[0] += 2
+
+    monkeypatch.setattr("igpt.pretrain.picture_nats", slow_validation)
+    monkeypatch.setattr("igpt.train.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with after_every_step(slow_step):
+        train(tmp_path / "run", "train.log_every=3")
+    speeds = rows(tmp_path / "run", "pictures_per_second")
+    assert speeds == dict.fromkeys((3, 6, 9, 12), 8 / 2)  # validated after 4, 8 and 12
+
+
+def test_a_checkpoint_is_published_as_soon_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published, folder = list[int](), tmp_path / "run" / "checkpoints"
+    monkeypatch.setattr(CheckpointWriter, "is_written", lambda _: True)
+    with after_every_step(lambda: published.append(len([*folder.glob("step-*")]))):
+        train(tmp_path / "run")
+    assert published[:8] == [0] * 5 + [1] * 3  # that of step 4
+
+
+def test_a_second_signal_and_one_after_training_act_as_without_it() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: seen.append(number))
+    theirs = signal.getsignal(signal.SIGTERM)
+    try:
+        with (stop := Stop()).on_signals():
+            signal.raise_signal(signal.SIGTERM)
+            assert (stop.signal, seen) == (signal.SIGTERM, [])
+            signal.raise_signal(signal.SIGTERM)
+            assert seen == [signal.SIGTERM]
+        with Stop().on_signals():
+            pass
+        assert signal.getsignal(signal.SIGTERM) is theirs
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_bert_run_hides_as_much_as_its_recipe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden: dict[bool, list[float]] = {True: [], False: []}  # in training, in validation
+    nats = BERT.nats
+
+    def counted(self: BERT, logits: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        hidden[torch.is_grad_enabled()].append(inputs[1].float().mean().item())
+        return nats(self, logits, *inputs)
+
+    monkeypatch.setattr(BERT, "nats", counted)
+    recipe = tiny_recipe("objective=bert", "mask_probability=0.5")
+    pretrain(recipe, tmp_path, resume=False, say=silent)
+    for shares in hidden.values():
+        assert np.mean(shares) == pytest.approx(0.5, abs=0.03)
+    assert load_model(tmp_path)[0].config.mask_probability == 0.5

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conftest import picture_bytes
+from conftest import picture_bytes, write_classes
 from igpt.config import UserError
 from igpt.data.augment import augmented_view, imagenet_crop, move_pixels, move_tokens
 from igpt.data.decode import fit_square, imagenet_centre
 from igpt.data.loader import Batch, PictureLoader, TokenLoader, prefetch
 from igpt.data.pictures import open_files
+from igpt.data.sources import open_source
 from igpt.order import Codec
 from igpt.palette import Palette
 from igpt.rng import numpy_rng
@@ -45,6 +46,27 @@ def test_every_epoch_visits_every_picture_once(n: int, batch_size: int) -> None:
     )
     for epoch in range(3):
         assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    def epoch(number: int, seed: int = 3) -> tuple[int, ...]:
+        batches = TokenLoader(numbered(40), None, Codec(GREYS, "raster", 2), 40, seed, "none")
+        return tuple(batches.batch(number, range(40)).tokens[:, 0].tolist())
+
+    assert len({tuple(range(40)), epoch(0), epoch(1), epoch(0, seed=4)}) == 4
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_what_replaces_an_unreadable_picture_brings_its_own_label(tmp_path: Path) -> None:
+    dark = write_classes(tmp_path, 24, 0) / "train" / "dark"
+    for path in sorted(dark.iterdir())[:8]:
+        path.write_bytes(b"")
+    pictures, view = open_source(str(tmp_path)).split("train"), augmented_view("none", fit_square)
+    batches = PictureLoader(pictures, Codec(GREYS, "raster", 4), 24, 0, view)
+    batch = batches.batch(0, range(24))  # an epoch, so that all eight are met
+    assert len(batches.skipped) == 8
+    assert batch.labels is not None
+    assert (batch.tokens.float().mean(dim=1) > 127).equal(batch.labels == 1)
 
 
 @settings(max_examples=20, deadline=None)
