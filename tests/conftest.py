@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -167,6 +168,22 @@ def write_classes(folder: Path, n_train: int, n_test: int) -> Path:
             pixels = np.random.default_rng(i).integers(0, 128, (9, 12, 3)) + 127 * (i % 2)
             Image.fromarray(pixels.astype(np.uint8)).save(path)
     return folder
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log, each a whole one."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def rows(run: Path, key: str) -> dict[int, float]:
+    """A number of the run's log, by step."""
+    return {row["step"]: row[key] for row in log_of(run) if key in row}
+
+
+def curve(run: Path) -> list[tuple[int, str, float]]:
+    """Training and validation losses in the order in which they were written."""
+    kinds = ("loss", "val_loss")
+    return [(row["step"], kind, row[kind]) for row in log_of(run) for kind in kinds if kind in row]
 
 
 class Result:

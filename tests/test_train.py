@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -27,7 +26,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from conftest import load_model, newest, silent, tiny_recipe, write_pictures
+from conftest import load_model, newest, rows, silent, tiny_recipe, write_pictures
 from igpt.checkpoint import CheckpointWriter, RunDirectory
 from igpt.config import Diverged, TrainConfig, UserError
 from igpt.data.decode import PART
@@ -42,11 +41,6 @@ from igpt.run_data import RunData
 from igpt.train import Stop, learning_rate
 from igpt.types import Pixels, Tokens
 from igpt.warm_start import inherited_recipe
-
-
-def rows(run: Path, key: str) -> dict[int, float]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return {row["step"]: row[key] for row in map(json.loads, lines) if key in row}
 
 
 def train(path: Path, *overrides: str, resume: bool = False) -> dict[int, float]:

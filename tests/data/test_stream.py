@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 import pytest
 
-from conftest import TINY, assert_mistake, picture_bytes
+from conftest import TINY, assert_mistake, curve, picture_bytes
 from igpt.config import DataConfig
 from igpt.data.decode import decode_all, fit_square
 from igpt.data.shards import ROWS, Stream, next_pictures, open_streams
@@ -70,11 +70,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for i in range(8 * shard, min(8 * shard + 8, 30)):
                 add(archive, f"{i:04}.png", picture_bytes(i))
     return path
-
-
-def curve(run: Path) -> list[tuple[int, str, float]]:
-    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(r["step"], key, r[key]) for r in rows for key in ("loss", "val_loss") if key in r]
 
 
 # --- epochs --------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from PIL import Image
 
 import igpt.pretrain
 import several
-from conftest import TINY, load_model, no_gpu, picture_bytes, silent, tiny_recipe
+from conftest import TINY, load_model, no_gpu, picture_bytes, rows, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.config import ParallelConfig, UserError
 from igpt.data.loader import Batch, TokenLoader
@@ -75,11 +75,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> dict[int, Pa
     for n in (2, 4):
         several.call(n, train_all, outs[n], folder)
     return outs
-
-
-def rows(run: Path, key: str) -> dict[int, float]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return {row["step"]: row[key] for row in map(json.loads, lines) if key in row}
 
 
 @pytest.mark.parametrize("case", [*CASES, "crops"])

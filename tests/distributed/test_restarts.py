@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import several
-from conftest import TINY, no_gpu, silent, tiny_recipe
+from conftest import TINY, curve, no_gpu, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.pretrain import pretrain
 
@@ -50,11 +49,6 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
     if not several.reaches(run, step, 240, lambda: process.poll() is not None):
         said = process.communicate(timeout=60)
         raise AssertionError(f"{run} did not come to step {step}: {said}")
-
-
-def curve(run: Path) -> list[tuple[int, str, float]]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(r["step"], key, r[key]) for r in lines for key in ("loss", "val_loss") if key in r]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ import igpt.attention
 import igpt.folder
 import igpt.model
 import several
-from conftest import TINY, load_model, no_gpu, silent, tiny_recipe
+from conftest import TINY, load_model, no_gpu, rows, silent, tiny_recipe
 from igpt.checkpoint import Progress, RunDirectory, optimizer_tensors
 from igpt.cli import main
 from igpt.config import ModelConfig, ParallelConfig, Recipe, UserError
@@ -126,11 +126,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for n in (2, 4):
         several.call(n, train_all, out)
     return out
-
-
-def rows(run: Path, key: str) -> dict[int, float]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return {row["step"]: row[key] for row in map(json.loads, lines) if key in row}
 
 
 @pytest.mark.parametrize(("layout", "case"), TRAINED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import time
@@ -11,16 +10,11 @@ from pathlib import Path
 import pytest
 
 import several
-from conftest import TINY
+from conftest import TINY, curve
 from numbered_shards import write_shards
 
 STREAM = ["--streaming", "data.validation_pictures=4", "data.shuffle_buffer=5", "--size", "4"]
 WORDS = [*TINY, *STREAM, "train.steps=25", "train.checkpoint_every=5", "train.eval_every=20"]
-
-
-def curve(run: Path) -> list[tuple[int, str, float]]:
-    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(r["step"], key, r[key]) for r in rows for key in ("loss", "val_loss") if key in r]
 
 
 def kill_after(running: several.Several, run: Path, step: int) -> None:

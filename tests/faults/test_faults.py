@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import several
-from conftest import TINY, newest, no_gpu, silent, tiny_recipe
+from conftest import TINY, curve, newest, no_gpu, silent, tiny_recipe
 from igpt.checkpoint import RunDirectory
 from igpt.pretrain import pretrain
 
@@ -33,18 +32,12 @@ def started(out: Path, *more: str, **environment: str) -> several.Several:
     return several.igpt(1, *command(out, *more), environment=environment)
 
 
-def losses(run: Path) -> list[tuple[int, str, float]]:
-    """Training and validation losses in the order they were written."""
-    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(r["step"], key, r[key]) for r in rows for key in ("loss", "val_loss") if key in r]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float]]:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     with no_gpu():
         pretrain(tiny_recipe(f"train.steps={STEPS}"), out, resume=False, say=silent)
-    return losses(out)
+    return curve(out)
 
 
 def start_and(send: signal.Signals, out: Path, after_step: int, delay: float = 0) -> int:
@@ -67,7 +60,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_undisturbed_curve(
         status = start_and(signal.SIGKILL, out, moment, rng.uniform(0, 0.03))
         assert status == -signal.SIGKILL, moments
     assert igpt("pretrain", "--out", out, "--resume").status == 0
-    assert losses(out) == undisturbed, moments
+    assert curve(out) == undisturbed, moments
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 0), ("SIGINT", 130)])
@@ -79,7 +72,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(
     state, _ = newest(out)
     assert 18 <= state.step < STEPS
     assert igpt("pretrain", "--out", out, "--resume").status == 0
-    assert losses(out) == undisturbed
+    assert curve(out) == undisturbed
 
 
 def test_a_run_outlives_the_reader_of_its_lines(tmp_path: Path) -> None:
@@ -125,4 +118,4 @@ def test_without_a_compiler_a_run_that_asks_for_it_trains_all_the_same(tmp_path:
     done = started(tmp_path / "run", *words, **caches, PATH=str(tmp_path))  # which has no programs
     assert done.wait() == [0], done.err
     assert "train.compile is left out" in done.err
-    assert losses(tmp_path / "run")[-1][0] == 2
+    assert curve(tmp_path / "run")[-1][0] == 2
