@@ -149,3 +149,11 @@ def test_costs_are_told_and_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     )
     costs.draw(points, tmp_path / "costs.png")
     assert is_sheet(tmp_path / "costs.png")
+
+
+def test_results_are_compared_without_times_and_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    numbers = import_module("same_numbers").numbers
+    log = [{"step": 1, "loss": 0.5, "pictures_per_second": 3}]
+    assert numbers(log) == [{"step": 1, "loss": 0.5}]
+    assert numbers({"a": [{"picture": "x", "p": 0.1}]}) == {"a": [{"p": 0.1}]}
