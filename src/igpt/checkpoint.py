@@ -159,7 +159,10 @@ class RunDirectory:
         return CheckpointWriter(self.checkpoints, progress, tensors, loader)
 
     def note(self, progress: Progress) -> None:
-        """Write anew the progress of the checkpoint of its step, of which alone it has changed."""
+        """Replace the progress in the checkpoint of its step, whose weights are the same.
+
+        Raises UserError when the disk does not take it.
+        """
         header = self.checkpoints / _folder_name(progress.step) / HEADER
         on_first(lambda: write_json(header, {**read_json(header), **asdict(progress)}))
 

@@ -19,7 +19,7 @@ from igpt.data.sources import short_name
 from igpt.disk import new_folder, read_json, write_json, write_text
 from igpt.folder import GENERATIVE_HEAD, INDEX, RECIPE, STEM, WEIGHTS, save_model
 from igpt.monitor import Seen, best_value, last_step, read_metrics
-from igpt.parallel.processes import on_first
+from igpt.parallel.processes import from_first, on_first
 from igpt.plots.sheets import picture_sheet, save_image
 from igpt.probe.store import PROBE, RESULTS, Fingerprint, fingerprint, load_probe
 from igpt.probe.unfinished import UNFINISHED
@@ -54,30 +54,33 @@ def save(pipeline: Pipeline, folder: Path) -> None:
     save_model(folder, pipeline.model, pipeline.codec, pipeline.class_names)
     source = pipeline.folder
     if source is None or source.resolve() != folder.resolve():
-        made_for = fingerprint(pipeline.model, pipeline.codec)
+        # All weights are read for it, so only where there is a probe; all processes do alike.
+        probed = source is not None and from_first((source / "probe" / PROBE).is_file)
+        made_for = fingerprint(pipeline.model, pipeline.codec) if probed else None
         on_first(lambda: _save_run(source, folder, made_for))
 
 
-def _save_run(source: Path | None, folder: Path, made_for: Fingerprint) -> None:
-    """The recipe and the probe of the model `source`, in place of those of an earlier one."""
+def _save_run(source: Path | None, folder: Path, made_for: Fingerprint | None) -> None:
+    """The recipe and the probe of the model `source`, in place of those of an earlier one.
+
+    `made_for` is the model's fingerprint, None where the source has no probe.
+    """
     unready = shutil.ignore_patterns(UNFINISHED, ".*.tmp")
     try:
         for stale in (RECIPE, f"probe/{PROBE}", f"probe/{RESULTS}"):
             (folder / stale).unlink(missing_ok=True)
         if source is not None and RunDirectory(source).exists():
             shutil.copy(source / RECIPE, folder)
-        if source is not None and _has_probe_of(source / "probe", made_for):  # a run or not
+        if source and made_for and _is_of(source / "probe", made_for):
             shutil.copytree(source / "probe", folder / "probe", ignore=unready, dirs_exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error}") from error
 
 
-def _has_probe_of(folder: Path, model: Fingerprint) -> bool:
-    """Whether a folder has a probe of the model; a warning tells of one of another."""
-    if not (folder / PROBE).is_file():
-        return False
+def _is_of(probe: Path, model: Fingerprint) -> bool:
+    """Whether the probe in a folder is of the model; a warning tells of one of another."""
     try:
-        load_probe(folder, model)
+        load_probe(probe, model)
     except UserError as error:
         warnings.warn(f"the probe is left out: {error}", stacklevel=2)
         return False

@@ -18,7 +18,7 @@ from igpt.cli.arguments import (
     spread,
 )
 from igpt.cli.progress import with_progress
-from igpt.cli.report import Report, skipped_text
+from igpt.cli.report import Report, and_skipped
 from igpt.config import Say
 
 if TYPE_CHECKING:
@@ -76,9 +76,8 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         return completion_sheet(given, completed, pipeline.quantize(images))
 
     out = save_pictures(with_progress(batches, len(names), say), names, args.out, sheet)
-    skipped = f"; {skipped_text(len(pictures.skipped))}" if pictures.skipped else ""
     values = {"count": count, "skipped": len(pictures.skipped), "pictures": pictures.names}
     return Report(
-        f"{args.n} completions of {count} pictures{skipped}: {out}",
+        f"{args.n} completions of {count} pictures{and_skipped(len(pictures.skipped))}: {out}",
         {"out": str(out), "n": args.n, **values},
     )

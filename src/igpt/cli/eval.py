@@ -14,7 +14,7 @@ from igpt.cli.arguments import (
     refuse_two_sources,
 )
 from igpt.cli.progress import telling
-from igpt.cli.report import Report, skipped_text
+from igpt.cli.report import Report, and_skipped
 from igpt.config import Say
 
 EXAMPLE = "igpt eval runs/digits --split test"
@@ -55,7 +55,6 @@ def run(args: argparse.Namespace, say: Say) -> Report:
     text = (
         f"{result.nats_per_pixel:.4f} nats/pixel   {result.bits_per_pixel:.4f} bits/pixel   "
         f"{result.nats_per_picture:.1f} nats/picture   {result.count:,} pictures"
+        + and_skipped(len(pictures.skipped))
     )
-    if pictures.skipped:
-        text += f"; {skipped_text(len(pictures.skipped))}"
     return Report(text, values)

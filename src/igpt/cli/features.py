@@ -17,7 +17,7 @@ from igpt.cli.arguments import (
     refuse_two_sources,
     run_data,
 )
-from igpt.cli.report import Report, skipped_text
+from igpt.cli.report import Report, and_skipped
 from igpt.config import Say, UserError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
             dtype=pipeline.dtype(args.precision),
             say=say,
         )
-    skipped = f"; {skipped_text(done.skipped)}" if done.skipped else ""
+    skipped = and_skipped(done.skipped)
     shape = " x ".join(f"{n:,}" for n in done.shape)
     return Report(
         f"features of {done.shape[0]:,} pictures, {shape} float32{skipped}: {args.out}",

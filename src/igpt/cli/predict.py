@@ -19,7 +19,7 @@ from igpt.cli.arguments import (
     refuse_two_sources,
 )
 from igpt.cli.progress import telling
-from igpt.cli.report import Report, skipped_text
+from igpt.cli.report import Report, and_skipped
 from igpt.config import ENSEMBLES, Say, UserError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
             save_figure(figure, args.confusion)
             lines += ["", f"confusion matrix: {args.confusion}"]
     if skipped:
-        lines += ["", skipped_text(len(skipped))]
+        lines += ["", f"{count:,} pictures{and_skipped(len(skipped))}"]
     return Report("\n".join(lines), values)
 
 

@@ -15,7 +15,7 @@ from igpt.cli.arguments import (
     resumed_recipe,
     training_flags,
 )
-from igpt.cli.report import Report, draw_losses, skipped_text, stopped
+from igpt.cli.report import Report, and_skipped, draw_losses, stopped
 from igpt.config import PRESETS, Say, UserError
 from igpt.recipes import load_recipe, shipped_recipes
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, say: Say) -> Report:
         "best_val_loss": outcome.best,
         "skipped": len(done.skipped),
     }
-    skipped = f"; {skipped_text(len(done.skipped))}" if done.skipped else ""
+    skipped = and_skipped(len(done.skipped))
     if outcome.signal is not None:
         again = shlex.join(["igpt", "pretrain", "--out", str(args.out), "--resume"])
         return stopped(outcome.signal, f"step {outcome.step}{skipped}", again, values)

@@ -15,15 +15,27 @@ if TYPE_CHECKING:
 SECONDS = 30  # between two lines of progress
 
 
+def now_and_then(say: Say) -> Callable[[str], None]:
+    """`say`, but for lines that come within SECONDS of the one before."""
+    told = time.monotonic()
+
+    def tell(line: str) -> None:
+        nonlocal told
+        if time.monotonic() - told >= SECONDS:
+            say(line)
+            told = time.monotonic()
+
+    return tell
+
+
 def with_progress(batches: Iterable[Pixels], count: int, say: Say) -> Iterator[Pixels]:
     """The batches as they are painted; of `count` pictures says how many are done."""
-    done, told = 0, time.monotonic()
+    done, tell = 0, now_and_then(say)
     for pixels in batches:
         yield pixels
         done += len(pixels)
-        if done < count and time.monotonic() - told >= SECONDS:
-            say(f"{done:,} of {count:,} pictures painted")
-            told = time.monotonic()
+        if done < count:
+            tell(f"{done:,} of {count:,} pictures painted")
 
 
 def telling(pictures: int, say: Say, passes: int = 1) -> Callable[[], None]:
@@ -35,13 +47,11 @@ def telling(pictures: int, say: Say, passes: int = 1) -> Callable[[], None]:
     from igpt.parallel.processes import dp_size
 
     batches = math.ceil(pictures / BATCH)
-    calls, done, told = passes * math.ceil(batches / dp_size()), 0, time.monotonic()
+    calls, done, tell = passes * math.ceil(batches / dp_size()), 0, now_and_then(say)
 
-    def tell() -> None:
-        nonlocal done, told
-        if time.monotonic() - told >= SECONDS:
-            say(f"{100 * done // calls} % of {pictures:,} pictures")
-            told = time.monotonic()
+    def check() -> None:
+        nonlocal done
+        tell(f"{100 * done // calls} % of {pictures:,} pictures")
         done += 1
 
-    return tell
+    return check

@@ -33,9 +33,9 @@ def draw_losses(run: Path) -> None:
         save_figure(loss_figure(rows), folder.figures / "loss.png")
 
 
-def skipped_text(count: int) -> str:
-    """How many pictures could not be read: "3 unreadable pictures skipped"."""
-    return f"{count:,} unreadable picture{'s' * (count != 1)} skipped"
+def and_skipped(count: int) -> str:
+    """What is added of pictures that could not be read: "; 3 unreadable pictures skipped"."""
+    return f"; {count:,} unreadable picture{'s' * (count != 1)} skipped" if count else ""
 
 
 def stopped(caught: signal.Signals, where: str, again: str, values: dict[str, Any]) -> Report:

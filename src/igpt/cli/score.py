@@ -18,7 +18,7 @@ from igpt.cli.arguments import (
     run_data,
 )
 from igpt.cli.progress import telling
-from igpt.cli.report import Report, skipped_text
+from igpt.cli.report import Report, and_skipped
 from igpt.config import Say, UserError
 
 if TYPE_CHECKING:
@@ -192,11 +192,10 @@ def _text(values: dict[str, Any], scores: Scores, table: Path) -> str:
         lines.append(f"{name:<{width}}" + "".join(f"  {number:10.4f}" for number in numbers))
     if values["count"] > LISTED:
         lines.append(f"… {values['count'] - LISTED:,} likelier ones in {table}")
-    if values["skipped"]:
-        lines.append(skipped_text(values["skipped"]))
     lines += [
         "",
-        f"{values['count']:,} pictures: {values['nats_per_pixel']:.4f} nats/pixel   "
+        f"{values['count']:,} pictures{and_skipped(values['skipped'])}: "
+        f"{values['nats_per_pixel']:.4f} nats/pixel   "
         f"{values['bits_per_pixel']:.4f} bits/pixel   "
         f"compressed {values['compressed_bits_per_pixel']:.4f} bits/pixel",
     ]
