@@ -92,9 +92,10 @@ class RunData:
         """
         source = self._open()
         same = learned_from and learned_from.source == source_fingerprint(self.config.source)
-        if same or self._is_own(source):
-            if same and learned_from and is_single(source, self.split):
-                self._warn_of_other_pictures(source, learned_from)
+        theirs = learned_from if same else None
+        if theirs or self._is_own(source):
+            if theirs and is_single(source, self.split):
+                self._warn_of_other_pictures(source, theirs.pictures)
             return pictures_to_test(source, self._tested(source), self._split_seed)
         own = self.recipe and self.recipe.data.split_pictures
         for what, pictures in (("probe", learned_from and learned_from.pictures), ("run", own)):
@@ -118,12 +119,12 @@ class RunData:
             )
         return evaluation_split(source, self.split)
 
-    def _warn_of_other_pictures(self, source: Source, learned_from: LearnedFrom) -> None:
-        """Where a single split has more or fewer pictures than when a probe learned from it."""
+    def _warn_of_other_pictures(self, source: Source, then: int) -> None:
+        """Where a single split has more or fewer pictures than `then`, when a probe learned."""
         now = count_split_pictures(source, self.config)
-        if now != learned_from.pictures:
+        if now != then:
             warnings.warn(
-                f"{source.name} had {learned_from.pictures:,} pictures when the probe learned from "
+                f"{source.name} had {then:,} pictures when the probe learned from "
                 f"it and has {now:,} now: which were kept for testing is no longer known, and it "
                 "may be tested on what it learned from",
                 stacklevel=3,
